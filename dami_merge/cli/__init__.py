@@ -1,0 +1,1 @@
+"""The commands that dami-merge adds to `dami`, one module each."""

@@ -1,0 +1,86 @@
+"""One merge through mergekit that either ends whole at its place, or is not there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dami_router.errors import DamiError, FailureError, MisuseError
+
+__all__ = ["merge_recipe", "whole_folder"]
+
+
+def merge_recipe(config: Path, out: Path, options: Sequence[str] = ()) -> None:
+    """Merge a recipe file into the new folder `out` with `mergekit-yaml`'s own code and options.
+
+    Raises MisuseError where `out` already holds something or an option is unknown,
+    FailureError where mergekit fails; `out` is then as it was.
+    """
+    try:
+        from dami_merge.mergekit_adapter import run_command
+    except ImportError as error:
+        raise FailureError(f"mergekit cannot be imported: {error}", hint="pip install 'mergekit>=0.1.5,<0.2'") from None
+
+    def write(folder: Path) -> None:
+        import click
+
+        try:
+            run_command([str(config), str(folder), *options])
+        except click.ClickException as error:
+            raise MisuseError(f"mergekit-yaml: {error.format_message()}", hint="see `mergekit-yaml --help`") from None
+        except DamiError:
+            raise
+        except Exception as error:
+            raise FailureError(f"mergekit failed: {type(error).__name__}: {error}", hint=_way_out(error)) from error
+
+    whole_folder(out, write)
+
+
+def _way_out(error: Exception) -> str:
+    if type(error).__name__ in ("ConnectError", "ConnectTimeout", "ConnectionError", "OfflineModeIsEnabled"):
+        return (
+            "without a network, write local endpoints as ./folder/name or absolute paths: mergekit asks"
+            " the Hub about `folder/name` when it writes the model card (or pass --no-write-model-card)"
+        )
+    return "DAMI_DEBUG=1 shows mergekit's own traceback; `dami check` looks at the recipe and its endpoints"
+
+
+def whole_folder(out: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a new folder, then move it to `out` in one step.
+
+    The folder that `write` gets has the same name as `out`, in a temporary place beside it.
+    Raises MisuseError where `out` already holds something.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise MisuseError(
+            f"{out}: already there; nothing is written over", hint="give a new folder, or remove it first"
+        )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    except OSError as error:
+        raise FailureError(f"{out}: cannot be written: {error.strerror}") from None
+    try:
+        folder = temporary / out.name
+        folder.mkdir()
+        write(folder)
+        for path in folder.rglob("*"):
+            if path.is_file():
+                _sync(path)
+        if out.exists():
+            out.rmdir()
+        folder.rename(out)
+        _sync(out.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,170 @@
+"""The `dami` command: a shell whose commands come from the installed distributions.
+
+Commands register through the entry-point group `dami.commands` and are imported only when
+called, so that `dami --help` stays fast. A command that belongs to a distribution which is
+not installed is still known by name, and says what to install.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from dami_router import __version__
+from dami_router.errors import DamiError, MisuseError
+from dami_router.output import Output
+from dami_router.suggestions import did_you_mean
+
+__all__ = ["COMMANDS", "Shell", "command", "main"]
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "check": ("dami-merge", "Find what is wrong with a recipe before any weights are read."),
+    "explain": ("dami-merge", "Show λ for every layer and module of a recipe."),
+    "merge": ("dami-merge", "Run mergekit-yaml with the method `dami` registered."),
+    "lab": ("dami-merge", "Write the tiny Instruct/Thinking pair into a folder."),
+    "demo": ("dami-merge", "Merge, answer, route and report on the tiny pair, end to end."),
+}
+"""Our own commands: name → distribution that brings it, and one line on what it does."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def command(name: str, *, examples: Sequence[str], help: str) -> Callable[[F], click.Command]:
+    """Declare a `dami` command: a click command with examples and --json.
+
+    The decorated function receives `output`, an `Output`, as its first argument, and may return
+    an exit code. `examples` are whole command lines; --help and the generated reference show them.
+    """
+
+    def wrap(function: F) -> click.Command:
+        def run(as_json: bool, **arguments: Any) -> int | None:
+            code: int | None = function(Output(as_json=as_json), **arguments)
+            return code
+
+        run.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+        option = click.option("--json", "as_json", is_flag=True, help="Write one JSON object to stdout.")
+        epilog = "\b\nExamples:\n" + "\n".join(f"  {example}" for example in examples)
+        settings = {"ignore_unknown_options": True} if name == "merge" else {}
+        made = click.command(name, context_settings=settings, help=help, epilog=epilog, short_help=COMMANDS[name][1])(
+            option(run)
+        )
+        made.examples = tuple(examples)  # type: ignore[attr-defined]
+        return made
+
+    return wrap
+
+
+class Shell(click.Group):
+    """The group behind `dami`: lists known commands and loads one when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return our commands in the order of a day's work, then those of strangers."""
+        return [*COMMANDS, *sorted(set(_installed()) - set(COMMANDS))]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import and return one command; None when nobody knows the name."""
+        found = _installed().get(cmd_name)
+        if found is not None:
+            loaded: click.Command = found.load()
+            return loaded
+        if cmd_name in COMMANDS:
+            return _missing(cmd_name)
+        return None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command to run; an unknown name gets the nearest known one as advice."""
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            near = did_you_mean(name, self.list_commands(ctx))
+            advice = f"did you mean `dami {near}`?" if near else "see `dami --help`"
+            raise MisuseError(f"dami: no command `{name}`", hint=advice)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from the table, without importing any of them."""
+        installed = _installed()
+        rows = []
+        for name in self.list_commands(ctx):
+            distribution, text = COMMANDS.get(name, ("", f"(from {_origin(installed.get(name))})"))
+            missing = name in COMMANDS and name not in installed
+            rows.append((name, f"{text} [pip install {distribution}]" if missing else text))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def _installed() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group="dami.commands")}
+
+
+def _origin(point: EntryPoint | None) -> str:
+    return point.dist.name if point is not None and point.dist is not None else "unknown"
+
+
+def _missing(name: str) -> click.Command:
+    distribution, text = COMMANDS[name]
+
+    @click.command(name, help=text, context_settings={"ignore_unknown_options": True})
+    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+    def missing(arguments: tuple[str, ...]) -> NoReturn:  # noqa: ARG001
+        raise MisuseError(
+            f"`dami {name}` is part of {distribution}, which is not installed",
+            hint=f"pip install {distribution}",
+        )
+
+    return missing
+
+
+@click.group(
+    cls=Shell,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Control how hard a language model thinks: merge, describe and route between an "
+    "Instruct (λ=0) and a Thinking (λ=1) checkpoint.",
+)
+@click.version_option(__version__, prog_name="dami")
+def dami() -> None:
+    """Hold the commands; does nothing itself."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 done, 1 failed, 2 misused.
+
+    Errors meant for the user are one message without traceback, unless DAMI_DEBUG=1.
+    """
+    try:
+        given = list(arguments) if arguments is not None else None
+        code = dami.main(args=given, prog_name="dami", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        Output().note("stopped")
+        sys.exit(130)
+    except BrokenPipeError:
+        _silence_stdout()
+        sys.exit(1)
+    except DamiError as error:
+        if os.environ.get("DAMI_DEBUG") == "1":
+            raise
+        Output().note(f"error: {error}")
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if os.environ.get("DAMI_DEBUG") == "1":
+            raise
+        Output().note(
+            f"error: {type(error).__name__}: {error}\n"
+            "  hint: this is a bug in dami; DAMI_DEBUG=1 shows where it happened"
+        )
+        sys.exit(1)
+    sys.exit(code or 0)
+
+
+def _silence_stdout() -> None:
+    # The reader of our pipe has gone; Python would complain again when it flushes at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
