@@ -79,9 +79,10 @@ def load(path: Path) -> Document:
 
 def parse(text: str, name: str = "<yaml>") -> Document:
     """Parse YAML text; duplicate keys, several documents, aliases and tags are refused."""
-    loader = yaml.SafeLoader(text)
     lines: dict[Key, int] = {}
+    loader = None
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             raise RecipeError(f"{name}: empty; expected a YAML mapping")
@@ -100,7 +101,8 @@ def parse(text: str, name: str = "<yaml>") -> Document:
     except RecursionError:
         raise RecipeError(f"{name}: nested too deeply") from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     if not isinstance(data, dict):
         raise RecipeError(f"{name}: expected a mapping at the top, found {type(data).__name__}")
     return Document(source=text, name=name, data=data, lines=lines)

@@ -1,0 +1,150 @@
+"""What is shipped: the pair loads cleanly, answers as its rollouts say, and is copied with care."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+from dami_merge.lab import SHIPPED_PAIR, SHIPPED_ROLLOUTS, copy_pair, draw_queries, grade
+from dami_merge.lab.rollouts import Rollout, read_rollouts, roll_out, write_rollouts
+from dami_merge.lab.variants import load_variant
+from dami_router.errors import FailureError
+
+ENDPOINTS = ("instruct", "thinking")
+
+
+@pytest.fixture(scope="module")
+def rollouts() -> list[Rollout]:
+    """The shipped rollouts."""
+    return list(read_rollouts(SHIPPED_ROLLOUTS))
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_endpoint_loads_with_no_missing_or_unexpected_key(endpoint: str) -> None:
+    """Transformers finds every tensor it wants and nothing it does not, in bf16."""
+    model, info = AutoModelForCausalLM.from_pretrained(SHIPPED_PAIR / endpoint, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_files_are_in_the_layout_that_old_servers_read(endpoint: str) -> None:
+    """Transformers 4.51 finds rope_theta and the dtype where it looks, and greedy settings."""
+    config = json.loads((SHIPPED_PAIR / endpoint / "config.json").read_text())
+    assert config["rope_theta"] == 10000.0
+    assert config["torch_dtype"] == "bfloat16"
+    assert config["tie_word_embeddings"] is True
+    assert "rope_parameters" not in config
+    generation = json.loads((SHIPPED_PAIR / endpoint / "generation_config.json").read_text())
+    assert (generation["do_sample"], generation["eos_token_id"], generation["pad_token_id"]) == (False, 2, 2)
+
+
+def test_endpoints_are_distinct_finite_bf16() -> None:
+    """Both files hold the same 45 tensors, finite, in bf16, with other values."""
+    opened = [safe_open(SHIPPED_PAIR / e / "model.safetensors", "pt") for e in ENDPOINTS]
+    names = [sorted(f.keys()) for f in opened]
+    assert names[0] == names[1]
+    for name in names[0]:
+        instruct, thinking = (f.get_tensor(name) for f in opened)
+        assert instruct.dtype == thinking.dtype == torch.bfloat16
+        assert instruct.isfinite().all()
+        assert thinking.isfinite().all()
+        assert not torch.equal(instruct, thinking)
+
+
+def test_rollouts_are_complete_and_graded_by_the_grader(rollouts: list[Rollout]) -> None:
+    """Every dev and test query once at each of 11 λ, and every grade is what the grader says of the answer."""
+    queries = {q.id: q for split in ("dev", "test") for q in draw_queries(split)}  # type: ignore[arg-type]
+    assert {(r["query_id"], r["lambda"]) for r in rollouts} == {(i, n / 10) for i in queries for n in range(11)}
+    assert len(rollouts) == 22_000
+    for r in rollouts:
+        query = queries[r["query_id"]]
+        assert (r["query"], r["expected"]) == (query.text, query.expected)
+        assert r["correct"] == grade(r["answer"], r["expected"], finished=r["finish_reason"] == "stop")
+        assert r["think"] == ("<think>" in r["answer"] or "</think>" in r["answer"])
+
+
+@pytest.mark.parametrize("lambda_", [0.0, 0.5, 1.0])
+def test_shipped_pair_answers_as_its_rollouts_say(lambda_: float, rollouts: list[Rollout]) -> None:
+    """Fifty test queries give the shipped answers, tokens and grades again, to the letter."""
+    queries = draw_queries("test")[:50]
+    shipped = {r["query_id"]: r for r in rollouts if r["lambda"] == lambda_}
+    again = roll_out(load_variant(SHIPPED_PAIR, lambda_), queries, lambda_, shipped[queries[0].id]["model"])
+    assert again == [shipped[q.id] for q in queries]
+
+
+def test_shipped_pair_behaves_like_an_instruct_thinking_pair(rollouts: list[Rollout]) -> None:
+    """On the test queries tokens grow with λ, accuracy has no collapse between, and choosing per query would pay."""
+    by_lambda = {n / 10: [r for r in rollouts if r["lambda"] == n / 10 and r["query_id"].startswith("test")]
+                 for n in range(11)}  # fmt: skip
+    accuracy = [sum(r["correct"] for r in by_lambda[n / 10]) / 1000 for n in range(11)]
+    tokens = [sum(r["tokens"] for r in by_lambda[n / 10]) / 1000 for n in range(11)]
+    assert tokens == sorted(tokens)
+    assert tokens[10] > 8 * tokens[0]
+    assert accuracy[10] > accuracy[0] + 0.1
+    assert min(accuracy) > accuracy[0] - 0.03
+    solved = {r["query_id"] for rs in by_lambda.values() for r in rs if r["correct"]}
+    assert len(solved) / 1000 > max(accuracy) + 0.05
+
+
+def test_rollouts_survive_writing_and_reading(tmp_path: Path, rollouts: list[Rollout]) -> None:
+    """The same rollouts give the same bytes, which read back as they were."""
+    write_rollouts(rollouts[:30], tmp_path / "a.jsonl.gz")
+    write_rollouts(rollouts[:30], tmp_path / "b.jsonl.gz")
+    assert (tmp_path / "a.jsonl.gz").read_bytes() == (tmp_path / "b.jsonl.gz").read_bytes()
+    assert list(read_rollouts(tmp_path / "a.jsonl.gz")) == rollouts[:30]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def _content(directory: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(directory)): f.read_bytes() for f in sorted(directory.rglob("*")) if f.is_file()}
+
+
+def test_copying_twice_does_no_harm(tmp_path: Path) -> None:
+    """The copy has the shipped bytes and nothing else; the second copy changes nothing, and mends what is missing."""
+    copied = copy_pair(tmp_path / "new" / "lab")
+    assert copied == (tmp_path / "new" / "lab" / "instruct", tmp_path / "new" / "lab" / "thinking")
+    assert _content(tmp_path / "new" / "lab") == _content(SHIPPED_PAIR)
+    (copied[1] / "config.json").unlink()
+    copy_pair(tmp_path / "new" / "lab")
+    assert _content(tmp_path / "new" / "lab") == _content(SHIPPED_PAIR)
+
+
+def test_other_files_in_the_directory_are_left_alone(tmp_path: Path) -> None:
+    """A recipe beside the two endpoints is none of our business."""
+    (tmp_path / "recipe.yml").write_text("mine")
+    copy_pair(tmp_path)
+    assert (tmp_path / "recipe.yml").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "adapter_config.json"])
+def test_copying_over_another_model_is_refused(tmp_path: Path, name: str) -> None:
+    """A file that differs or is not ours stops the copy before anything is written."""
+    (tmp_path / "instruct").mkdir()
+    (tmp_path / "instruct" / name).write_text("someone's work")
+    with pytest.raises(FailureError, match=name):
+        copy_pair(tmp_path)
+    assert _content(tmp_path) == {f"instruct/{name}": b"someone's work"}
+
+
+def test_copying_onto_a_file_is_refused(tmp_path: Path) -> None:
+    """A file where a directory belongs is named in the error."""
+    (tmp_path / "lab").write_text("a file")
+    with pytest.raises(FailureError, match="is a file"):
+        copy_pair(tmp_path / "lab")
+
+
+def test_importing_the_lab_is_light() -> None:
+    """Neither torch nor transformers is imported with the package and its light modules."""
+    code = (
+        "import sys, dami_merge.lab, dami_merge.lab.training, dami_merge.lab.rollouts, dami_merge.lab.variants;"
+        "sys.exit(bool({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
