@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def write_endpoint(folder: Path, shape: Shape, value: float) -> None:
 
 
 def pair_of(pairs: dict[str, Path], name: str) -> Path:
+    """Return the folder of the pair that a recipe is for."""
     return next(folder for key, folder in pairs.items() if name.startswith(key))
 
 
@@ -114,6 +116,7 @@ def lambda_in(task: Any) -> float:
 
 
 def anatomy_of(folder: Path) -> tuple[Anatomy, set[str]]:
+    """Return how many layers an endpoint has, and its tensors' names."""
     from dami_merge.checkpoint import open_checkpoint
     from dami_merge.recipe import ModelRef
 
@@ -137,9 +140,7 @@ def test_check_finds_nothing_to_complain_about(name: str, pairs: dict[str, Path]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_mergekit_gives_every_tensor_the_lambda_that_we_say(
-    name: str, pairs: dict[str, Path], tmp_path: Path
-) -> None:
+def test_mergekit_gives_every_tensor_the_lambda_that_we_say(name: str, pairs: dict[str, Path], tmp_path: Path) -> None:
     """mergekit's own plan of each ready recipe covers the whole model and merges each tensor at our λ."""
     pair = pair_of(pairs, name)
     path = localised(name, pair, tmp_path)
@@ -177,6 +178,7 @@ def test_each_family_recipe_names_the_same_endpoints_as_its_static_one() -> None
 
 
 def merged_part(recipe: Recipe) -> dict[str, Any]:
+    """Return what mergekit reads of a recipe."""
     return {key: value for key, value in recipe.document.data.items() if key != "family"}
 
 
@@ -200,7 +202,5 @@ def test_lab_paths_cannot_be_taken_for_hub_ids() -> None:
 
 def test_the_readme_lists_every_recipe() -> None:
     """merge_configs/README.md has a line on each recipe, and on no file that is not there."""
-    import re
-
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert set(re.findall(r"\]\(([\w.-]+\.yml)\)", text)) == set(NAMES)
