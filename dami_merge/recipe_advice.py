@@ -83,13 +83,13 @@ def _dropped_generation_config(recipe: Recipe, instruct: Checkpoint) -> Iterator
 
 
 def _ambiguous(ref: ModelRef) -> Iterator[Finding]:
-    local = Path(ref.path).is_dir()
-    if local and not ref.path.startswith(("/", "~")) and ref.path.count("/") <= 1:
+    # `./name` is no valid Hub id, which mergekit finds out without asking.
+    if Path(ref.path).is_dir() and not ref.path.startswith(("/", "~", ".")) and ref.path.count("/") <= 1:
         yield Finding(
             "warning", "ambiguous_path",
             f"`{ref.path}` is a local folder that could be a Hub id: mergekit asks the Hub about it when it"
             " writes the model card, and fails there without a network",
-            f"write `./{ref.path}`" if ref.path.count("/") else "write an absolute path",
+            f"write `./{ref.path}`",
         )  # fmt: skip
 
 
