@@ -71,7 +71,7 @@ def section(shell: click.Context, name: str, command: click.Command) -> str:
 def options(command: click.Command, context: click.Context) -> Iterator[str]:
     """Yield a table row for every option, the command's own before those that all share."""
     found = [parameter for parameter in command.get_params(context) if isinstance(parameter, click.Option)]
-    for option in sorted(found, key=lambda option: option.name in ("as_json", "help")):
+    for option in sorted(found, key=lambda option: {"as_json": 1, "help": 2}.get(option.name or "", 0)):
         record = option.get_help_record(context)
         if record is not None:
             names, text = (part.replace("|", "\\|") for part in record)
