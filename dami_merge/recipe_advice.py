@@ -26,8 +26,8 @@ def advise(recipe: Recipe, instruct: Checkpoint) -> list[Finding]:
         *_gradients(recipe, values, anatomy),
         *_filters(recipe, list(instruct.tensors)),
         *_dropped_generation_config(recipe, instruct),
-        *(_ambiguous(recipe.instruct)),
-        *(_ambiguous(recipe.thinking)),
+        *_path(recipe.instruct),
+        *_path(recipe.thinking),
         *_far_from_range(values),
     ]
     return found
@@ -82,7 +82,12 @@ def _dropped_generation_config(recipe: Recipe, instruct: Checkpoint) -> Iterator
         )  # fmt: skip
 
 
-def _ambiguous(ref: ModelRef) -> Iterator[Finding]:
+def _path(ref: ModelRef) -> Iterator[Finding]:
+    if ref.path.startswith("~"):
+        yield Finding(
+            "warning", "home_path", f"mergekit does not know `~`: it takes `{ref.path}` for a Hub id",
+            f"write `{Path(ref.path).expanduser()}`",
+        )  # fmt: skip
     # `./name` is no valid Hub id, which mergekit finds out without asking.
     if Path(ref.path).is_dir() and not ref.path.startswith(("/", "~", ".")) and ref.path.count("/") <= 1:
         yield Finding(
