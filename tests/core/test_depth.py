@@ -42,7 +42,9 @@ def test_layers_that_the_config_does_not_count_do_not_stretch_depth() -> None:
 
 def test_a_vision_tower_has_its_own_depth() -> None:
     """Stacks of different length in one model each run from 0 to 1."""
-    names = [f"model.language_model.layers.{i}.mlp.w" for i in range(4)] + [f"model.visual.blocks.{i}.mlp.w" for i in range(7)]
+    names = [f"model.language_model.layers.{i}.mlp.w" for i in range(4)] + [
+        f"model.visual.blocks.{i}.mlp.w" for i in range(7)
+    ]
     anatomy = Anatomy.of(names, {"text_config": {"num_hidden_layers": 4}})
     assert anatomy.layers == 4
     assert anatomy.place("model.visual.blocks.3.mlp.w").x == 0.5

@@ -46,9 +46,7 @@ def test_result_is_within_rounding_of_the_exact_value(seed: int, lambda_: float,
 
 
 @given(seed=SEEDS, lambda_=st.floats(-0.5, 1.5), cut=st.integers(1, 96), dtype=st.sampled_from(FLOATING_DTYPES))
-def test_bits_do_not_depend_on_how_a_tensor_is_cut(
-    seed: int, lambda_: float, cut: int, dtype: torch.dtype
-) -> None:
+def test_bits_do_not_depend_on_how_a_tensor_is_cut(seed: int, lambda_: float, cut: int, dtype: torch.dtype) -> None:
     """Two blocks give the same bits as the whole, so that a streaming builder agrees with a merge in one piece."""
     instruct, thinking = pair(seed, dtype)
     whole = interpolate(instruct, thinking, lambda_)

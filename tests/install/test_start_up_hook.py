@@ -22,7 +22,9 @@ KNOWN = "from mergekit import merge_methods as m; print(m.get('dami').spec.refer
 
 def python(program: Path, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "DAMI_NO_AUTOLOAD")}
-    return subprocess.run([program, "-c", code], capture_output=True, text=True, check=False, env={**env, **environment})
+    return subprocess.run(
+        [program, "-c", code], capture_output=True, text=True, check=False, env={**env, **environment}
+    )
 
 
 def new_environment(folder: Path, *installs: Path | str) -> Path:

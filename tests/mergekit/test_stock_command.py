@@ -29,9 +29,7 @@ def expected(pair: Pair, recipe: str, dtype: torch.dtype = torch.bfloat16) -> di
     instruct, thinking = (load_file(side / "model.safetensors") for side in pair)
     config = json.loads((pair.instruct / "config.json").read_text())
     anatomy, read = Anatomy.of(instruct, config), parse_recipe(recipe)
-    return {
-        n: interpolate(instruct[n].to(dtype), thinking[n].to(dtype), read.lambda_for(n, anatomy)) for n in instruct
-    }
+    return {n: interpolate(instruct[n].to(dtype), thinking[n].to(dtype), read.lambda_for(n, anatomy)) for n in instruct}
 
 
 def assert_same(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -98,7 +96,8 @@ def test_mergekit_multi_and_other_methods_are_unharmed(tmp_path: Path, qwen3: Pa
     final["models"] = [{"model": "half"}]
     (tmp_path / "multi.yml").write_text("\n---\n".join(json.dumps(doc) for doc in (first, second, final)))
     done = command(
-        "mergekit-multi", tmp_path / "multi.yml", "--intermediate-dir", tmp_path / "steps", "--out-path", tmp_path / "out"
+        "mergekit-multi", tmp_path / "multi.yml",
+        "--intermediate-dir", tmp_path / "steps", "--out-path", tmp_path / "out",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     half = expected(qwen3, qwen3.recipe(0.5))

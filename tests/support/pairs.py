@@ -41,7 +41,9 @@ def make_pair(
     for side in pair:
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(0.1 * parameter.std().nan_to_num(1.0) * torch.randn(parameter.shape, generator=generator))
+                parameter.add_(
+                    0.1 * parameter.std().nan_to_num(1.0) * torch.randn(parameter.shape, generator=generator)
+                )
         model.to(dtype).save_pretrained(side)
         model.to(torch.float32)
         write_tokenizer(side)
@@ -70,10 +72,16 @@ def write_tokenizer(folder: Path, tokens: int = VOCABULARY) -> None:
     (folder / "tokenizer.json").write_text(
         json.dumps(
             {
-                "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
-                "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": None, "decoder": None,
+                "version": "1.0",
+                "truncation": None,
+                "padding": None,
+                "added_tokens": [],
+                "normalizer": None,
+                "pre_tokenizer": {"type": "WhitespaceSplit"},
+                "post_processor": None,
+                "decoder": None,
                 "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "t0"},
-            }  # fmt: skip
+            }
         )
     )
     (folder / "tokenizer_config.json").write_text(
