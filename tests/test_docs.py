@@ -1,0 +1,175 @@
+"""The documents against the project: examples are valid, tables are right, links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dami_merge.depth import Place
+from dami_merge.path import parse_path
+from dami_merge.recipe import parse_recipe
+from dami_merge.schedule import SCHEDULES, parse_lambda
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("merge_configs/*.md"), *ROOT.glob("plugins/*/*.md")]
+)
+WHOLE = {"merge_method": "dami", "base_model": "a", "models": [{"model": "b"}], "parameters": {"lambda": 0.5}}
+LAYERS = 36
+
+
+def relative(path: Path) -> str:
+    """Name a document in a test's id."""
+    return str(path.relative_to(ROOT))
+
+
+def recipes(document: str) -> list[str]:
+    """Return the YAML blocks of a document; fragments of a recipe are completed by a plain one."""
+    blocks = re.findall(r"^```yaml\n(.*?)^```", (ROOT / document).read_text(encoding="utf-8"), re.M | re.S)
+    return [block + yaml.safe_dump(missing(block)) for block in blocks]
+
+
+def missing(block: str) -> dict[str, object]:
+    """Return what a fragment lacks of a whole recipe."""
+    found = yaml.safe_load(block)
+    if "merge_method" in found:
+        return {"dtype": "bfloat16"} if "dtype" not in found else {"out_dtype": "bfloat16"}
+    return {key: value for key, value in WHOLE.items() if key not in found}
+
+
+@pytest.mark.parametrize(("document", "at_least"), [("README.md", 1), ("docs/recipes.md", 8)])
+def test_yaml_examples_are_valid_recipes(document: str, at_least: int) -> None:
+    """Every YAML block that a reader may copy passes the strict reader."""
+    blocks = recipes(document)
+    assert len(blocks) >= at_least
+    for block in blocks:
+        parse_recipe(block)
+
+
+def test_the_readme_example_has_six_lines() -> None:
+    """The first example is short, and names the pair that the picture above it shows."""
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    assert len(block.splitlines()) == 6
+    assert str(parse_recipe(block).thinking) == "Qwen/Qwen3-4B-Thinking-2507"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
+def test_links_to_files_and_headings_lead_somewhere(document: Path) -> None:
+    """A relative link names a file of the repository, and an anchor a heading of its file."""
+    text = document.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = document.parent / name if name else document
+        assert target.exists(), f"{relative(document)}: {link}"
+        assert not anchor or anchor in anchors(target), f"{relative(document)}: {link}"
+
+
+def anchors(document: Path) -> set[str]:
+    """Return the anchors of a Markdown file's headings, as GitHub names them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_command_reference_is_up_to_date() -> None:
+    """docs/commands.md says what the commands themselves say."""
+    result = subprocess.run(
+        [sys.executable, ROOT / "docs" / "generate.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_stale_command_reference_is_noticed(tmp_path: Path) -> None:
+    """The check exits 1 with the way out where the reference differs, and changes nothing."""
+    copy = tmp_path / "generate.py"
+    copy.write_bytes((ROOT / "docs" / "generate.py").read_bytes())
+    stale = tmp_path / "commands.md"
+    stale.write_text("# Commands\n", encoding="utf-8")
+    result = subprocess.run([sys.executable, copy, "--check"], capture_output=True, text=True, check=False)
+    assert (result.returncode, stale.read_text(encoding="utf-8")) == (1, "# Commands\n")
+    assert "run `make docs`" in result.stderr
+
+
+@pytest.mark.parametrize("project", ["pyproject.toml", "plugins/dami-router/pyproject.toml", "requirements-dev.txt"])
+def test_every_dependency_has_its_reason(project: str) -> None:
+    """docs/dependencies.md names every package that either distribution or its development needs."""
+    documented = set(re.findall(r"`([\w-]+)`", (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")))
+    needed = requirements(ROOT / project)
+    assert needed
+    assert needed <= documented
+
+
+def requirements(path: Path) -> set[str]:
+    """Return the names of the packages that a pyproject.toml or a requirements file asks for."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".txt":
+        found = [line for line in text.splitlines() if line and not line.startswith("#")]
+    else:
+        project = tomllib.loads(text)["project"]
+        found = [*project["dependencies"], *chain(*project.get("optional-dependencies", {}).values())]
+    return {name for name in (re.split(r"[^\w-]", line)[0] for line in found) if name != project_name(path)}
+
+
+def project_name(path: Path) -> str:
+    """Return a distribution's own name, which its extras may refer to."""
+    return str(tomllib.loads(path.read_text(encoding="utf-8"))["project"]["name"]) if path.suffix == ".toml" else ""
+
+
+def rows(heading: str) -> list[list[str]]:
+    """Return the cells of the table in docs/recipes.md whose header starts with these words."""
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    table = text.split(f"\n| {heading} |", 1)[1].split("\n\n", 1)[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+def place(layer: int) -> Place:
+    """Return the place of a layer in a model of 36."""
+    return Place(layer, LAYERS, layer / (LAYERS - 1))
+
+
+def test_the_table_of_schedules_is_right() -> None:
+    """The values and the drawing of every schedule in docs/recipes.md are what the code computes."""
+    table = rows("schedule | layers 0 to 34")
+    assert {re.split(r"\W", row[0].strip("`"))[0] for row in table} == set(SCHEDULES)
+    for name, drawing, *values in table:
+        schedule = parse_lambda(name.strip("`"))
+        assert not isinstance(schedule, float)
+        found = [schedule.lambda_at(place(layer)) for layer in range(LAYERS)]
+        assert drawing.strip("`") == "".join("▁▂▃▄▅▆▇█"[round(7 * value)] for value in found[::2])
+        assert values == [f"{found[layer]:.2f}" for layer in (0, 6, 12, 18, 24, 30, 35)]
+
+
+def test_the_table_of_paths_is_right() -> None:
+    """The λ of every path in docs/recipes.md is what the code computes."""
+    for name, *cells in rows("path | λ = 0.25"):
+        path = parse_path(name.strip("`"))
+        for lambda_, cell in zip((0.25, 0.5, 0.75), cells, strict=True):
+            assert cell == ", ".join(f"{path.lambda_at(lambda_, place(layer)):.2f}" for layer in (0, 12, 24, 35))
+
+
+def test_the_numbers_of_the_picture_are_those_of_the_text() -> None:
+    """The plotted sweep and the table in docs/science.md say the same."""
+    text = (ROOT / "docs" / "science.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| ([\d.]+) \| ([\d.]+) at ([\d,]+) \|", text, re.M)
+    plotted = re.findall(r"^    \(([\d.]+), ([\d.]+), ([\d_]+)\),$", (ROOT / "docs" / "frontier.py").read_text(), re.M)
+    assert [(float(a), float(b), int(c.replace(",", ""))) for a, b, c in listed] == [
+        (float(a), float(b), int(c)) for a, b, c in plotted
+    ]
+    assert len(plotted) == 9
+
+
+@pytest.mark.parametrize("package", ["dami_merge", "plugins/dami-router/dami_router"])
+def test_the_module_map_is_complete(package: str) -> None:
+    """docs/architecture.md has a line on every module and package."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    found = [path for path in (ROOT / package).iterdir() if path.suffix == ".py" or any(path.glob("*.p*"))]
+    modules = {path.stem for path in found if not path.stem.startswith("__")}
+    assert {name for name in modules if f"`{name}`" not in text} == set()
