@@ -1,16 +1,19 @@
 """The formula θ(λ) = (1−λ)·I + λ·T, the only place where it is computed.
 
-Every tool of this project (the mergekit method, the builder, the live engine) calls
-`interpolate`, so that all of them agree bit for bit.
+The mergekit method and the live engine call `interpolate`, the builder `BlockInterpolator`,
+which computes T−I once for many λ. Both end in the same three roundings, so that all tools
+agree bit for bit.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
 from dami_router.errors import FailureError
 
-__all__ = ["FLOATING_DTYPES", "interpolate"]
+__all__ = ["FLOATING_DTYPES", "BlockInterpolator", "interpolate"]
 
 FLOATING_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 """What can be interpolated. 8-bit floats carry scales of their own and cannot."""
@@ -26,24 +29,80 @@ def interpolate(instruct: torch.Tensor, thinking: torch.Tensor, lambda_: float) 
 
     Raises FailureError for a dtype that cannot be interpolated, or where the two differ.
     """
+    _check(instruct, thinking)
+    if lambda_ == 0.0:
+        return instruct
+    if lambda_ == 1.0:
+        return thinking
+    wide = thinking.to(_wide(thinking.dtype))
+    difference = wide.sub_(instruct) if wide is not thinking else thinking - instruct
+    from_thinking, step = _step(lambda_)
+    # Multiply and add are two steps on purpose. A fused one (torch.lerp, add with alpha) is
+    # rounded differently in the vector body and the tail of an array, and on a GPU: the bits
+    # would depend on how a tensor is cut into blocks.
+    return difference.mul_(step).add_(thinking if from_thinking else instruct).to(instruct.dtype)
+
+
+class BlockInterpolator:
+    """`interpolate` for many λ at once, block by block, in memory that is allocated once.
+
+    `capacity` is the largest block in elements. On a GPU the same kernels round the same way:
+    subtract, multiply and add are each correctly rounded in IEEE arithmetic.
+    """
+
+    def __init__(self, capacity: int, device: str = "cpu") -> None:
+        self._capacity = capacity
+        self._device = torch.device(device)
+        self._memory: dict[torch.dtype, torch.Tensor] = {}
+
+    def write(
+        self, instruct: torch.Tensor, thinking: torch.Tensor, lambdas: Sequence[float], out: Sequence[torch.Tensor]
+    ) -> None:
+        """Write interpolate(instruct, thinking, λ) into each of `out`, one for each λ.
+
+        The endpoints' blocks are 1-D, of one floating dtype and at most `capacity` elements. An
+        `out` may have another floating dtype: the result is rounded to the endpoints' dtype
+        first, then cast, as mergekit does for `out_dtype`.
+        """
+        _check(instruct, thinking)
+        ends = {0.0: instruct, 1.0: thinking}
+        between = any(lambda_ not in ends for lambda_ in lambdas)
+        a, b, difference, work = self._buffers(_wide(instruct.dtype), instruct.numel())
+        if between:
+            a.copy_(instruct)
+            b.copy_(thinking)
+            torch.sub(b, a, out=difference)
+        for lambda_, target in zip(lambdas, out, strict=True):
+            if lambda_ in ends:
+                target.copy_(ends[lambda_])
+                continue
+            from_thinking, step = _step(lambda_)
+            torch.mul(difference, step, out=work).add_(b if from_thinking else a)
+            target.copy_(work if target.dtype == instruct.dtype else work.to(instruct.dtype))
+
+    def _buffers(self, dtype: torch.dtype, count: int) -> tuple[torch.Tensor, ...]:
+        if dtype not in self._memory:
+            self._memory[dtype] = torch.empty((4, self._capacity), dtype=dtype, device=self._device)
+        return tuple(row[:count] for row in self._memory[dtype])
+
+
+def _step(lambda_: float) -> tuple[bool, float]:
+    # Whether to start from Thinking, and how much of T−I to add from there. λ−1 is exactly
+    # −(1−λ), so that the second form is T − (1−λ)(T−I), bit for bit.
+    return (False, lambda_) if lambda_ < 0.5 else (True, lambda_ - 1.0)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _check(instruct: torch.Tensor, thinking: torch.Tensor) -> None:
     if instruct.dtype not in FLOATING_DTYPES or instruct.dtype != thinking.dtype:
         raise FailureError(
             f"cannot interpolate {_name(instruct.dtype)} with {_name(thinking.dtype)};"
             " expected one of bf16, fp16, fp32 or fp64 on both sides",
             hint="quantised endpoints (fp8, int): start from the unquantised checkpoints, quantise the result",
         )
-    if lambda_ == 0.0:
-        return instruct
-    if lambda_ == 1.0:
-        return thinking
-    wide = torch.float64 if instruct.dtype == torch.float64 else torch.float32
-    near, far, step = (instruct, thinking, lambda_) if lambda_ < 0.5 else (thinking, instruct, 1.0 - lambda_)
-    # Multiply and add are two steps on purpose. A fused one (torch.lerp, add with alpha) is
-    # rounded differently in the vector body and the tail of an array, and on a GPU: the bits
-    # would depend on how a tensor is cut into blocks.
-    result = far.to(wide)
-    result = result.sub_(near) if result is not far else far - near
-    return result.mul_(step).add_(near).to(instruct.dtype)
 
 
 def _name(dtype: torch.dtype) -> str:

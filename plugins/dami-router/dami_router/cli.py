@@ -25,6 +25,8 @@ __all__ = ["COMMANDS", "Shell", "command", "main"]
 COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("dami-merge", "Find what is wrong with a recipe before any weights are read."),
     "explain": ("dami-merge", "Show λ for every layer and module of a recipe."),
+    "build": ("dami-merge", "Build a family of variants in one pass; resumable."),
+    "verify": ("dami-merge", "Prove that a built family is what its manifest says."),
     "merge": ("dami-merge", "Run mergekit-yaml with the method `dami` registered."),
     "lab": ("dami-merge", "Write the tiny Instruct/Thinking pair into a folder."),
     "demo": ("dami-merge", "Merge, answer, route and report on the tiny pair, end to end."),

@@ -1,0 +1,107 @@
+"""Reading both endpoints once, in the order in which a shard needs them, one block ahead.
+
+Plain reads into buffers that are used again: memory stays flat whatever the model's size,
+which mapped files would not promise.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from dami_merge.build.hashing import InputHashes
+from dami_merge.checkpoint import TensorInfo
+from dami_router.errors import CheckpointError
+
+__all__ = ["EndpointReader", "Span", "read_pairs"]
+
+_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of bytes in one file of an endpoint."""
+
+    file: str
+    start: int
+    nbytes: int
+
+
+class EndpointReader:
+    """Reads spans of one endpoint in a thread of its own, hashing what it reads."""
+
+    def __init__(self, folder: Path, hashes: InputHashes, capacity: int) -> None:
+        self._folder = folder
+        self._hashes = hashes
+        self._handles: dict[str, int] = {}
+        self._buffers = [memoryview(bytearray(capacity)) for _ in range(_AHEAD + 1)]
+        self._next = 0
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="read")
+
+    def __enter__(self) -> EndpointReader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        for handle in self._handles.values():
+            os.close(handle)
+
+    def request(self, span: Span) -> Future[memoryview]:
+        """Start reading a span; its view is good until two more spans were taken after it."""
+        buffer = self._buffers[self._next]
+        self._next = (self._next + 1) % len(self._buffers)
+        return self._pool.submit(self._read, span, buffer)
+
+    def _read(self, span: Span, buffer: memoryview) -> memoryview:
+        view = buffer[: span.nbytes]
+        done = 0
+        try:
+            handle = self._handle(span.file)
+            while done < span.nbytes:
+                count = os.preadv(handle, [view[done:]], span.start + done)
+                if count == 0:
+                    raise CheckpointError(
+                        f"{self._folder / span.file}: ends at byte {span.start + done}; it shrank while it was read"
+                    )
+                done += count
+        except OSError as error:
+            raise CheckpointError(f"{self._folder / span.file}: cannot be read: {error.strerror}") from None
+        self._hashes.feed(span.file, view)
+        return view
+
+    def _handle(self, file: str) -> int:
+        if file not in self._handles:
+            self._handles[file] = os.open(self._folder / file, os.O_RDONLY)
+        return self._handles[file]
+
+
+def read_pairs(
+    instruct: EndpointReader, thinking: EndpointReader, spans: Iterable[tuple[Span, Span]]
+) -> Iterator[tuple[memoryview, memoryview]]:
+    """Yield the bytes of span after span from both endpoints, reading ahead."""
+    waiting: deque[tuple[Future[memoryview], Future[memoryview]]] = deque()
+    with ExitStack() as stack:
+        stack.callback(lambda: [future.cancel() for pair in waiting for future in pair])
+        for a, b in spans:
+            waiting.append((instruct.request(a), thinking.request(b)))
+            if len(waiting) >= _AHEAD:
+                first = waiting.popleft()
+                yield first[0].result(), first[1].result()
+        while waiting:
+            first = waiting.popleft()
+            yield first[0].result(), first[1].result()
+
+
+def spans_whole_file(spans: Iterable[TensorInfo], size_of: Mapping[str, int]) -> str | None:
+    """Return the file that these tensors, read in this order, cover from its first tensor to its end."""
+    infos = list(spans)
+    if not infos or len({info.file for info in infos}) != 1:
+        return None
+    whole = all(before.end == after.start for before, after in zip(infos, infos[1:], strict=False))
+    return infos[0].file if whole and infos[-1].end == size_of[infos[0].file] else None

@@ -1,0 +1,136 @@
+"""The output folder of a build: what is finished there, and the hidden place where work goes on.
+
+OUT/{variant}/            finished variants, each put there in one step
+OUT/dami_family.json      the manifest: it lists finished variants only
+OUT/.dami_build/          the lock, the journal, and variants in the making
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from dami_merge.build.journal import Journal, sync_folder
+from dami_merge.build.layout import INDEX
+from dami_router.errors import DamiError, FailureError, MisuseError
+from dami_router.family import MANIFEST, Family, load_family
+
+__all__ = ["Workspace", "open_workspace"]
+
+_WORK = ".dami_build"
+
+
+class Workspace:
+    """The folders of one build."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.work = out / _WORK
+        self.lock = self.work / "lock"
+        self.journal = Journal(self.work / "journal.jsonl")
+
+    def finished(self, variant: str) -> Path:
+        """Return where a finished variant is, or will be."""
+        return self.out / variant
+
+    def partial(self, variant: str) -> Path:
+        """Return where a variant is in the making."""
+        return self.work / variant
+
+    def manifest(self) -> Family | None:
+        """Return the manifest that is there; None where there is none, or a damaged one."""
+        try:
+            return load_family(self.out / MANIFEST)
+        except DamiError:
+            return None
+
+    def check_own(self, variants: Iterable[str], name: str) -> None:
+        """Refuse to work beside another family, or over folders that no build made."""
+        manifest = self.manifest()
+        if manifest is not None and manifest.name != name:
+            raise MisuseError(
+                f"{self.out}: holds the family {manifest.name}; this recipe makes {name}",
+                hint="give a folder of its own to each family",
+            )
+        listed = {variant.id for variant in manifest.variants} if manifest else set()
+        for variant in variants:
+            folder = self.finished(variant)
+            if folder.exists() and variant not in listed and not self.journal.knows(variant):
+                raise MisuseError(
+                    f"{folder}: already there, and not made by `dami build`; nothing is written over",
+                    hint="give a new folder, or move it away",
+                )
+
+    def adopt(self, variant: str, files: Iterable[str]) -> Path:
+        """Make the place for a variant in the making and link its good finished files into it."""
+        partial = self.partial(variant)
+        partial.mkdir(exist_ok=True)
+        for file in files:
+            if not (partial / file).exists():
+                with contextlib.suppress(OSError):  # it is made again, then
+                    (partial / file).hardlink_to(self.finished(variant) / file)
+        return partial
+
+    def clean(self, variant: str, good: Iterable[str]) -> None:
+        """Remove from a variant in the making everything but the given weight files."""
+        keep = set(good)
+        partial = self.partial(variant)
+        for path in partial.iterdir() if partial.is_dir() else ():
+            if path.name not in keep:
+                path.unlink()
+        if self.finished(variant).exists():
+            shutil.rmtree(self._old(variant), ignore_errors=True)
+
+    def publish(self, variant: str, companions: Mapping[str, bytes], weights: Iterable[str]) -> None:
+        """Put a variant whose weights are complete to its place, in one step."""
+        partial, finished, old = self.partial(variant), self.finished(variant), self._old(variant)
+        for name, content in companions.items():
+            _write(partial / name, content)
+        if finished.exists():
+            _carry_over(finished, partial, {*companions, *weights})
+            shutil.rmtree(old, ignore_errors=True)
+            sync_folder(partial)
+            finished.rename(old)
+        else:
+            sync_folder(partial)
+        partial.rename(finished)
+        sync_folder(self.out)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _old(self, variant: str) -> Path:
+        return self.work / f"{variant}.old"
+
+
+def open_workspace(out: Path) -> Workspace:
+    """Make the output folder ready for a build."""
+    if out.exists() and not out.is_dir():
+        raise MisuseError(f"{out}: is a file; expected a folder for the family")
+    try:
+        (out / _WORK).mkdir(parents=True, exist_ok=True)
+        return Workspace(out)
+    except OSError as error:
+        raise FailureError(f"{out}: cannot be written: {error.strerror}") from None
+
+
+def free_bytes(path: Path) -> int:
+    """Return how many bytes this user can still write beside `path`."""
+    stat = os.statvfs(path)
+    return stat.f_bavail * stat.f_frsize
+
+
+def _carry_over(finished: Path, partial: Path, ours: set[str]) -> None:
+    # What others put there (a README, scores) stays; weights of an earlier layout do not.
+    for path in finished.iterdir():
+        weights = path.suffix == ".safetensors" or path.name == INDEX
+        if path.is_file() and path.name not in ours and not weights and not (partial / path.name).exists():
+            shutil.copy2(path, partial / path.name)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as out:
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
