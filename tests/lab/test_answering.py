@@ -30,7 +30,7 @@ def thinking() -> Qwen3ForCausalLM:
 def test_answers_agree_with_transformers_own_generation(thinking: Qwen3ForCausalLM) -> None:
     """Text and token count are those of `generate` from the chat template, one query at a time."""
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED_PAIR / "thinking")
-    for text, ours in zip(TEXTS[:6], answer(thinking, TEXTS[:6]), strict=True):
+    for text, ours in zip(TEXTS[:3], answer(thinking, TEXTS[:3]), strict=True):
         chat = [{"role": "user", "content": text}]
         ids = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True, add_generation_prompt=True)
         out = thinking.generate(**ids, max_new_tokens=160)[0, ids["input_ids"].shape[1] :]
@@ -39,8 +39,9 @@ def test_answers_agree_with_transformers_own_generation(thinking: Qwen3ForCausal
 
 def test_batching_changes_no_answer(thinking: Qwen3ForCausalLM) -> None:
     """Queries come back in the order given, the same alone as in company."""
-    together = answer(thinking, TEXTS)
-    alone = answer(thinking, TEXTS[::-1], batch=1)[::-1]
+    few = TEXTS[:8]
+    together = answer(thinking, TEXTS)[:8]
+    alone = answer(thinking, few[::-1], batch=1)[::-1]
     assert [(a.text, a.tokens, a.finish_reason) for a in together] == [
         (a.text, a.tokens, a.finish_reason) for a in alone
     ]

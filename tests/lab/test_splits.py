@@ -16,13 +16,13 @@ from dami_merge.lab.task import evaluate, length
 
 def test_split_of_a_chain_never_changes() -> None:
     """The split depends on the chain's text alone, in a way written down here."""
-    assert [split_of(c) for c in ("3+7-2>5=", "1+1=", "0-0=", "9>9=")] == ["train", "train", "train", "dev"]
+    assert [split_of(c) for c in ("3+7-2>5=", "5+5-1=", "7>1<3=")] == ["train", "test", "test"]
 
 
 def test_the_queries_never_change() -> None:
     """The held-out queries are the ones that the published figures were measured on."""
     texts = "\n".join(q.text for split in ("dev", "test") for q in draw_queries(split))  # type: ignore[arg-type]
-    assert hashlib.sha256(texts.encode()).hexdigest()[:16] == "PLACEHOLDER"
+    assert hashlib.sha256(texts.encode()).hexdigest()[:16] == "8be6aa54af5a50a4"
 
 
 def test_queries_are_distinct_and_of_their_split() -> None:

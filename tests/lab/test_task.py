@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,7 +48,7 @@ def test_steps_lead_from_first_digit_to_value(chain: str) -> None:
     worked = steps(chain)
     assert len(worked) == length(chain)
     assert str(worked[0][0]) == chain[0]
-    assert all(before[3] == after[0] for before, after in zip(worked, worked[1:], strict=False))
+    assert all(before[3] == after[0] for before, after in pairwise(worked))
     assert str(worked[-1][3]) == evaluate(chain)
 
 

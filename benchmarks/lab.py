@@ -1,0 +1,236 @@
+"""Measure lab pairs: accuracy and tokens by λ, the oracle, and zero-shot routing, with bootstrap intervals.
+
+    python benchmarks/lab.py --seeds 0 1 2 --work pairs/ --out lab.json --markdown lab.md
+    python benchmarks/lab.py --pairs dami_merge/lab/pair --rollouts dami_merge/lab/rollouts.jsonl.gz
+
+With --seeds, pairs that are not in --work yet are trained there first (about 3 minutes each on one core).
+Everything is reported on 1,000 test queries; what is tuned is tuned on 1,000 other (dev) queries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dami_merge.lab.answering import probe
+from dami_merge.lab.rollouts import Rollout, roll_out, write_rollouts
+from dami_merge.lab.splits import TRAINED_LENGTHS, draw_queries
+from dami_merge.lab.training import THINKS_BY_LENGTH, THINKS_HALF_THE_TIME, train_pair
+from dami_merge.lab.variants import load_variant
+
+LAMBDAS = [i / 10 for i in range(11)]
+INSTRUCT, THINKING = 0, 10
+CONFIDENT, DELIBERATE = 0.8, 0.6
+"""The zero-shot rule: λ=0 where p_I > CONFIDENT, else λ=DELIBERATE. The same for all pairs.
+Both numbers were fixed on dev queries of seeds 0 and 1."""
+
+ROWS = [
+    *((f"λ = {x}", "static", str(x)) for x in LAMBDAS),
+    ("zero-shot: 0 where p_I > 0.8, else 0.6", "zero_shot"),
+    ("the same rule, both numbers tuned on dev", "tuned_on_dev"),
+    ("best static λ on dev", "best_static"),
+    ("oracle over 11 values of λ", "oracle"),
+]
+"""The table's rows: a title, and where in the report its figures are."""
+
+Floats = NDArray[np.float64]
+Choice = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Rollouts of one pair on one split as arrays: rows are queries, columns the 11 values of λ."""
+
+    correct: Floats
+    tokens: Floats
+    think: Floats
+    p_instruct: Floats  # (queries,), Instruct's probability of its own direct answer
+    length: NDArray[np.intp]  # (queries,)
+
+    def where(self, mask: NDArray[np.bool_]) -> Measured:
+        """The queries that a mask keeps."""
+        return Measured(
+            self.correct[mask], self.tokens[mask], self.think[mask], self.p_instruct[mask], self.length[mask]
+        )
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over queries with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def figure(values: Floats) -> Figure:
+    """Mean and percentile interval from 2,000 resamples of the queries."""
+    rng = np.random.default_rng(0)
+    picks = rng.integers(0, len(values), size=(2000, len(values)))
+    low, high = np.quantile(values[picks].mean(axis=1), [0.025, 0.975])
+    return Figure(float(values.mean()), float(low), float(high))
+
+
+def measure(pair: Path, split: str) -> tuple[Measured, list[Rollout]]:
+    """Answer a split's 1,000 queries at every λ."""
+    queries = draw_queries("dev" if split == "dev" else "test")
+    rollouts: list[Rollout] = []
+    for lambda_ in LAMBDAS:
+        model = load_variant(pair, lambda_)
+        if lambda_ == 0:
+            confidence = [a.direct for a in probe(model, [q.text for q in queries], tokens=1)]
+        rollouts += roll_out(model, queries, lambda_, f"lab-l{round(lambda_ * 100):03d}")
+
+    def column(key: str) -> Floats:
+        return np.array([float(r[key]) for r in rollouts]).reshape(len(LAMBDAS), -1).T
+
+    lengths = np.array([q.length for q in queries])
+    return Measured(column("correct"), column("tokens"), column("think"), np.array(confidence), lengths), rollouts
+
+
+def oracle(m: Measured) -> Choice:
+    """The cheapest right variant of each query, the cheapest of all where none is right."""
+    cheapest: Choice = np.argmin(m.tokens + np.where(m.correct > 0, 0.0, 1e6), axis=1)
+    return cheapest
+
+
+def by_confidence(m: Measured, threshold: float, deliberate: int) -> Choice:
+    """Instruct where it is confident, else the variant with this index."""
+    return np.where(m.p_instruct > threshold, INSTRUCT, deliberate)
+
+
+def tuned_rule(dev: Measured) -> tuple[float, int]:
+    """The threshold and λ index with the best dev accuracy among those within 40 % of Thinking's dev tokens."""
+    budget = 0.4 * dev.tokens[:, THINKING].mean()
+    best = (-1.0, CONFIDENT, 5)
+    for threshold in (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98):
+        for index in range(1, len(LAMBDAS)):
+            choice = by_confidence(dev, threshold, index)
+            if pick(dev.tokens, choice).mean() <= budget:
+                best = max(best, (float(pick(dev.correct, choice).mean()), threshold, index))
+    return best[1], best[2]
+
+
+def pick(values: Floats, choice: Choice) -> Floats:
+    """Each query's value at its chosen λ."""
+    chosen: Floats = values[np.arange(len(choice)), choice]
+    return chosen
+
+
+def point(m: Measured, choice: Choice) -> dict[str, Any]:
+    """Accuracy, tokens and think share of a choice of λ per query, and its differences to Thinking, paired."""
+    correct, tokens = pick(m.correct, choice), pick(m.tokens, choice)
+    return {
+        "accuracy": asdict(figure(correct)),
+        "tokens": asdict(figure(tokens)),
+        "think_share": float(pick(m.think, choice).mean()),
+        "accuracy_over_thinking": asdict(figure(correct - m.correct[:, THINKING])),
+        "tokens_of_thinking": float(tokens.mean() / m.tokens[:, THINKING].mean()),
+    }
+
+
+def report(test: Measured, dev: Measured) -> dict[str, Any]:
+    """Every point of one pair, on all lengths and on the trained ones alone."""
+    threshold, deliberate = tuned_rule(dev)
+    best_static = int(np.argmax(dev.correct.mean(axis=0)))
+    out: dict[str, Any] = {"tuned_threshold": threshold, "tuned_lambda": LAMBDAS[deliberate]}
+    out["best_static_lambda"] = LAMBDAS[best_static]
+    ranges = {"all": test, "trained_lengths": test.where(test.length <= TRAINED_LENGTHS[-1])}
+    for name, m in ranges.items():
+        every = np.ones(len(m.length), dtype=np.intp)
+        out[name] = {
+            "queries": len(m.length),
+            "static": {str(x): point(m, every * i) for i, x in enumerate(LAMBDAS)},
+            "best_static": point(m, every * best_static),
+            "zero_shot": point(m, by_confidence(m, CONFIDENT, LAMBDAS.index(DELIBERATE))),
+            "tuned_on_dev": point(m, by_confidence(m, threshold, deliberate)),
+            "oracle": point(m, oracle(m)),
+        }
+    return out
+
+
+def markdown(reports: dict[str, dict[str, Any]]) -> str:
+    """Tables of all pairs, one for all lengths and one for the trained lengths."""
+    titles = {"all": "All lengths (n = 1…10)", "trained_lengths": "Trained lengths alone (n ≤ 8)"}
+    lines: list[str] = []
+    for key, title in titles.items():
+        counts = {r[key]["queries"] for r in reports.values()}
+        lines += [f"**{title}**, {', '.join(map(str, sorted(counts)))} queries: accuracy in % [95 % interval] at mean"]
+        lines[-1] += " tokens"
+        lines += ["", "| |" + "".join(f" {name} |" for name in reports), "|---|" + "---|" * len(reports)]
+        for name, *keys in ROWS:
+            points = (r[key][keys[0]][keys[1]] if keys[1:] else r[key][keys[0]] for r in reports.values())
+            lines.append(f"| {name} |" + "".join(f" {cell(p)} |" for p in points))
+        gains = (r[key]["zero_shot"] for r in reports.values())
+        lines += [
+            "| zero-shot against λ = 1: points, share of tokens |" + "".join(f" {gain(p)} |" for p in gains),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def cell(p: dict[str, Any]) -> str:
+    """One table cell: accuracy, interval, tokens."""
+    a = p["accuracy"]
+    return f"{100 * a['mean']:.1f} [{100 * a['low']:.1f}, {100 * a['high']:.1f}] at {p['tokens']['mean']:.1f}"
+
+
+def gain(p: dict[str, Any]) -> str:
+    """One table cell: the accuracy over Thinking with its interval, and the share of Thinking's tokens."""
+    a = p["accuracy_over_thinking"]
+    share = f"{100 * p['tokens_of_thinking']:.0f} %"
+    return f"{100 * a['mean']:+.1f} [{100 * a['low']:+.1f}, {100 * a['high']:+.1f}], {share}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train what is missing, measure every pair, write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[], help="train pairs with these seeds into --work")
+    parser.add_argument("--control", action="store_true", help="train on a base that thinks half the time at any n")
+    parser.add_argument("--work", type=Path, default=Path("lab-pairs"), help="where trained pairs are kept")
+    parser.add_argument("--pairs", type=Path, nargs="*", default=[], help="directories of pairs that exist")
+    parser.add_argument("--out", type=Path, help="write all figures as JSON")
+    parser.add_argument("--markdown", type=Path, help="write the tables")
+    parser.add_argument("--rollouts", type=Path, help="write the rollouts (.jsonl.gz) of the one pair measured")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    pairs = {str(pair): pair for pair in options.pairs}
+    policy = THINKS_HALF_THE_TIME if options.control else THINKS_BY_LENGTH
+    for seed in options.seeds:
+        pairs[f"seed {seed}"] = options.work / f"{'control' if options.control else 'seed'}-{seed}"
+        if not pairs[f"seed {seed}"].exists():
+            print(f"training seed {seed}", file=sys.stderr)
+            train_pair(seed, pairs[f"seed {seed}"], base_policy=policy)
+    if not pairs or (options.rollouts and len(pairs) > 1):
+        parser.error("give --seeds or --pairs (one pair alone with --rollouts)")
+    reports = {}
+    for name, pair in pairs.items():
+        start = time.perf_counter()
+        dev, dev_rollouts = measure(pair, "dev")
+        test, test_rollouts = measure(pair, "test")
+        reports[name] = report(test, dev)
+        print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    if options.rollouts:
+        # The answers to one query stand together: they are much alike, so that the file compresses to half.
+        by_query = sorted(dev_rollouts + test_rollouts, key=lambda r: (r["query_id"], r["lambda"]))
+        write_rollouts(by_query, options.rollouts)
+    if options.out:
+        options.out.write_text(json.dumps(reports, indent=1) + "\n")
+    table = markdown(reports)
+    if options.markdown:
+        options.markdown.write_text(table + "\n")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Which chains are trained on and which are held out, and how queries are drawn.
+
+A chain's split is decided by a hash of its text alone, so a held-out chain is never trained on, whatever the seed, the
+number of steps or the order of drawing. Anything tuned is tuned on ``dev`` and reported on ``test``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from random import Random
+from typing import Literal
+
+from dami_merge.lab.task import DIGITS, OPERATORS, evaluate, length, make_chain
+
+__all__ = [
+    "HELD_OUT_LENGTHS",
+    "TRAINED_LENGTHS",
+    "Query",
+    "Split",
+    "draw_chain",
+    "draw_queries",
+    "draw_training_chain",
+    "split_of",
+]
+
+Split = Literal["train", "dev", "test"]
+
+TRAINED_LENGTHS = range(1, 9)
+HELD_OUT_LENGTHS = range(1, 11)  # 9 and 10 are never trained: out of distribution on purpose
+
+_TENTHS: dict[int, Split] = {0: "test", 1: "dev"}
+_LENGTH_DECAY = 0.75
+_PURE_SHARE = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One held-out question: a stable id, the chain as the user's message, the right digit, the operations n."""
+
+    id: str
+    text: str
+    expected: str
+    length: int
+
+
+def split_of(chain: str) -> Split:
+    """The split of a chain: a tenth of all chains is ``test``, a tenth ``dev``, the rest ``train``."""
+    return _TENTHS.get(_hash(chain) % 10, "train")
+
+
+def draw_chain(rng: Random, operations: int) -> str:
+    """A random chain of n operations; a quarter are pure maximum or pure minimum, easy at any length.
+
+    Only ``rng.random()`` is used, whose sequence Python keeps from version to version.
+    """
+    if rng.random() < _PURE_SHARE:
+        operators = _pick(rng, "><") * operations
+    else:
+        operators = "".join(_pick(rng, OPERATORS) for _ in range(operations))
+    return make_chain("".join(_pick(rng, DIGITS) for _ in range(operations + 1)), operators)
+
+
+def draw_training_chain(rng: Random) -> str:
+    """A random chain of the ``train`` split; n is 1…8 with weights 0.75^(n−1)."""
+    weights = [_LENGTH_DECAY ** (n - 1) for n in TRAINED_LENGTHS]
+    target = rng.random() * sum(weights)
+    operations = TRAINED_LENGTHS[-1]
+    for n, weight in zip(TRAINED_LENGTHS, weights, strict=True):
+        target -= weight
+        if target < 0:
+            operations = n
+            break
+    while split_of(chain := draw_chain(rng, operations)) != "train":
+        pass
+    return chain
+
+
+def draw_queries(split: Literal["dev", "test"], count: int = 1000) -> tuple[Query, ...]:
+    """The same distinct queries of a held-out split at every call, n = 1…10 as evenly as distinct chains allow.
+
+    They come in an order that does not depend on length, so that any leading part is a fair sample.
+    Raises ``ValueError`` for the training split or a negative count.
+    """
+    if split not in ("dev", "test") or count < 0:
+        raise ValueError(f"queries are drawn from 'dev' or 'test' and count is at least 0, got {split!r}, {count}")
+    chains: set[str] = set()
+    for n in HELD_OUT_LENGTHS:
+        # What a short length cannot fill (there are only 400 chains with n = 1) goes to the longer ones.
+        share = -(-(count - len(chains)) // (HELD_OUT_LENGTHS.stop - n))
+        chains.update(_draw_distinct(split, n, share))
+    ordered = sorted(chains, key=_hash)
+    return tuple(Query(f"{split}-{i:04d}", c, evaluate(c), length(c)) for i, c in enumerate(ordered))
+
+
+def _draw_distinct(split: Split, operations: int, count: int) -> Iterator[str]:
+    if operations == 1:
+        every = (make_chain(a + b, o) for a, o, b in product(DIGITS, OPERATORS, DIGITS))
+        yield from sorted((c for c in every if split_of(c) == split), key=_hash)[:count]
+        return
+    rng, seen = Random(f"{split}-{operations}"), set[str]()  # noqa: S311  (no secret)
+    while len(seen) < count:
+        chain = draw_chain(rng, operations)
+        if split_of(chain) == split and chain not in seen:
+            seen.add(chain)
+            yield chain
+
+
+def _pick(rng: Random, characters: str) -> str:
+    return characters[int(rng.random() * len(characters))]
+
+
+def _hash(chain: str) -> int:
+    return int.from_bytes(hashlib.sha256(chain.encode()).digest()[:8], "big")
