@@ -42,7 +42,7 @@ def check(output: Output, config: Path) -> int:
         {"ok": not errors, "config": str(config), **facts, "findings": [f.as_dict() for f in findings]},
     )
     if not errors:
-        output.hint(f"dami explain {config}   or   mergekit-yaml {config} OUT")
+        output.hint(f"dami explain {config}   or   {'dami build' if recipe.family else 'mergekit-yaml'} {config} OUT")
     return 1 if errors else 0
 
 
@@ -75,7 +75,8 @@ def _lines(recipe: Any, instruct: Any, facts: dict[str, Any]) -> list[str]:
         f"architecture     {facts['architecture']}, {_count(facts['parameters'])} parameters,"
         f" {facts['tensors']} tensors{layers}",
         f"one merge        {_size(facts['bytes_per_variant'])} on disk, about"
-        f" {_size(facts['memory_bytes_mergekit'])} of memory with mergekit; free here {_size(facts['free_bytes_here'])}",
+        f" {_size(facts['memory_bytes_mergekit'])} of memory with mergekit;"
+        f" free here {_size(facts['free_bytes_here'])}",
     ]
     if recipe.family:
         values = ", ".join(f"{value:g}" for value in recipe.family.lambdas)
