@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import click
 
@@ -46,17 +47,25 @@ def main() -> int:
 def reference() -> str:
     """Return the whole reference as Markdown."""
     with click.Context(dami, info_name="dami", **dami.context_settings) as shell:
-        commands = {name: dami.get_command(shell, name) for name in COMMANDS}
         contents = [f"- [`dami {name}`](#dami-{name}): {text}" for name, (_, text) in COMMANDS.items()]
-        sections = [section(shell, name, command) for name, command in commands.items() if command is not None]
+        sections = [section(shell, name, load(shell, name)) for name in COMMANDS]
     return "\n".join([HEAD, *contents, "", *sections])
+
+
+def load(shell: click.Context, name: str) -> click.Command:
+    """Import one of our commands; stops with one line where its distribution is not whole here."""
+    try:
+        command = dami.get_command(shell, name)
+    except ImportError as error:
+        raise SystemExit(f"`dami {name}` cannot be imported: {error}") from None
+    if not hasattr(command, "examples"):
+        raise SystemExit(f"`dami {name}` is not installed; `make setup` installs both distributions")
+    return cast(click.Command, command)
 
 
 def section(shell: click.Context, name: str, command: click.Command) -> str:
     """Return one command as Markdown: usage, what it does, options, examples."""
-    examples: tuple[str, ...] | None = getattr(command, "examples", None)
-    if examples is None:
-        raise SystemExit(f"`dami {name}` has no examples; install dami-merge and plugins/dami-router, then try again")
+    examples: tuple[str, ...] = command.examples  # type: ignore[attr-defined]
     with click.Context(command, info_name=name, parent=shell) as context:
         usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
         rows = list(options(command, context))

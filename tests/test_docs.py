@@ -87,6 +87,14 @@ def test_the_command_reference_is_up_to_date() -> None:
     assert result.returncode == 0, result.stderr
 
 
+def test_the_command_reference_needs_no_torch() -> None:
+    """Generating the reference, and so `dami COMMAND --help`, imports neither torch nor mergekit."""
+    program = [sys.executable, "-X", "importtime", str(ROOT / "docs" / "generate.py"), "--check"]
+    imported = subprocess.run(program, capture_output=True, text=True, check=False).stderr
+    assert "dami_merge.cli.check" in imported
+    assert not re.search(r"\b(torch|mergekit|transformers)$", imported, re.M)
+
+
 def test_a_stale_command_reference_is_noticed(tmp_path: Path) -> None:
     """The check exits 1 with the way out where the reference differs, and changes nothing."""
     copy = tmp_path / "generate.py"

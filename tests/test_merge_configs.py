@@ -12,9 +12,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from dami_merge.cli.build import build
 from dami_merge.cli.check import check
 from dami_merge.cli.explain import explain
 from dami_merge.depth import Anatomy
+from dami_merge.interpolation import interpolate
 from dami_merge.recipe import Recipe, load_recipe, parse_recipe
 
 FOLDER = Path(__file__).parent.parent / "merge_configs"
@@ -168,6 +170,28 @@ def test_families_hold_their_own_static_lambda(name: str, pairs: dict[str, Path]
     for lambda_ in recipe.family.lambdas:
         result = CliRunner().invoke(explain, [str(path), "--lambda", f"{lambda_}", "--json"], standalone_mode=False)
         assert {group["lambda"] for group in json.loads(result.stdout)["groups"]} == {lambda_}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_build_makes_the_variants_of_each_recipe(name: str, pairs: dict[str, Path], tmp_path: Path) -> None:
+    """`dami build` accepts each ready recipe, and its variants hold every tensor of Instruct at their λ."""
+    from safetensors.torch import load_file
+
+    pair = pair_of(pairs, name)
+    path = localised(name, pair, tmp_path)
+    recipe, (anatomy, names) = load_recipe(path), anatomy_of(pair / "instruct")
+    result = CliRunner().invoke(build, [str(path), str(tmp_path / "out"), "--json"], standalone_mode=False)
+    assert result.exit_code == 0, result.exception
+    ends = torch.tensor(1.0, dtype=torch.bfloat16), torch.tensor(1.25, dtype=torch.bfloat16)
+    variants = sorted(folder for folder in (tmp_path / "out").glob("[!.]*/"))
+    lambdas = recipe.family.lambdas if recipe.family else (None,)
+    assert len(variants) == len(lambdas)
+    for folder, lambda_ in zip(variants, lambdas, strict=True):
+        weights = load_file(folder / "model.safetensors")
+        expected = {
+            n: interpolate(*ends, recipe.lambda_for(n, anatomy) if lambda_ is None else lambda_).item() for n in names
+        }
+        assert {n: set(w.unique().tolist()) for n, w in weights.items()} == {n: {v} for n, v in expected.items()}
 
 
 def test_each_family_recipe_names_the_same_endpoints_as_its_static_one() -> None:
