@@ -18,7 +18,13 @@ from pathlib import Path
 
 from dami_merge.build.companions import Companions, make_companions
 from dami_merge.build.endpoints import (
-    Fetch, Pair, check_announced, check_buffers, download, hash_together, open_pair,
+    Fetch,
+    Pair,
+    check_announced,
+    check_buffers,
+    download,
+    hash_together,
+    open_pair,
 )  # fmt: skip
 from dami_merge.build.hashing import InputHashes, file_sha256
 from dami_merge.build.journal import Record, content_key, locked, sync_folder, write_atomically

@@ -17,7 +17,7 @@ from dami_merge.build.layout import ITEMSIZE, Shard, plan_shards
 from dami_merge.checkpoint import Checkpoint, TensorInfo
 from dami_merge.depth import Anatomy
 from dami_merge.recipe import Recipe
-from dami_router.errors import CheckpointError, MisuseError
+from dami_router.errors import CheckpointError, MisuseError, RecipeError
 from dami_router.family import LambdaGroup, PathChoice
 
 __all__ = ["Plan", "Source", "VariantPlan", "make_plan", "variant_id"]
@@ -109,7 +109,7 @@ def _family_variants(
                 _tied(values, sources, instruct),
                 _groups(values, anatomy),
                 lambda_ >= family.thinking_template_from,
-            )  # fmt: skip
+            )
         )
     return tuple(made)
 
@@ -231,19 +231,22 @@ def _refuse_foreign_keys(recipe: Recipe) -> None:
 def _check_slices(recipe: Recipe, anatomy: Anatomy) -> None:
     if not recipe.slices:
         return
-    expected = 0
-    for i, part in enumerate(recipe.document.data["slices"]):
-        ranges = {tuple(source["layer_range"]) for source in part["sources"]}
-        first, last = next(iter(ranges))
-        if len(ranges) > 1 or first != expected:
-            break
-        expected = last
-    if len(ranges) > 1 or first < 0 or last != expected or expected != anatomy.layers:
-        raise recipe.document.error(
-            ("slices", i),
-            f"`dami build` keeps all {anatomy.layers} layers in their order, the same in both endpoints",
-            hint="slices that leave out, repeat or shift layers are for mergekit-yaml (or `dami merge`)",
-        )
+    layers = [[tuple(source["layer_range"]) for source in part["sources"]] for part in recipe.document.data["slices"]]
+    position = 0
+    for i, (ours, theirs) in enumerate(layers):
+        if ours != theirs or ours[0] != position:
+            raise _moved_layers(recipe, i, anatomy)
+        position = ours[1]
+    if position != anatomy.layers:
+        raise _moved_layers(recipe, len(layers) - 1, anatomy)
+
+
+def _moved_layers(recipe: Recipe, index: int, anatomy: Anatomy) -> RecipeError:
+    return recipe.document.error(
+        ("slices", index),
+        f"`dami build` keeps all {anatomy.layers} layers in their order, the same in both endpoints",
+        hint="slices that leave out, repeat or shift layers are for mergekit-yaml (or `dami merge`)",
+    )
 
 
 def check_lambda_choice(plan: Plan, wanted: tuple[float, ...]) -> tuple[VariantPlan, ...]:

@@ -6,6 +6,7 @@ which mapped files would not promise.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -103,5 +104,5 @@ def spans_whole_file(spans: Iterable[TensorInfo], size_of: Mapping[str, int]) ->
     infos = list(spans)
     if not infos or len({info.file for info in infos}) != 1:
         return None
-    whole = all(before.end == after.start for before, after in zip(infos, infos[1:], strict=False))
+    whole = all(before.end == after.start for before, after in itertools.pairwise(infos))
     return infos[0].file if whole and infos[-1].end == size_of[infos[0].file] else None

@@ -21,7 +21,7 @@ from dami_merge.build.reader import EndpointReader, Span, read_pairs, spans_whol
 from dami_merge.build.writers import ChunkPool, OutFile
 from dami_merge.interpolation import BlockInterpolator
 
-__all__ = ["EndpointFiles", "ShardStream", "TORCH_DTYPES"]
+__all__ = ["TORCH_DTYPES", "EndpointFiles", "ShardStream"]
 
 TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 """torch's name of each dtype that can be interpolated."""
