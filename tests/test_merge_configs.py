@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from dataclasses import dataclass
@@ -222,6 +223,22 @@ def test_lab_paths_cannot_be_taken_for_hub_ids() -> None:
     for name in ("lab.yml", "lab-family.yml"):
         recipe = load_recipe(FOLDER / name)
         assert (str(recipe.instruct), str(recipe.thinking)) == ("./lab/instruct", "./lab/thinking")
+
+
+def test_the_lab_recipe_holds_what_it_says() -> None:
+    """On the shipped rollouts, the lab recipe's λ is as accurate as Thinking for at most 60 % of its tokens."""
+    (lambda_,) = load_recipe(FOLDER / "lab.yml").lambdas()
+    with gzip.open(FOLDER.parent / "dami_merge" / "lab" / "rollouts.jsonl.gz", "rt", encoding="utf-8") as lines:
+        rollouts = [json.loads(line) for line in lines]
+    (accuracy, tokens), (accuracy_1, tokens_1) = (means(rollouts, at) for at in (lambda_, 1.0))
+    assert accuracy >= accuracy_1 - 0.005
+    assert tokens <= 0.6 * tokens_1
+
+
+def means(rollouts: list[dict[str, Any]], lambda_: object) -> tuple[float, float]:
+    """Return mean accuracy and mean tokens of one λ."""
+    found = [r for r in rollouts if r["lambda"] == lambda_]
+    return sum(r["correct"] for r in found) / len(found), sum(r["tokens"] for r in found) / len(found)
 
 
 def test_the_readme_lists_every_recipe() -> None:
