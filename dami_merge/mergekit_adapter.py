@@ -152,8 +152,11 @@ def run_merge(text: str, out: Path, *, quiet: bool = True) -> None:
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge as merge
     from mergekit.options import MergeOptions
+    from transformers.utils import logging
 
     register()
+    if quiet:
+        logging.set_verbosity_error()
     configuration = MergeConfiguration.model_validate(yaml.safe_load(text))
     merge(configuration, str(out), options=MergeOptions(quiet=quiet), config_source=text)
 

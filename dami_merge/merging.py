@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dami_router.errors import DamiError, FailureError, MisuseError
 
-__all__ = ["merge_recipe", "whole_folder"]
+__all__ = ["merge_recipe", "merge_text", "whole_folder"]
 
 
 def merge_recipe(config: Path, out: Path, options: Sequence[str] = ()) -> None:
@@ -24,19 +24,27 @@ def merge_recipe(config: Path, out: Path, options: Sequence[str] = ()) -> None:
     except ImportError as error:
         raise FailureError(f"mergekit cannot be imported: {error}", hint="pip install 'mergekit>=0.1.5,<0.2'") from None
 
-    def write(folder: Path) -> None:
-        import click
+    whole_folder(out, lambda folder: _told(lambda: run_command([str(config), str(folder), *options])))
 
-        try:
-            run_command([str(config), str(folder), *options])
-        except click.ClickException as error:
-            raise MisuseError(f"mergekit-yaml: {error.format_message()}", hint="see `mergekit-yaml --help`") from None
-        except DamiError:
-            raise
-        except Exception as error:
-            raise FailureError(f"mergekit failed: {type(error).__name__}: {error}", hint=_way_out(error)) from error
 
-    whole_folder(out, write)
+def merge_text(recipe: str, out: Path) -> None:
+    """Merge a recipe's text into the new folder `out`, with mergekit's own defaults and no progress bars."""
+    from dami_merge.mergekit_adapter import run_merge
+
+    whole_folder(out, lambda folder: _told(lambda: run_merge(recipe, folder)))
+
+
+def _told(merge: Callable[[], None]) -> None:
+    import click
+
+    try:
+        merge()
+    except click.ClickException as error:
+        raise MisuseError(f"mergekit-yaml: {error.format_message()}", hint="see `mergekit-yaml --help`") from None
+    except DamiError:
+        raise
+    except Exception as error:
+        raise FailureError(f"mergekit failed: {type(error).__name__}: {error}", hint=_way_out(error)) from error
 
 
 def _way_out(error: Exception) -> str:

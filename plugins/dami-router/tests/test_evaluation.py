@@ -126,10 +126,16 @@ def test_dominated_points_are_found() -> None:
     assert dominated(points) == [True, False, False, False, True]
 
 
-@given(scores=st.lists(UNIT, min_size=50, max_size=200, unique=True), mean=st.floats(0.1, 0.9))
-def test_the_map_meets_the_wanted_mean(scores: list[float], mean: float) -> None:
-    """On the queries it was fitted on, the mean λ is the wanted one."""
-    fitted = QuantileMap.fit(scores, mean)
+@given(
+    scores=st.lists(UNIT, min_size=50, max_size=200, unique=True),
+    share=st.floats(0.05, 0.95),
+    largest=st.floats(0.1, 1.0),
+)
+def test_the_map_meets_the_wanted_mean(scores: list[float], share: float, largest: float) -> None:
+    """On the queries it was fitted on, the mean λ is the wanted one, and none is above the largest."""
+    mean = share * largest
+    fitted = QuantileMap.fit(scores, mean, largest)
+    assert max(map(fitted, scores)) <= largest
     values = [fitted(score) for score in scores]
     assert sum(values) / len(values) == pytest.approx(mean, abs=0.02)
 
@@ -144,11 +150,14 @@ def test_surer_queries_never_get_more_thinking(scores: list[float], mean: float,
     assert 0.0 <= high <= low <= 1.0
 
 
-@pytest.mark.parametrize(("scores", "mean"), [([], 0.5), ([float("nan")], 0.5), ([0.5], 0.0), ([0.5], 1.0)])
-def test_calibration_without_meaning_is_refused(scores: list[float], mean: float) -> None:
-    """No scores, NaN, and a mean λ at the ends are refused."""
+@pytest.mark.parametrize(
+    ("scores", "mean", "largest"),
+    [([], 0.5, 1), ([float("nan")], 0.5, 1), ([0.5], 0.0, 1), ([0.5], 1.0, 1), ([0.5], 0.5, 0.5), ([0.5], 0.5, 1.1)],
+)
+def test_calibration_without_meaning_is_refused(scores: list[float], mean: float, largest: float) -> None:
+    """No scores, NaN, and a mean λ that no λ up to the largest can give are refused."""
     with pytest.raises(MisuseError, match="calibration expects"):
-        QuantileMap.fit(scores, mean)
+        QuantileMap.fit(scores, mean, largest)
 
 
 @given(lambda_=UNIT, lambdas=st.lists(UNIT, min_size=1, max_size=9))

@@ -1,0 +1,42 @@
+"""Rules that hold over the whole repository."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted([*ROOT.glob("dami_merge/**/*.py"), *ROOT.glob("plugins/*/dami_*/**/*.py")])
+TESTS = sorted([*ROOT.glob("tests/**/test_*.py"), *ROOT.glob("plugins/*/tests/**/test_*.py")])
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level packages that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_modules_are_small_and_keep_to_their_side(path: Path) -> None:
+    """No module is over 400 lines; only the adapter imports mergekit; the light half imports nothing heavy."""
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+    packages = imported(path)
+    assert ("mergekit" in packages) == (path.name == "mergekit_adapter.py")
+    if "plugins" in path.parts:
+        assert not packages & {"torch", "transformers", "dami_merge"}
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_test_says_what_it_shows(path: Path) -> None:
+    """Each test function has a docstring of at least one sentence."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            text = ast.get_docstring(node) or ""
+            assert text.rstrip().endswith("."), f"{node.name} in line {node.lineno}"
