@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import click
@@ -41,11 +39,12 @@ def build(
     """Build a recipe's family."""
     limit = parse_size(max_shard_size) if max_shard_size is not None else None
     from dami_merge.build import Options, build_family
+    from dami_merge.cli.progress import byte_bar
     from dami_merge.recipe import load_recipe
 
     recipe = load_recipe(config)
     started = time.perf_counter()
-    report = build_family(recipe, out, Options(only, limit, device), progress=bar)
+    report = build_family(recipe, out, Options(only, limit, device), progress=partial(byte_bar, "build"))
     seconds = time.perf_counter() - started
     for warning in report.warnings:
         output.warning(warning)
@@ -74,16 +73,3 @@ def parse_size(text: str) -> int:
     if size <= 0:
         raise MisuseError(f"--max-shard-size: expected a size such as 5GB or 500MB, found `{text:.40}`")
     return size
-
-
-@contextmanager
-def bar(total: int) -> Iterator[Callable[[int], object]]:
-    """Show bytes, throughput and time left on stderr; on a terminal live, in a log every ten seconds."""
-    from tqdm import tqdm
-
-    live = sys.stderr.isatty()
-    with tqdm(
-        total=total, unit="B", unit_scale=True, desc="build", file=sys.stderr, disable=total == 0,
-        mininterval=0.2 if live else 10.0,
-    ) as shown:  # fmt: skip
-        yield shown.update
