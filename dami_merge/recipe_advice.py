@@ -25,6 +25,7 @@ def advise(recipe: Recipe, instruct: Checkpoint) -> list[Finding]:
     found = [
         *_gradients(recipe, values, anatomy),
         *_filters(recipe, list(instruct.tensors)),
+        *_path_filters(recipe, list(instruct.tensors)),
         *_dropped_generation_config(recipe, instruct),
         *_path(recipe.instruct),
         *_path(recipe.thinking),
@@ -58,10 +59,7 @@ def _filters(recipe: Recipe, names: list[str]) -> Iterator[Finding]:
     for setting in recipe.settings():
         for text in setting.filters if isinstance(setting, Choice) else ():
             if not any(text in name for name in names):
-                yield Finding(
-                    "warning", "filter_unused", f"the filter `{text}` is in no tensor's name",
-                    "`dami explain --tensors` lists them",
-                )  # fmt: skip
+                yield _unused(text)
             elif _ENDS_IN_DIGIT.search(text) and any(re.search(re.escape(text) + r"\d", n) for n in names):
                 longer = next(n for n in names if re.search(re.escape(text) + r"\d", n))
                 yield Finding(
@@ -69,6 +67,19 @@ def _filters(recipe: Recipe, names: list[str]) -> Iterator[Finding]:
                     f"a filter is a plain substring: `{text}` also matches `{longer}`",
                     f"write `{text}.` with a dot at the end",
                 )  # fmt: skip
+
+
+def _unused(text: str) -> Finding:
+    return Finding(
+        "warning", "filter_unused", f"the filter `{text}` is in no tensor's name", "`dami explain --tensors` lists them"
+    )
+
+
+def _path_filters(recipe: Recipe, names: list[str]) -> Iterator[Finding]:
+    path = recipe.family.path if recipe.family else None
+    for text in path.filters if isinstance(path, Choice) else ():
+        if not any(text in name for name in names):
+            yield _unused(text)
 
 
 def _dropped_generation_config(recipe: Recipe, instruct: Checkpoint) -> Iterator[Finding]:

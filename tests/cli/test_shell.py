@@ -170,6 +170,34 @@ def test_check_warns_of_mergekit_traps(
     assert found == ([code] if code else [])
 
 
+def test_check_warns_of_a_path_filter_that_matches_nothing(
+    tmp_path: Path, qwen3: Pair, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A filter in a family's path is looked at like one in λ."""
+    path = tmp_path / "r.yml"
+    options = [{"filter": "atention", "value": "power(2)"}, {"value": "uniform"}]
+    path.write_text(qwen3.recipe(family={"name": "x", "lambdas": [0, 1], "path": options}))
+    found = json.loads(run(capsys, "check", path, "--json")[1])["findings"]
+    assert [f["code"] for f in found] == ["filter_unused"]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "code"), [("", "ambiguous_path"), ("./", None), ("~/", "home_path")], ids=["bare", "dot", "home"]
+)
+def test_check_knows_how_mergekit_reads_local_paths(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, prefix: str, code: str | None
+) -> None:
+    """`a/b` could be a Hub id to mergekit, `./a/b` cannot, and `~` it does not expand: each gets its own word."""
+    from support.pairs import make_pair
+
+    make_pair(tmp_path / "a", layers=2)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "r.yml").write_text(Pair(f"{prefix}a/instruct", f"{prefix}a/thinking").recipe())  # type: ignore[arg-type]
+    found = json.loads(run(capsys, "check", "r.yml", "--json")[1])["findings"]
+    assert {f["code"] for f in found} == ({code} if code else set())
+
+
 def test_check_warns_of_a_filter_that_matches_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`layers.1` also matches `layers.10`, in a model that has one."""
     from support.pairs import make_pair

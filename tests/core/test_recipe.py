@@ -68,6 +68,7 @@ def test_the_design_example_reads() -> None:
         (recipe("{lambda: [{filter: a, valu: 1}]}"), 5, "did you mean `value`?"),
         (recipe("{lambda: [{filter: a}]}"), 5, "lacks `value`"),
         (recipe("{lambda: [{filter: a, value: [{filter: b, value: 1}]}]}"), 5, "cannot stand inside"),
+        (recipe("{lambda: ramp(0, 1)}"), 5, "in quotes"),
         (recipe("{lambda: 0.5, allow_extrapolation: 1}"), 5, "expected true or false"),
         (recipe("{lambda: 0.5, allow_extrapolation: [true, false]}"), 5, "a list of values has no meaning"),
         (recipe("{}"), 5, "lacks `lambda`"),

@@ -47,8 +47,10 @@ class Document:
         known = list(known)
         for key in found:
             if key not in known:
-                near = did_you_mean(str(key), known)
+                near = did_you_mean(key, known)
                 hint = f"did you mean `{near}`?" if near else f"known here: {listed(known)}"
+                if key.endswith(")"):
+                    hint = "YAML cuts at commas inside { }: put `name(a, b)` in quotes there"
                 raise self.error((*place, key), "unknown key", hint=hint)
 
 
