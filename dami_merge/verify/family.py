@@ -239,7 +239,7 @@ class _Verification:
         return plan
 
     def _files(self, variant: Variant, folder: Path, report: VariantReport) -> tuple[bool, set[str]]:
-        """Hold files against their hashes; return whether the weights can be read at all, and which of them are damaged."""
+        """Hold files against their hashes; return whether the weights can be read, and which are damaged."""
         readable, damaged = True, set()
         for name, said in variant.files.items():
             path = folder / name

@@ -34,7 +34,10 @@ SCALARS = UNIT | SCHEDULES
 GRADIENTS = st.lists(UNIT, min_size=2, max_size=4)
 FILTERS = st.lists(
     st.fixed_dictionaries(
-        {"filter": st.sampled_from(["self_attn", "mlp", "embed_tokens", "layers.0.", "norm"]), "value": SCALARS | GRADIENTS}
+        {
+            "filter": st.sampled_from(["self_attn", "mlp", "embed_tokens", "layers.0.", "norm"]),
+            "value": SCALARS | GRADIENTS,
+        }
     ),
     max_size=3,
 ).flatmap(lambda options: SCALARS.map(lambda last: [*options, {"value": last}]))
