@@ -11,6 +11,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml plugins/dami-router/pyproject.toml constraints.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "dami-merge needs Python 3.11 or newer; found $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@echo 'Setting up $(VENV): once, a few minutes.' >&2
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
 	  --editable 'plugins/dami-router[all]' --editable . --requirement requirements-dev.txt
