@@ -3,7 +3,7 @@
     python benchmarks/lab.py --seeds 0 1 2 --work pairs/ --out lab.json --markdown lab.md
     python benchmarks/lab.py --pairs dami_merge/lab/pair --rollouts dami_merge/lab/rollouts.jsonl.gz
 
-With --seeds, pairs that are not in --work yet are trained there first (about 3 minutes each on one core).
+With --seeds, pairs that are not in --work yet are trained there first (about 5 minutes each on one core).
 Everything is reported on 1,000 test queries; what is tuned is tuned on 1,000 other (dev) queries.
 """
 

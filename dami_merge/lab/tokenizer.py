@@ -75,6 +75,8 @@ def _tokenizer_config() -> dict[str, Any]:
         "added_tokens_decoder": {str(_IDS[t]): _added_token(t) for t in TOKENS[:5]},
         "chat_template": CHAT_TEMPLATE,
         "clean_up_tokenization_spaces": False,
+        # Without it Transformers 4.51 makes token_type_ids, which Qwen3 refuses.
+        "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": 256,
         **_special_tokens(),
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from dami_merge.lab import SHIPPED_PAIR, SHIPPED_ROLLOUTS, copy_pair, draw_queries, grade
+from dami_merge.lab.model import new_model, save_endpoint
 from dami_merge.lab.rollouts import Rollout, read_rollouts, roll_out, write_rollouts
 from dami_merge.lab.variants import load_variant
 from dami_router.errors import FailureError
@@ -44,6 +45,17 @@ def test_files_are_in_the_layout_that_old_servers_read(endpoint: str) -> None:
     assert "rope_parameters" not in config
     generation = json.loads((SHIPPED_PAIR / endpoint / "generation_config.json").read_text())
     assert (generation["do_sample"], generation["eos_token_id"], generation["pad_token_id"]) == (False, 2, 2)
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_shipped_text_files_are_what_training_would_write(endpoint: str, tmp_path: Path) -> None:
+    """Configuration and tokenizer have not drifted from the code that writes them."""
+    save_endpoint(new_model(0).state_dict(), tmp_path / endpoint)
+    written, shipped = _content(tmp_path / endpoint), _content(SHIPPED_PAIR / endpoint)
+    assert written.keys() == shipped.keys()
+    assert {k: v for k, v in written.items() if k.endswith(".json")} == {
+        k: v for k, v in shipped.items() if k.endswith(".json")
+    }
 
 
 def test_endpoints_are_distinct_finite_bf16() -> None:

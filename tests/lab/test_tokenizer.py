@@ -66,4 +66,5 @@ def test_files_are_in_the_layout_that_old_servers_read(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert "bos_token" in config["chat_template"]
+    assert config["model_input_names"] == ["input_ids", "attention_mask"]
     assert not (tmp_path / "chat_template.jinja").exists()
