@@ -129,6 +129,7 @@ class _Build:
 
     def run(self, chosen: Sequence[VariantPlan], progress: Progress) -> BuildReport:
         before = self.workspace.manifest()
+        self.workspace.sweep()
         self._find_good()
         kept = [v for v in self.plan.variants if self._is_finished(v)]
         todo = [v for v in chosen if v not in kept]
@@ -143,7 +144,7 @@ class _Build:
         manifest = self._manifest([v for v in self.plan.variants if v in kept or v in todo], before)
         content = manifest.text().encode()
         if not (self.workspace.out / MANIFEST).is_file() or (self.workspace.out / MANIFEST).read_bytes() != content:
-            write_atomically(self.workspace.out / MANIFEST, content)
+            write_atomically(self.workspace.out / MANIFEST, content, self.workspace.work)
         self.workspace.journal.tidy()
         warnings = tuple(str(finding).removeprefix("warning: ") for finding in self.pair.warnings)
         return BuildReport(manifest, tuple(v.id for v in todo), tuple(v.id for v in kept), written, warnings)
@@ -202,7 +203,7 @@ class _Build:
         if len(right) == len(before.variants):
             return
         if right:
-            write_atomically(path, before.model_copy(update={"variants": right}).text().encode())
+            write_atomically(path, before.model_copy(update={"variants": right}).text().encode(), self.workspace.work)
         else:
             path.unlink(missing_ok=True)
             sync_folder(self.workspace.out)

@@ -58,7 +58,7 @@ class Journal:
     def tidy(self) -> None:
         """Write the journal anew, sorted: the same bytes whatever way led here."""
         lines = [_line(key, record) for key, record in sorted(self._records.items())]
-        write_atomically(self._path, "".join(f"{line}\n" for line in lines).encode())
+        write_atomically(self._path, "".join(f"{line}\n" for line in lines).encode(), self._path.parent)
 
     def _take(self, line: str) -> None:
         try:
@@ -92,9 +92,9 @@ def locked(path: Path, out: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
+def write_atomically(path: Path, content: bytes, work: Path) -> None:
+    """Write a file so that it is there whole or not at all; its beginnings lie in the folder `work`."""
+    temporary = work / f"{path.name}.tmp"
     with temporary.open("wb") as out:
         out.write(content)
         out.flush()

@@ -64,6 +64,11 @@ class Workspace:
                     hint="give a new folder, or move it away",
                 )
 
+    def sweep(self) -> None:
+        """Remove the beginnings of small files that a killed build left."""
+        for path in self.work.glob("*.tmp"):
+            path.unlink()
+
     def adopt(self, variant: str, files: Iterable[str]) -> Path:
         """Make the place for a variant in the making and link its good finished files into it."""
         partial = self.partial(variant)

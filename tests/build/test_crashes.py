@@ -38,19 +38,23 @@ class Forks:
         assert self._line() == "ready"
 
     def start(self, **order: Any) -> int:
+        """Begin a build and return its pid."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order, default=str) + "\n")
         self._process.stdin.flush()
         return int(self._line())
 
     def status(self) -> int:
+        """Wait for the build that was begun and return its wait status."""
         return int(self._line())
 
     def run(self, **order: Any) -> int:
+        """Begin a build and wait for it."""
         self.start(**order)
         return self.status()
 
     def close(self) -> None:
+        """End the process."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
@@ -125,7 +129,7 @@ def test_killed_at_every_file_operation(forked: Forks, sharded: Pair, tmp_path: 
         check_nothing_unfinished_looks_finished(out, whole)
         assert forked.run(recipe=recipe, out=out, log=tmp_path / "log") == 0, (tmp_path / "log").read_text()
         assert tree(out) == whole, f"killed at operation {at}"
-        at += 1 if at < 30 else 3
+        at += 1 if at < 20 else 3
     assert kills > 30
 
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
-from support.pairs import Pair
 
 from dami_merge.build import BuildReport, Options, build_family
 from dami_merge.recipe import parse_recipe
+from support.pairs import Pair
 
 FAMILY: dict[str, Any] = {"name": "Fam", "lambdas": [0, 0.25, 0.5, 0.8, 1]}
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

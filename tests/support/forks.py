@@ -22,19 +22,24 @@ def main() -> None:
     """Serve until stdin ends."""
     import torch
 
-    import dami_merge.build.family  # noqa: F401  # imported once, before the forks
+    import dami_merge.build.family  # imported once, before the forks
     import dami_merge.explanation  # noqa: F401
 
     torch.set_num_threads(1)
-    print("ready", flush=True)
+    _say("ready")
     for line in sys.stdin:
         order = json.loads(line)
         child = os.fork()
         if child == 0:
             os._exit(_build(order))
-        print(child, flush=True)
+        _say(child)
         _, status = os.waitpid(child, 0)
-        print(status, flush=True)
+        _say(status)
+
+
+def _say(value: object) -> None:
+    sys.stdout.write(f"{value}\n")
+    sys.stdout.flush()
 
 
 def _build(order: dict[str, Any]) -> int:
