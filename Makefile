@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow lint bench docs clean
+.PHONY: setup demo test test-slow test-tgi lint bench docs clean
 
 setup: $(STAMP)
 
@@ -26,17 +26,28 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
+# Variants as TGI's pinned Transformers reads them, in an environment of its own.
+$(VENV)-tgi/.installed:
+	$(PYTHON) -m venv $(VENV)-tgi
+	$(VENV)-tgi/bin/python -m pip install --quiet transformers==4.51.3 torch==2.13.0 safetensors
+	@touch $@
+
+test-tgi: $(STAMP) $(VENV)-tgi/.installed
+	DAMI_TGI_PYTHON=$(VENV)-tgi/bin/python $(BIN)/python -m pytest -m tgi
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python docs/schema.py --check
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/startup.py
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/schema.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dami-demo

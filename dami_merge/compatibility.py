@@ -84,7 +84,7 @@ def _architecture(instruct: Checkpoint, thinking: Checkpoint) -> Iterator[Findin
 
 def _quantised(side: Checkpoint) -> Iterator[Finding]:
     config = side.config.get("quantization_config")
-    odd = sorted({t.dtype for t in side.tensors.values() if t.dtype.startswith(("F8", "F4", "F6"))})
+    odd = sorted({t.dtype for t in side.tensors.values() if t.dtype.startswith(("F8_", "F6_")) or t.dtype == "F4"})
     if config or odd:
         method = config.get("quant_method", "unknown") if isinstance(config, Mapping) else ", ".join(odd)
         yield Finding(
