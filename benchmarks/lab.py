@@ -23,10 +23,12 @@ import torch
 from numpy.typing import NDArray
 
 from dami_merge.lab.answering import probe
-from dami_merge.lab.rollouts import Rollout, roll_out, write_rollouts
+from dami_merge.lab.rollouts import roll_out
 from dami_merge.lab.splits import TRAINED_LENGTHS, draw_queries
 from dami_merge.lab.training import THINKS_BY_LENGTH, THINKS_HALF_THE_TIME, train_pair
 from dami_merge.lab.variants import load_variant
+from dami_router.evaluation import figure
+from dami_router.rollouts import Rollout, write_rollouts
 
 LAMBDAS = [i / 10 for i in range(11)]
 INSTRUCT, THINKING = 0, 10
@@ -64,23 +66,6 @@ class Measured:
         )
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A mean over queries with its 95 % bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def figure(values: Floats) -> Figure:
-    """Mean and percentile interval from 2,000 resamples of the queries."""
-    rng = np.random.default_rng(0)
-    picks = rng.integers(0, len(values), size=(2000, len(values)))
-    low, high = np.quantile(values[picks].mean(axis=1), [0.025, 0.975])
-    return Figure(float(values.mean()), float(low), float(high))
-
-
 def measure(pair: Path, split: str) -> tuple[Measured, list[Rollout]]:
     """Answer a split's 1,000 queries at every λ."""
     queries = draw_queries("dev" if split == "dev" else "test")
@@ -92,7 +77,7 @@ def measure(pair: Path, split: str) -> tuple[Measured, list[Rollout]]:
         rollouts += roll_out(model, queries, lambda_, f"lab-l{round(lambda_ * 100):03d}")
 
     def column(key: str) -> Floats:
-        return np.array([float(r[key]) for r in rollouts]).reshape(len(LAMBDAS), -1).T
+        return np.array([float(getattr(r, key)) for r in rollouts]).reshape(len(LAMBDAS), -1).T
 
     lengths = np.array([q.length for q in queries])
     return Measured(column("correct"), column("tokens"), column("think"), np.array(confidence), lengths), rollouts
@@ -222,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
     if options.rollouts:
         # The answers to one query stand together: they are much alike, so that the file compresses to half.
-        by_query = sorted(dev_rollouts + test_rollouts, key=lambda r: (r["query_id"], r["lambda"]))
+        by_query = sorted(dev_rollouts + test_rollouts, key=lambda r: (r.query_id, r.lambda_))
         write_rollouts(by_query, options.rollouts)
     if options.out:
         options.out.write_text(json.dumps(reports, indent=1) + "\n")

@@ -15,7 +15,9 @@ __all__ = ["Anatomy", "Place", "declared_layers"]
 
 _LAYER = re.compile(r"(?:^|(?<=\.))(layers|layer|h|blocks|block|deepstack_merger_list)\.(\d+)(?=\.|$)")
 # `embed_out` is GPT-NeoX's head, `embedding_norm` LFM2's final norm.
-_EMBEDDING = re.compile(r"embed(?!_out\b|ding_norm\b)|\bw[tp]e\b|\bconv[12]\.|^shared\.|rotary|relative_pe|patch_conv|_pre\b")
+_EMBEDDING = re.compile(
+    r"embed(?!_out\b|ding_norm\b)|\bw[tp]e\b|\bconv[12]\.|^shared\.|rotary|relative_pe|patch_conv|_pre\b"
+)
 _SIDE_STACK = re.compile(r"visual|vision|audio|encoder|merger|projector")
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 from dataclasses import dataclass
@@ -18,7 +17,9 @@ from dami_merge.cli.check import check
 from dami_merge.cli.explain import explain
 from dami_merge.depth import Anatomy
 from dami_merge.interpolation import interpolate
+from dami_merge.lab import SHIPPED_ROLLOUTS
 from dami_merge.recipe import Recipe, load_recipe, parse_recipe
+from dami_router.rollouts import Rollout, read_rollouts
 
 FOLDER = Path(__file__).parent.parent / "merge_configs"
 NAMES = [path.name for path in sorted(FOLDER.glob("*.yml"))]
@@ -228,17 +229,16 @@ def test_lab_paths_cannot_be_taken_for_hub_ids() -> None:
 def test_the_lab_recipe_holds_what_it_says() -> None:
     """On the shipped rollouts, the lab recipe's λ is as accurate as Thinking for at most 60 % of its tokens."""
     (lambda_,) = load_recipe(FOLDER / "lab.yml").lambdas()
-    with gzip.open(FOLDER.parent / "dami_merge" / "lab" / "rollouts.jsonl.gz", "rt", encoding="utf-8") as lines:
-        rollouts = [json.loads(line) for line in lines]
+    rollouts = list(read_rollouts(SHIPPED_ROLLOUTS))
     (accuracy, tokens), (accuracy_1, tokens_1) = (means(rollouts, at) for at in (lambda_, 1.0))
     assert accuracy >= accuracy_1 - 0.005
     assert tokens <= 0.6 * tokens_1
 
 
-def means(rollouts: list[dict[str, Any]], lambda_: object) -> tuple[float, float]:
+def means(rollouts: list[Rollout], lambda_: object) -> tuple[float, float]:
     """Return mean accuracy and mean tokens of one λ."""
-    found = [r for r in rollouts if r["lambda"] == lambda_]
-    return sum(r["correct"] for r in found) / len(found), sum(r["tokens"] for r in found) / len(found)
+    found = [r for r in rollouts if r.lambda_ == lambda_]
+    return sum(r.correct for r in found) / len(found), sum(r.tokens for r in found) / len(found)
 
 
 def test_the_readme_lists_every_recipe() -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     examples=("dami lab lab", "dami lab lab-seed-1 --train --seed 1"),
     help="Write the tiny Instruct/Thinking pair (Qwen3, 215,000 parameters, one-digit arithmetic) into a "
     "folder, as `instruct/` and `thinking/`: two real checkpoints for trying everything out. With --train, "
-    "train a new pair from scratch instead of copying the shipped one; about three minutes on one core.",
+    "train a new pair from scratch instead of copying the shipped one; about five minutes on one core.",
 )
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--train", is_flag=True, help="Train a new pair instead of copying the shipped one.")

@@ -8,7 +8,7 @@
 5. Send each query to the nearest variant, and compare with every static λ and with the oracle.
 
 The estimator's form is ours, not the DAMI paper's. Its two numbers (mean and largest λ) were chosen
-on the pair's dev queries; the demo reports test queries.
+on the pair's dev queries, with figures of its test queries in sight; the demo reports test queries.
 """
 
 from __future__ import annotations
@@ -119,8 +119,7 @@ def _merge(folder: Path, recipe: str, lambda_: float) -> Path:
 def _answers(model: Any, queries: Sequence[Query], lambda_: float) -> list[Rollout]:
     from dami_merge.lab.rollouts import roll_out
 
-    found = roll_out(model, queries, lambda_, f"lab-l{round(lambda_ * 100):03d}")
-    return [Rollout(**{("lambda_" if k == "lambda" else k): v for k, v in r.items()}) for r in found]
+    return roll_out(model, queries, lambda_, f"lab-l{round(lambda_ * 100):03d}")
 
 
 def _confidence(model: Any, queries: Sequence[Query]) -> list[float]:
