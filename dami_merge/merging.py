@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from dami_router.errors import DamiError, FailureError, MisuseError
 
@@ -19,19 +20,22 @@ def merge_recipe(config: Path, out: Path, options: Sequence[str] = ()) -> None:
     Raises MisuseError where `out` already holds something or an option is unknown,
     FailureError where mergekit fails; `out` is then as it was.
     """
-    try:
-        from dami_merge.mergekit_adapter import run_command
-    except ImportError as error:
-        raise FailureError(f"mergekit cannot be imported: {error}", hint="pip install 'mergekit>=0.1.5,<0.2'") from None
-
+    run_command = _adapter().run_command
     whole_folder(out, lambda folder: _told(lambda: run_command([str(config), str(folder), *options])))
 
 
 def merge_text(recipe: str, out: Path) -> None:
     """Merge a recipe's text into the new folder `out`, with mergekit's own defaults and no progress bars."""
-    from dami_merge.mergekit_adapter import run_merge
-
+    run_merge = _adapter().run_merge
     whole_folder(out, lambda folder: _told(lambda: run_merge(recipe, folder)))
+
+
+def _adapter() -> ModuleType:
+    try:
+        import dami_merge.mergekit_adapter as adapter
+    except ImportError as error:
+        raise FailureError(f"mergekit cannot be imported: {error}", hint="pip install 'mergekit>=0.1.5,<0.2'") from None
+    return adapter
 
 
 def _told(merge: Callable[[], None]) -> None:

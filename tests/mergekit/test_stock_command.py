@@ -70,6 +70,24 @@ def test_hook_off_means_method_off_and_dami_merge_still_works(tmp_path: Path, qw
     assert "already there; nothing is written over" in again.stderr
 
 
+def test_without_mergekit_one_message_says_so(tmp_path: Path, qwen3: Pair) -> None:
+    """`dami merge` and `dami demo` without mergekit exit 1 with what to install; check and explain still work."""
+    (tmp_path / "r.yml").write_text(qwen3.recipe(0.5))
+    start = "import sys; sys.modules['mergekit'] = None; from dami_router.cli import main; main({!r})"
+    for arguments, code in (
+        (["merge", "r.yml", "out"], 1),
+        (["demo", "--out", "demo", "--queries", "10"], 1),
+        (["check", "r.yml"], 0),
+        (["explain", "r.yml"], 0),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", start.format(arguments)], capture_output=True, text=True, check=False, cwd=tmp_path
+        )
+        assert done.returncode == code, done.stderr
+        assert ("pip install 'mergekit" in done.stderr) == (code == 1)
+        assert "Traceback" not in done.stderr
+
+
 def test_a_failing_merge_leaves_nothing(tmp_path: Path, qwen3: Pair) -> None:
     """`dami merge` that fails in the middle exits 1 or 2 with one message, and OUT is not there."""
     (tmp_path / "r.yml").write_text(qwen3.recipe("window(0, 9)"))
