@@ -16,10 +16,10 @@ from dami_merge.depth import Anatomy, Place
 from dami_merge.family_block import FamilyBlock, read_family
 from dami_merge.schedule import Schedule, check_lambda, parse_lambda
 from dami_merge.setting import Choice, Fixed, Gradient, Setting, read_setting
-from dami_router.errors import MisuseError
+from dami_router.errors import MisuseError, RecipeError
 from dami_router.strict_yaml import Document, Key, load, parse
 
-__all__ = ["ModelRef", "Parameters", "Recipe", "Slice", "load_recipe", "parse_recipe"]
+__all__ = ["MergekitOnlyError", "ModelRef", "Parameters", "Recipe", "Slice", "load_recipe", "parse_recipe"]
 
 _KEYS = (
     "merge_method", "base_model", "models", "slices", "modules", "parameters", "dtype", "out_dtype",
@@ -27,6 +27,10 @@ _KEYS = (
 )  # fmt: skip
 _PARAMETERS = ("lambda", "allow_extrapolation")
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
+
+
+class MergekitOnlyError(RecipeError):
+    """A recipe that mergekit can merge, but that says more than one pair of full checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -146,11 +150,7 @@ def read_recipe(document: Document) -> Recipe:
     _method(document)
     instruct = _model(document, ("base_model",), data.get("base_model"))
     if "modules" in data:
-        raise document.error(
-            ("modules",),
-            "recipes with `modules:` are planned by mergekit alone",
-            hint="use `models:` or `slices:`, or run `dami merge` / `mergekit-yaml` directly",
-        )
+        raise _beyond(document, ("modules",), "`modules:` are planned by mergekit alone", "use `models:` or `slices:`")
     if ("models" in data) == ("slices" in data):
         raise document.error(
             (), "expected either `models:` or `slices:`, found " + ("both" if "models" in data else "neither")
@@ -182,6 +182,11 @@ def _method(document: Document) -> None:
     raise document.error(("merge_method",), f"expected `dami`, found {method!r}", hint=hint)
 
 
+def _beyond(document: Document, place: Key, message: str, way: str) -> MergekitOnlyError:
+    error = document.error(place, f"{message}; the `dami` tools read one pair of full checkpoints")
+    return MergekitOnlyError(error.message, hint=f"{way}, or merge it as it is with `mergekit-yaml` or `dami merge`")
+
+
 def _model(document: Document, place: Key, raw: object) -> ModelRef:
     if raw is None:
         hint = "name the Instruct checkpoint (λ = 0)" if place == ("base_model",) else "name a checkpoint"
@@ -191,10 +196,7 @@ def _model(document: Document, place: Key, raw: object) -> ModelRef:
     if not isinstance(raw, str) or not raw.strip():
         raise document.error(place, f"expected a local folder or a Hub id, found {raw!r:.60}")
     if "+" in raw:
-        raise document.error(
-            place, f"`{raw}` names a LoRA adapter; the `dami` tools read full checkpoints",
-            hint="merge the adapter into its model first, or run `mergekit-yaml`, which does",
-        )  # fmt: skip
+        raise _beyond(document, place, f"`{raw}` names a LoRA adapter", "merge the adapter into its model first")
     path, _, revision = raw.partition("@")
     return ModelRef(path, revision or None)
 
@@ -204,7 +206,7 @@ def _model_from_mapping(document: Document, place: Key, raw: dict[str, Any]) -> 
     if not isinstance(inner, dict):
         inner = {"path": inner}
     if raw.get("lora") or raw.get("override_architecture"):
-        raise document.error(place, "`lora` and `override_architecture` belong to `mergekit-yaml` alone")
+        raise _beyond(document, place, "`lora` and `override_architecture` are mergekit's alone", "leave them out")
     document.only_keys(place, inner, ("path", "revision"))
     return f"{inner.get('path')}@{inner['revision']}" if inner.get("revision") else str(inner.get("path", ""))
 

@@ -24,9 +24,12 @@ from dami_router.output import Output
 def merge(output: Output, config: Path, out: Path, options: tuple[str, ...]) -> None:
     """Merge one recipe."""
     from dami_merge.merging import merge_recipe
-    from dami_merge.recipe import load_recipe
+    from dami_merge.recipe import MergekitOnlyError, load_recipe
 
-    load_recipe(config)
+    try:
+        load_recipe(config)
+    except MergekitOnlyError:
+        output.note(f"{config}: goes beyond what `dami check` reads; mergekit judges it alone")
     merge_recipe(config, out, options)
     files = sorted(path.name for path in out.iterdir())
     output.result(f"merged into {out}: {', '.join(files)}", {"out": str(out), "files": files})

@@ -72,7 +72,7 @@ def test_the_design_example_reads() -> None:
         (recipe("{lambda: 0.5, allow_extrapolation: 1}"), 5, "expected true or false"),
         (recipe("{lambda: 0.5, allow_extrapolation: [true, false]}"), 5, "a list of values has no meaning"),
         (recipe("{}"), 5, "lacks `lambda`"),
-        (recipe(rest="modules: {}"), 6, "planned by mergekit alone"),
+        (recipe(rest="modules: {}"), 6, "or merge it as it is with `mergekit-yaml`"),
         (recipe(rest="lambda: 0.5\nlambda: 0.6"), 7, "given twice"),
         (recipe().replace("dami", "damy"), 1, "did you mean `dami`?"),
         (recipe().replace("dami", "slerp"), 1, "belong to `mergekit-yaml` alone"),

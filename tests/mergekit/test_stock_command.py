@@ -70,6 +70,20 @@ def test_hook_off_means_method_off_and_dami_merge_still_works(tmp_path: Path, qw
     assert "already there; nothing is written over" in again.stderr
 
 
+def test_dami_merge_takes_what_only_mergekit_reads(tmp_path: Path, qwen3: Pair) -> None:
+    """A recipe with `modules:` goes to mergekit, with a note that `dami check` does not read it."""
+    recipe = json.loads(qwen3.recipe("ramp(0, 1)"))
+    recipe["modules"] = {"default": {"models": recipe.pop("models")}}
+    (tmp_path / "r.yml").write_text(json.dumps(recipe))
+    done = command("dami", "merge", tmp_path / "r.yml", tmp_path / "out", "--quiet")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "mergekit judges it alone" in done.stderr
+    assert_same(tmp_path / "out", expected(qwen3, qwen3.recipe("ramp(0, 1)")))
+    checked = command("dami", "check", tmp_path / "r.yml")
+    assert checked.returncode == 2
+    assert "or merge it as it is with `mergekit-yaml` or `dami merge`" in checked.stderr
+
+
 def test_without_mergekit_one_message_says_so(tmp_path: Path, qwen3: Pair) -> None:
     """`dami merge` and `dami demo` without mergekit exit 1 with what to install; check and explain still work."""
     (tmp_path / "r.yml").write_text(qwen3.recipe(0.5))
