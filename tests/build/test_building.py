@@ -105,7 +105,7 @@ def test_measured_and_pushed_stay_with_an_unchanged_variant(family: Built) -> No
     """What was measured or pushed of a variant survives a later build that leaves it as it is."""
     path = family.out / "dami_family.json"
     data = json.loads(path.read_text())
-    data["variants"][1]["hub"] = {"repo": "me/Fam-l025", "revision": "main"}
+    data["variants"][1]["hub"] = {"repo": "me/Fam-l025", "revision": "c" * 40}
     data["variants"][1]["measured"] = [{"benchmark": "x", "accuracy": 0.5, "mean_tokens": 10.0, "n": 4}]
     path.write_text(json.dumps(data))
     manifest = build(family.recipe, family.out).report.manifest
