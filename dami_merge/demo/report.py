@@ -128,7 +128,7 @@ def _page(demo: Demo, picture: bytes) -> str:
         "<style>body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#1d2733}"
         "table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.3rem .9rem;text-align:right;"
         "border-bottom:1px solid #dde3ea}td:first-child,th:first-child{text-align:left}pre{background:#f4f6f8;"
-        "padding:.8rem;overflow-x:auto}img{max-width:100%}</style>"
+        "padding:.8rem;white-space:pre-wrap;overflow-wrap:anywhere}img{max-width:100%}</style>"
         f"<h1>dami demo</h1><p>{escape(_verdict(demo))}</p>"
         f'<img alt="Accuracy against tokens" src="data:image/svg+xml;base64,{image}">'
         f"<table><tr>{header}</tr>{rows}</table><h2>Three queries</h2>{stories}"
