@@ -1,5 +1,20 @@
-"""Building a family of variants: both endpoints streamed once, every variant written."""
+"""Building a family of variants: both endpoints streamed once, every variant written.
 
-from dami_merge.build.family import BuildReport, Options, build_family
+`family`, and torch with it, is imported when it is asked for: pushing and pulling use the
+folder, the hashes and the manifest of a build, but no arithmetic.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dami_merge.build.family import BuildReport, Options, build_family
 
 __all__ = ["BuildReport", "Options", "build_family"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from dami_merge.build import family
+
+    return getattr(family, name)
