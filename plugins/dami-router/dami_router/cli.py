@@ -27,6 +27,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("dami-merge", "Show λ for every layer and module of a recipe."),
     "build": ("dami-merge", "Build a family of variants in one pass; resumable."),
     "verify": ("dami-merge", "Prove that a built family is what its manifest says."),
+    "push": ("dami-merge", "Publish a family on the Hugging Face Hub; resumable."),
+    "pull": ("dami-merge", "Fetch a family from the Hub and check every file."),
     "merge": ("dami-merge", "Run mergekit-yaml with the method `dami` registered."),
     "lab": ("dami-merge", "Write the tiny Instruct/Thinking pair into a folder."),
     "demo": ("dami-merge", "Merge, answer, route and report on the tiny pair, end to end."),

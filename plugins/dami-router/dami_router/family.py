@@ -17,20 +17,22 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from dami_router.errors import CheckpointError, MisuseError
 
 __all__ = [
-    "MANIFEST", "ChatTemplate", "CreatedWith", "Endpoint", "Endpoints", "Family", "HubPlace", "LambdaGroup",
-    "Measured", "PathChoice", "Sampling", "Variant", "json_schema", "load_family", "parse_family",
+    "MANIFEST", "MAX_MANIFEST_BYTES", "ChatTemplate", "CreatedWith", "Endpoint", "Endpoints", "Family", "HubPlace",
+    "LambdaGroup", "Measured", "PathChoice", "Sampling", "Variant", "json_schema", "load_family", "parse_family",
 ]  # fmt: skip
 
 MANIFEST = "dami_family.json"
 """The manifest's file name, next to the variants."""
 
-_MAX_BYTES = 16 << 20
+MAX_MANIFEST_BYTES = 16 << 20
+"""A manifest larger than this is refused unread."""
 
 # One path component that starts with a letter, a digit or `_`: no separators, no `..`, nothing hidden.
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}$")]
 VariantId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,126}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+RepoId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}$")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -98,10 +100,10 @@ class Sampling(_Strict):
 
 
 class HubPlace(_Strict):
-    """Where a variant was pushed."""
+    """Where a variant was pushed: the commit of a repository on the Hub that holds its files."""
 
-    repo: Text
-    revision: Text
+    repo: RepoId
+    revision: Commit
 
 
 class Measured(_Strict):
@@ -146,6 +148,17 @@ class Family(_Strict):
                 raise ValueError(f"two variants have the same {what.rstrip('_')}")
         return self
 
+    @classmethod
+    def load(cls, place: str | Path) -> Family:
+        """Read a family from a folder, a file, or the Hub (`ORG/name`, a collection's slug): the manifest alone.
+
+        Raises MisuseError where there is none, FailureError where the Hub cannot give it,
+        CheckpointError where it is not a manifest.
+        """
+        from dami_router.hub import load_anywhere
+
+        return load_anywhere(place)
+
     def text(self) -> str:
         """Return the manifest as it is written: JSON that depends on the content alone."""
         data = self.model_dump(mode="json", by_alias=True)
@@ -178,8 +191,8 @@ def load_family(path: Path) -> Family:
     """
     file = path / MANIFEST if path.is_dir() else path
     try:
-        if file.stat().st_size > _MAX_BYTES:
-            raise CheckpointError(f"{file}: larger than {_MAX_BYTES >> 20} MiB; expected a family manifest")
+        if file.stat().st_size > MAX_MANIFEST_BYTES:
+            raise CheckpointError(f"{file}: larger than {MAX_MANIFEST_BYTES >> 20} MiB; expected a family manifest")
         return parse_family(file.read_bytes(), str(file))
     except FileNotFoundError:
         raise MisuseError(

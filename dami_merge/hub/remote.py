@@ -1,0 +1,116 @@
+"""What the Hub has on a branch, and whether that is what we have."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dami_merge.hub.push_plan import Source, Target
+from dami_router.errors import FailureError
+from dami_router.family import MANIFEST, Family, Variant
+from dami_router.hub import read_manifest
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+__all__ = ["Remote", "look", "source_of_text"]
+
+_BORN_WITH = {".gitattributes", "README.md", "LICENSE"}
+
+
+@dataclass(frozen=True)
+class Remote:
+    """The files of a branch at its head commit, and the manifest among them."""
+
+    head: str
+    files: Mapping[str, RepoFile]
+    manifest: Family | None
+
+    def has(self, source: Source) -> bool:
+        """Whether the branch holds exactly this content at this path."""
+        found = self.files.get(source.path)
+        if found is None or found.size != source.size:
+            return False
+        if found.lfs is not None:
+            return bool(found.lfs.sha256 == source.sha256)
+        content = source.read()
+        return bool(found.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())  # noqa: S324
+
+    def missing(self, sources: Iterable[Source]) -> list[Source]:
+        """Return what the branch lacks or has otherwise."""
+        return [source for source in sources if not self.has(source)]
+
+    def stale(self, target: Target) -> list[str]:
+        """Return the paths of earlier weights and files of ours that the variant no longer has."""
+        before = {v.id: v for v in self.manifest.variants} if self.manifest else {}
+        old = before.get(target.variant.id) if target.variant else None
+        ours = set(old.files) if old else set()
+        mine = {file.path for file in target.files}
+        weights = {path for path in self.files if "/" not in path and path.endswith(".safetensors")}
+        gone = (ours | weights | {"model.safetensors.index.json", ".eval_results/dami.yaml"}) & set(self.files)
+        return sorted(gone - mine) if target.variant else []
+
+
+def look(api: HfApi, repo: str, revision: str, *, with_manifest: bool = True) -> Remote:
+    """Ask for the files at a branch or commit."""
+    from huggingface_hub.hf_api import RepoFile
+
+    head = api.model_info(repo, revision=revision).sha
+    assert head is not None
+    entries = api.list_repo_tree(repo, revision=head, recursive=True)
+    files = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    read = read_manifest(api, repo, head) if with_manifest and MANIFEST in files else None
+    return Remote(head, files, read[0] if read else None)
+
+
+def check_ours(target: Target, remote: Remote, family: Family) -> None:
+    """Refuse to write into a repository that holds something else than this family."""
+    if remote.manifest is None and set(remote.files) <= _BORN_WITH:
+        return
+    if remote.manifest is not None and remote.manifest.name == family.name:
+        return
+    what = f"the family {remote.manifest.name}" if remote.manifest else "files that `dami push` did not put there"
+    raise FailureError(
+        f"{target}: already holds {what}; nothing is written over",
+        hint="give the family another name in its recipe, another --namespace, or move the repository away",
+    )
+
+
+def commit_of(api: HfApi, target: Target, remote: Remote, local: Variant) -> str:
+    """Return a commit that holds the variant's files: the one that a manifest names already, else the head.
+
+    So a second push finds the same commits, though every repository has later ones.
+    """
+    assert target.variant is not None
+    weights = [file for file in target.files if file.path in target.variant.files]
+    published = next((v for v in remote.manifest.variants if v.id == local.id), None) if remote.manifest else None
+    for claim in (published, local):
+        hub = claim.hub if claim else None
+        if (
+            hub
+            and hub.repo == target.repo
+            and hub.revision != remote.head
+            and _holds(api, target, hub.revision, weights)
+        ):
+            return hub.revision
+    return remote.head
+
+
+def source_of_text(path: str, text: str) -> Source:
+    """Return a file made here from its text."""
+    content = text.encode()
+    return Source(path, content, len(content), hashlib.sha256(content).hexdigest())
+
+
+def _holds(api: HfApi, target: Target, revision: str, weights: list[Source]) -> bool:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return not look(api, target.repo, revision, with_manifest=False).missing(weights)
+    except HfHubHTTPError as error:
+        if error.response.status_code != 404:
+            raise
+        return False  # the repository was made anew since

@@ -1,0 +1,63 @@
+"""Starting the Hub: in a thread of the tests, or as a program."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import uvicorn
+
+from hub_server.app import Hub
+from hub_server.faults import Faults
+from hub_server.store import Store, User
+
+TOKEN = "hf_writerSecretTokenForTests"
+READ_TOKEN = "hf_readerSecretTokenForTests"
+
+
+@dataclass
+class RunningHub:
+    """A Hub that listens: its address, its state, and its faults."""
+
+    url: str
+    store: Store
+    hub: Hub
+    faults: Faults
+
+    @property
+    def commits(self) -> int:
+        """How many commits were made by requests so far."""
+        return self.hub.commits
+
+    def sent(self, pattern: str) -> list[str]:
+        """Return the requests that contain a text, in order."""
+        return [request for request in self.faults.log if pattern in request]
+
+
+def make(multipart_over: int = 200_000) -> tuple[Hub, Faults]:
+    """Make a Hub with one writer, `ann` of the organisation `acme`, and one reader."""
+    users = {TOKEN: User("ann", ("acme",)), READ_TOKEN: User("bob", ("acme",), "read")}
+    hub = Hub(Store(users), multipart_over=multipart_over)
+    return hub, Faults(hub.app())
+
+
+@contextmanager
+def running(port: int = 0, multipart_over: int = 200_000) -> Iterator[RunningHub]:
+    """Run a Hub on loopback while the block runs."""
+    hub, faults = make(multipart_over)
+    config = uvicorn.Config(faults, host="127.0.0.1", port=port, log_level="error", lifespan="off", http="h11")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    address = server.servers[0].sockets[0].getsockname()
+    try:
+        yield RunningHub(f"http://127.0.0.1:{address[1]}", hub.store, hub, faults)
+    finally:
+        server.should_exit = True
+        server.force_exit = True
+        thread.join(10)
