@@ -129,7 +129,7 @@ class _Build:
 
     def run(self, chosen: Sequence[VariantPlan], progress: Progress) -> BuildReport:
         before = self.workspace.manifest()
-        self.workspace.sweep()
+        self.workspace.sweep({variant.id for variant in self.plan.variants})
         self._find_good()
         kept = [v for v in self.plan.variants if self._is_finished(v)]
         todo = [v for v in chosen if v not in kept]
@@ -234,7 +234,7 @@ class _Build:
         targets = [self.workspace.partial(v.id) / shard.file for v in variants]
         temporary = [path.with_name(path.name + ".tmp") for path in targets]
         try:
-            hashes = stream.write(shard, temporary, [v.tensors for v in variants], lambda n: void(advance(n)))
+            hashes = stream.write(shard, temporary, [v.tensors for v in variants], advance)
         except BaseException:
             for path in temporary:
                 path.unlink(missing_ok=True)
@@ -282,10 +282,6 @@ class _Build:
             assert record is not None
             hashes[shard.file] = record.sha256
         return hashes
-
-
-def void(_: object) -> None:
-    """Forget a value: tqdm's update returns one that nobody needs."""
 
 
 def _files(side: Checkpoint) -> EndpointFiles:

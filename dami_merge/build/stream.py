@@ -72,7 +72,7 @@ class ShardStream:
         shard: Shard,
         paths: Sequence[Path],
         lambdas: Sequence[Mapping[str, float]],
-        progress: Callable[[int], None],
+        progress: Callable[[int], object],
     ) -> list[str]:
         """Write the shard's file for each variant, on the disk when this returns; return their sha256.
 
@@ -107,7 +107,7 @@ class ShardStream:
         lambdas: Sequence[Mapping[str, float]],
         pool: ChunkPool,
         chunk_size: int,
-        progress: Callable[[int], None],
+        progress: Callable[[int], object],
     ) -> None:
         capacity = _BLOCK * max((_widest(self._sources[t.name]) for t in shard.tensors), default=1)
         a, b = (EndpointReader(end.folder, end.hashes, capacity) for end in self._ends)

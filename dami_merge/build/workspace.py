@@ -21,6 +21,7 @@ from dami_router.family import MANIFEST, Family, load_family
 __all__ = ["Workspace", "open_workspace"]
 
 _WORK = ".dami_build"
+_OLD = "~old"  # no variant's id ends like this
 
 
 class Workspace:
@@ -64,10 +65,14 @@ class Workspace:
                     hint="give a new folder, or move it away",
                 )
 
-    def sweep(self) -> None:
-        """Remove the beginnings of small files that a killed build left."""
+    def sweep(self, variants: set[str]) -> None:
+        """Remove what a killed build left and no build will take up: small files begun, replaced variants, other λ."""
         for path in self.work.glob("*.tmp"):
             path.unlink()
+        for path in self.work.glob("*/"):
+            replaced = path.name.endswith(_OLD) and self.finished(path.name.removesuffix(_OLD)).exists()
+            if replaced or (path.name not in variants and not path.name.endswith(_OLD)):
+                shutil.rmtree(path)
 
     def adopt(self, variant: str, files: Iterable[str]) -> Path:
         """Make the place for a variant in the making and link its good finished files into it."""
@@ -106,7 +111,7 @@ class Workspace:
         shutil.rmtree(old, ignore_errors=True)
 
     def _old(self, variant: str) -> Path:
-        return self.work / f"{variant}.old"
+        return self.work / f"{variant}{_OLD}"
 
 
 def open_workspace(out: Path) -> Workspace:

@@ -129,8 +129,32 @@ def test_killed_at_every_file_operation(forked: Forks, sharded: Pair, tmp_path: 
         check_nothing_unfinished_looks_finished(out, whole)
         assert forked.run(recipe=recipe, out=out, log=tmp_path / "log") == 0, (tmp_path / "log").read_text()
         assert tree(out) == whole, f"killed at operation {at}"
-        at += 1 if at < 20 else 3
-    assert kills > 30
+        at += 1 if at < 16 else 4
+    assert kills > 25
+
+
+def test_killed_while_variants_are_replaced(forked: Forks, sharded: Pair, tmp_path: Path) -> None:
+    """SIGKILL while a changed recipe replaces variants: each place holds the old or the new one, whole, or none."""
+    before = sharded.recipe(0.5, dtype="bfloat16", family={"name": "Fam", "lambdas": [0, 0.3, 0.9]})
+    after = sharded.recipe(0.5, dtype="bfloat16", family={"name": "Fam", "lambdas": [0, 0.3], "path": "late(1)"})
+    recipe = written(after, tmp_path / "recipe.yml")
+    old = tree(build(before, tmp_path / "old").out)
+    whole = tree(build(after, tmp_path / "whole").out) | {n: c for n, c in old.items() if n.startswith("Fam-l090")}
+    at, kills = 1, 0
+    while True:
+        out = build(before, tmp_path / f"killed-{at}").out
+        if forked.run(recipe=recipe, out=out, kill_at=at, log=tmp_path / "log") == 0:
+            break
+        kills += 1
+        for folder in out.glob("Fam-*"):
+            found = {f"{folder.name}/{p.name}": p.read_bytes() for p in folder.iterdir()}
+            assert found in [{n: c for n, c in t.items() if n.startswith(folder.name)} for t in (old, whole)]
+        assert forked.run(recipe=recipe, out=out, log=tmp_path / "log") == 0, (tmp_path / "log").read_text()
+        ended = tree(out)
+        ended[".dami_build/journal.jsonl"] = whole[".dami_build/journal.jsonl"]  # it also remembers λ=0.9
+        assert ended == whole, f"killed at operation {at}"
+        at += 3
+    assert kills > 10
 
 
 def test_killed_at_random_moments_again_and_again(forked: Forks, large: Pair, tmp_path: Path) -> None:

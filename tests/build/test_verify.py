@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from support.builds import FAMILY, Built, build, reshard
@@ -99,6 +99,7 @@ def test_recipe_without_family_verifies(pair: Pair, tmp_path: Path) -> None:
     assert layers["model.layers.2"] == pytest.approx(0.9, abs=0.01)
 
 
+@settings(max_examples=30)
 @given(place=st.floats(0, 0.9999), bit=st.integers(0, 7))
 def test_flipped_bit_is_named_with_its_tensor(tmp_path_factory: Any, pair: Pair, place: float, bit: int) -> None:
     """One flipped bit in the weights: file, tensor and byte are named."""
