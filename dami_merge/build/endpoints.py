@@ -15,12 +15,13 @@ from dami_merge.compatibility import Finding, compare
 from dami_merge.recipe import ModelRef, Recipe
 from dami_router.errors import CheckpointError
 
-__all__ = ["Fetch", "Pair", "check_buffers", "download", "open_pair"]
+__all__ = ["PATTERNS", "Fetch", "Pair", "check_buffers", "download", "open_pair"]
 
 Fetch = Callable[[Checkpoint], Path]
 """Brings a repository at its commit to a local folder and returns that."""
 
-_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*"]
+PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*"]
+"""What of a repository is downloaded: weights, and the small files that go with them."""
 _BLOCK = 1 << 20
 
 
@@ -50,7 +51,7 @@ def download(side: Checkpoint) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(side.ref.path, revision=side.commit, allow_patterns=_PATTERNS))
+        return Path(snapshot_download(side.ref.path, revision=side.commit, allow_patterns=PATTERNS))
     except Exception as error:  # network libraries raise many kinds; each means "not here yet"
         raise CheckpointError(
             f"{side.ref}: the download stopped: {type(error).__name__}: {error}",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dami_merge.build.companions import opens_think, template_of, template_sha256
+from dami_merge.build.endpoints import PATTERNS
 from dami_merge.build.hashing import file_sha256
 from dami_merge.build.layout import check_contiguous
 from dami_merge.build.plan import Plan, VariantPlan, make_plan
@@ -65,7 +66,9 @@ def locate_in_cache(ref: ModelRef, commit: str | None) -> Path | None:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(ref.path, revision=commit or ref.revision, local_files_only=True))
+        revision = commit or ref.revision
+        # The builder's own patterns: the library calls a snapshot without the other files incomplete.
+        return Path(snapshot_download(ref.path, revision=revision, local_files_only=True, allow_patterns=PATTERNS))
     except (LocalEntryNotFoundError, HFValidationError, OSError):
         return None
 
