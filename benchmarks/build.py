@@ -50,7 +50,10 @@ def main() -> int:
         figures = measure(work, options)
     finally:
         for path in work.glob("bench-*"):
-            shutil.rmtree(path, ignore_errors=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
     print(json.dumps(figures, indent=2) if options.json else _text(figures))
     return 0 if all(figures["met"].values()) else 1
 
