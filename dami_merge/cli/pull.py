@@ -29,13 +29,14 @@ from dami_router.output import Output, table
 def pull(output: Output, identity: str, out: Path, jobs: int) -> None:
     """Fetch a family."""
     from dami_merge.cli.progress import byte_bar
+    from dami_merge.cli.push import size_text
     from dami_merge.hub import pull_family
 
     report = pull_family(identity, out, jobs=jobs, progress=partial(byte_bar, "pull"))
     state = dict.fromkeys(report.fetched, "fetched") | dict.fromkeys(report.kept, "here already")
     rows = [(f"{v.lambda_:g}", str(out / v.folder), state.get(v.id, "")) for v in report.manifest.variants]
     output.result(
-        f"{table(('λ', 'folder', ''), rows)}\n{report.bytes_fetched / 1e9:.2f} GB fetched",
+        f"{table(('λ', 'folder', ''), rows)}\n{size_text(report.bytes_fetched)} fetched",
         {
             "name": report.manifest.name, "out": str(out), "fetched": list(report.fetched), "kept": list(report.kept),
             "bytes_fetched": report.bytes_fetched,

@@ -63,7 +63,9 @@ def push(
     report = push_family(plan, progress=partial(byte_bar, "push"))
     rows = [(f"{v.lambda_:g}", _place(v.repo, v.branch), v.revision[:12], v.state) for v in report.variants]
     text = table(("λ", "repository", "commit", ""), rows)
-    done = f"{report.commits} commits, {report.bytes_sent / 1e9:.2f} GB" if report.commits else "everything was there"
+    done = (
+        f"{report.commits} commits, {size_text(report.bytes_sent)} sent" if report.commits else "everything was there"
+    )
     collection = f"\ncollection: {report.collection}" if report.collection else ""
     output.result(
         f"{text}{collection}\n{done}",
@@ -110,7 +112,7 @@ def _tell_plan(output: Output, plan: PushPlan) -> None:
     lines = [table(("repository", "λ", "files", "MB"), rows)]
     if plan.collection:
         lines.append(f"collection: {plan.options.namespace}/{plan.collection}, {len(plan.variants)} models")
-    lines.append(f"would be published, {visible}: {len(plan.repos)} repositories, {total / 1e9:.2f} GB")
+    lines.append(f"would be published, {visible}: {_counted(len(plan.repos))}, {size_text(total)}")
     data = [
         {
             "repo": target.repo, "branch": target.branch, "variant": target.variant.id if target.variant else None,
@@ -124,6 +126,15 @@ def _tell_plan(output: Output, plan: PushPlan) -> None:
         {"dry_run": True, "private": plan.options.private, "collection": plan.collection, "bytes": total,
          "targets": data},
     )  # fmt: skip
+
+
+def size_text(count: int) -> str:
+    """Return a number of bytes as people read it."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
+
+
+def _counted(repos: int) -> str:
+    return "1 repository" if repos == 1 else f"{repos} repositories"
 
 
 def _place(repo: str, branch: str) -> str:
