@@ -30,6 +30,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "push": ("dami-merge", "Publish a family on the Hugging Face Hub; resumable."),
     "pull": ("dami-merge", "Fetch a family from the Hub and check every file."),
     "merge": ("dami-merge", "Run mergekit-yaml with the method `dami` registered."),
+    "serve": ("dami-router", "Serve a family behind one address, each query at its own λ."),
+    "route": ("dami-router", "Show which λ and which variant a query would get, and why."),
+    "ask": ("dami-router", "Answer one query with the variant of its λ."),
     "lab": ("dami-merge", "Write the tiny Instruct/Thinking pair into a folder."),
     "demo": ("dami-merge", "Merge, answer, route and report on the tiny pair, end to end."),
 }

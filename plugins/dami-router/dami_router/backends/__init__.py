@@ -1,0 +1,1 @@
+"""The servers behind the router: what they are, whether they live, and which variant they serve."""

@@ -1,0 +1,1 @@
+"""dami-router's own commands, one module each."""

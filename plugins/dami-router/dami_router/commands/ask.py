@@ -1,0 +1,36 @@
+"""`dami ask`: one query, answered by the variant of its λ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dami_router.cli import command
+from dami_router.output import Output
+
+__all__ = ["ask"]
+
+
+@command(
+    "ask",
+    examples=('dami ask router.yml "What is 17 · 23?"', 'dami ask router.yml "What is 17 · 23?" --model dami:1'),
+    help="Answer one query with the servers of the configuration: estimate λ, choose the variant, fall back to "
+    "the nearest where it fails. The answer goes to stdout, the decision to stderr.",
+)
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("query")
+@click.option("--effort", type=click.Choice(["none", "minimal", "low", "medium", "high"]), help="The reasoning effort.")
+@click.option("--model", default="dami", show_default=True, help="dami, dami:0.5 for one λ, or a variant's id.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="The longest answer.")
+def ask(output: Output, config: Path, query: str, effort: str | None, model: str, max_tokens: int | None) -> None:
+    """Answer one query."""
+    import asyncio
+
+    from dami_router.commands.asking import ask as answer
+
+    decision, variant, completion = asyncio.run(answer(config, query, model, effort, max_tokens))
+    output.note(f"λ = {decision.lambda_:g} by {decision.estimator}, answered by {variant}")
+    text = completion["choices"][0]["message"].get("content") or ""
+    told = {"answered_by": variant, "decision": decision.as_dict(), "completion": completion}
+    output.result(text, {"answer": text, **told})

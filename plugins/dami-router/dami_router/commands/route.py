@@ -1,0 +1,34 @@
+"""`dami route`: which λ and which variant a query would get, and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dami_router.cli import command
+from dami_router.output import Output
+
+__all__ = ["route"]
+
+
+@command(
+    "route",
+    examples=('dami route router.yml "What is 17 · 23?"', 'dami route router.yml "Why is the sky blue?" --effort low'),
+    help="Show the decision for one query with its evidence, without generating anything. Asks the servers of "
+    "the configuration whether they are healthy, as the proxy would.",
+)
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("query")
+@click.option("--effort", type=click.Choice(["none", "minimal", "low", "medium", "high"]), help="The reasoning effort.")
+@click.option("--model", default="dami", show_default=True, help="dami, dami:0.5 for one λ, or a variant's id.")
+def route(output: Output, config: Path, query: str, effort: str | None, model: str) -> None:
+    """Decide on one query."""
+    import asyncio
+
+    from dami_router.commands.asking import decide
+
+    decision = asyncio.run(decide(config, query, model, effort))
+    evidence = "".join(f"\n  {name}: {value}" for name, value in decision.evidence.items())
+    text = f"λ = {decision.lambda_:g} by {decision.estimator} → {decision.variant}{evidence}"
+    output.result(f"{text}\nthen: {', '.join(decision.order[1:]) or 'nobody'}", decision.as_dict())

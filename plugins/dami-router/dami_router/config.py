@@ -1,0 +1,327 @@
+"""`router.yml`: which variants there are, where they are served, and how to choose between them.
+
+Read strictly: an unknown key, a wrong type or a number out of range is an error with file, line
+and advice. Keys are read from environment variables that the file names; no secret stands in it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+from urllib.parse import urlsplit
+
+from dami_router.estimators.base import Estimator
+from dami_router.estimators.chain import Chain
+from dami_router.estimators.effort import EFFORTS, Effort
+from dami_router.estimators.fixed import Fixed
+from dami_router.family import Family
+from dami_router.family import Variant as ManifestVariant
+from dami_router.policy import RULES, Figures, Rule
+from dami_router.section import Section
+from dami_router.strict_yaml import Document, load, parse
+
+__all__ = [
+    "BackendSpec", "BreakerSpec", "BudgetSpec", "Limits", "PolicySpec", "ProbeSpec", "Protocol", "Retries",
+    "RouterConfig", "Timeouts", "VariantSpec", "load_config", "parse_config",
+]  # fmt: skip
+
+T = TypeVar("T")
+Protocol = Literal["tgi", "openai"]
+_TOP = (
+    "family", "variants", "backends", "estimator", "effort_shift", "policy", "timeouts", "retries", "breaker", "limits",
+    "probe", "api_keys_env", "thinking",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class VariantSpec:
+    """A variant as the router needs it: λ, the names that a server may give it, what it was measured at."""
+
+    id: str
+    lambda_: float
+    names: frozenset[str]
+    revision: str | None = None
+    opens_think: bool = False
+    figures: Mapping[str, Figures] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BackendSpec:
+    """One served variant: base URL without `/v1`, protocol, and the name under which the server has it."""
+
+    variant: str
+    url: str
+    protocol: Protocol
+    model: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    identity: bool = True
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """How λ(q) becomes a variant; λ limits in [0, 1]."""
+
+    rule: Rule = "nearest"
+    lambda_min: float = 0.0
+    lambda_max: float = 1.0
+    sticky: bool = False
+    drop_dominated: bool = True
+    budget: BudgetSpec | None = None
+
+
+@dataclass(frozen=True)
+class BudgetSpec:
+    """The wanted mean λ or mean tokens over the last `window` requests."""
+
+    unit: Literal["lambda", "tokens"]
+    mean: float
+    window: int = 200
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Seconds: to connect, to a stream's first byte, between two reads, and for a whole request."""
+
+    connect: float = 2.0
+    first_byte: float = 60.0
+    idle: float = 60.0
+    total: float = 600.0
+    keepalive: float = 4.0
+
+
+@dataclass(frozen=True)
+class Retries:
+    """At most `attempts` calls for one request; before the nth, a random pause of up to backoff·2ⁿ⁻² seconds."""
+
+    attempts: int = 6
+    backoff: float = 0.05
+
+
+@dataclass(frozen=True)
+class BreakerSpec:
+    """Failures in a row that open a replica's breaker, and for how many seconds."""
+
+    failures: int = 5
+    open_s: float = 5.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Requests at once, waiting, and how long (s); the largest body (bytes); seconds to drain on SIGTERM."""
+
+    concurrency: int = 256
+    queue: int = 256
+    queue_wait: float = 10.0
+    body_bytes: int = 16 << 20
+    drain: float = 30.0
+
+
+@dataclass(frozen=True)
+class ProbeSpec:
+    """Seconds between two probes of a backend, and for one probe."""
+
+    interval: float = 10.0
+    timeout: float = 5.0
+
+
+@dataclass(frozen=True)
+class RouterConfig:
+    """Everything that `router.yml` says."""
+
+    name: str
+    variants: tuple[VariantSpec, ...]
+    backends: tuple[BackendSpec, ...]
+    estimator: Chain
+    effort_shift: Mapping[str, float] = field(default_factory=dict)
+    policy: PolicySpec = PolicySpec()
+    timeouts: Timeouts = Timeouts()
+    retries: Retries = Retries()
+    breaker: BreakerSpec = BreakerSpec()
+    limits: Limits = Limits()
+    probe: ProbeSpec = ProbeSpec()
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    thinking: Literal["pass", "split"] = "pass"
+
+    def variant(self, id: str) -> VariantSpec:
+        """Return a variant by its id; KeyError where there is none."""
+        return next(v for v in self.variants if v.id == id)
+
+
+def load_config(path: Path, environment: Mapping[str, str] | None = None) -> RouterConfig:
+    """Read a router.yml; raises RecipeError (exit code 2) with file and line for what is wrong in it."""
+    return _config(load(path), path.parent, os.environ if environment is None else environment)
+
+
+def parse_config(text: str, environment: Mapping[str, str] | None = None, folder: Path = Path()) -> RouterConfig:
+    """Read a configuration from YAML text; a relative family is looked for in `folder`."""
+    return _config(parse(text, "router.yml"), folder, os.environ if environment is None else environment)
+
+
+def _config(document: Document, folder: Path, environment: Mapping[str, str]) -> RouterConfig:
+    top = Section.of(document, (), document.data)
+    top.only(*_TOP)
+    name, variants = _variants(top, folder)
+    backends = _backends(top, variants, environment)
+    return RouterConfig(
+        name=name,
+        variants=variants,
+        backends=backends,
+        estimator=_estimator(top),
+        effort_shift=_effort_table(top, "effort_shift", -1.0) if top.has("effort_shift") else {},
+        policy=_policy(top.section("policy"), variants),
+        timeouts=_numbers(top, "timeouts", Timeouts()),
+        retries=_numbers(top, "retries", Retries()),
+        breaker=_numbers(top, "breaker", BreakerSpec()),
+        limits=_numbers(top, "limits", Limits()),
+        probe=_numbers(top, "probe", ProbeSpec()),
+        api_keys=tuple(_secret(top, "api_keys_env", name, environment) for name in top.texts("api_keys_env")),
+        thinking=cast(Literal["pass", "split"], top.choice("thinking", ("pass", "split"), "pass")),
+    )
+
+
+def _variants(top: Section, folder: Path) -> tuple[str, tuple[VariantSpec, ...]]:
+    if top.has("family") == top.has("variants"):
+        raise top.error("", "expected either `family` or a list of `variants`", "`family: ./OUT` names a built family")
+    if top.has("family"):
+        place = top.text("family")
+        local = folder / place
+        family = Family.load(local if local.exists() or place.startswith((".", "/")) else place)
+        if not family.variants:
+            raise top.error("family", f"the family {family.name} has no variants", "build it to its end")
+        return family.name, tuple(_from_manifest(variant) for variant in family.variants)
+    found: dict[str, VariantSpec] = {}
+    for item in top.items("variants"):
+        item.only("id", "lambda", "opens_think")
+        id = item.text("id")
+        if id in found:
+            raise item.error("id", f"two variants are called {id}")
+        lambda_ = item.number("lambda", None, 0.0, 1.0)
+        found[id] = VariantSpec(id, lambda_, frozenset({id}), opens_think=item.flag("opens_think", False))
+    return "dami", tuple(sorted(found.values(), key=lambda v: (v.lambda_, v.id)))
+
+
+def _from_manifest(variant: ManifestVariant) -> VariantSpec:
+    names = {variant.id, variant.folder} | ({variant.hub.repo} if variant.hub else set())
+    figures = {m.benchmark: Figures(m.accuracy, m.mean_tokens) for m in variant.measured}
+    revision = variant.hub.revision if variant.hub else None
+    return VariantSpec(
+        variant.id, variant.lambda_, frozenset(names), revision, variant.chat_template.opens_think, figures
+    )
+
+
+def _backends(
+    top: Section, variants: tuple[VariantSpec, ...], environment: Mapping[str, str]
+) -> tuple[BackendSpec, ...]:
+    found: list[BackendSpec] = []
+    ids = [variant.id for variant in variants]
+    for item in top.items("backends"):
+        item.only("variant", "url", "protocol", "model", "api_key_env", "identity")
+        variant = item.choice("variant", ids, item.text("variant"))
+        urls = item.texts("url")
+        if not urls:
+            raise item.error("url", "is missing")
+        key = _secret(item, "api_key_env", item.text("api_key_env"), environment) if item.has("api_key_env") else None
+        protocol = cast(Protocol, item.choice("protocol", ("tgi", "openai"), item.text("protocol")))
+        identity = item.choice("identity", ("check", "off"), "check") == "check"
+        for url in urls:
+            base = _base(item, url)
+            if any(base == other.url and variant != other.variant and protocol == "tgi" for other in found):
+                raise item.error("url", f"{url} is given for two variants; TGI serves one model")
+            if any(base == other.url and variant == other.variant for other in found):
+                raise item.error("url", f"{url} is given twice for {variant}")
+            found.append(BackendSpec(variant, base, protocol, item.optional("model"), key, identity))
+    return tuple(found)
+
+
+def _base(item: Section, url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) > 0
+    except ValueError:
+        sound = False
+    if not sound or parts.query or parts.fragment or parts.username or not url.isascii() or " " in url:
+        raise item.error("url", f"expected http://HOST[:PORT][/PATH], found {url:.100}")
+    return url.rstrip("/").removesuffix("/v1")
+
+
+def _secret(section: Section, key: str, variable: str, environment: Mapping[str, str]) -> str:
+    value = environment.get(variable, "").strip()
+    if value and value.isascii() and value.isprintable():
+        return value
+    trouble = "holds no usable key" if value else "is not set"
+    raise section.error(key, f"the environment variable {variable:.100} {trouble}", f"export {variable:.100}=...")
+
+
+def _estimator(top: Section) -> Chain:
+    if not top.has("estimator"):
+        return Chain((Effort(),), Fixed(0.5))
+    section = top.section("estimator")
+    section.only("chain", "fixed", "timeout")
+    chain: list[Estimator] = []
+    for i, entry in enumerate(section.data.get("chain") or []):
+        chain.append(_link(section, i, entry))
+    return Chain(tuple(chain), Fixed(section.number("fixed", 0.5, 0.0, 1.0)), section.number("timeout", 0.5, 0.001))
+
+
+def _link(section: Section, index: int, entry: Any) -> Estimator:
+    """One estimator: its name alone, or `name: settings`."""
+    place = (*section.place, "chain", index)
+    data = {entry: None} if isinstance(entry, str) else entry
+    if not isinstance(data, dict) or len(data) != 1:
+        raise section.document.error(place, "expected the name of an estimator, or `name: settings`")
+    link = Section(section.document, place, data)
+    link.only("effort")
+    return Effort(_effort_table(link, "effort", 0.0)) if link.has("effort") else Effort()
+
+
+def _effort_table(section: Section, key: str, low: float) -> dict[str, float]:
+    table = section.section(key)
+    table.only(*EFFORTS)
+    given = {effort: table.number(effort, None, low, 1.0) for effort in table.data}
+    return given if low < 0 else {**EFFORTS, **given}
+
+
+def _policy(section: Section, variants: tuple[VariantSpec, ...]) -> PolicySpec:
+    section.only("choose", "lambda_min", "lambda_max", "sticky", "drop_dominated", "budget")
+    low, high = section.number("lambda_min", 0.0, 0.0, 1.0), section.number("lambda_max", 1.0, 0.0, 1.0)
+    if low > high:
+        raise section.error("lambda_min", f"{low:g} is above lambda_max, {high:g}")
+    return PolicySpec(
+        cast(Rule, section.choice("choose", RULES, "nearest")),
+        low,
+        high,
+        section.flag("sticky", False),
+        section.flag("drop_dominated", True),
+        _budget(section.section("budget"), variants) if section.has("budget") else None,
+    )
+
+
+def _budget(section: Section, variants: tuple[VariantSpec, ...]) -> BudgetSpec:
+    section.only("mean_lambda", "mean_tokens", "window")
+    if section.has("mean_lambda") == section.has("mean_tokens"):
+        raise section.error("", "expected either mean_lambda or mean_tokens")
+    window = section.whole("window", 200, 1)
+    if section.has("mean_tokens"):
+        return BudgetSpec("tokens", section.number("mean_tokens", None, 1.0), window)
+    mean = section.number("mean_lambda", None, 0.0, 1.0)
+    lowest = min(variant.lambda_ for variant in variants)
+    if mean < lowest:
+        raise section.error("mean_lambda", f"{mean:g} is below every variant; the lowest has λ = {lowest:g}")
+    return BudgetSpec("lambda", mean, window)
+
+
+def _numbers(top: Section, key: str, defaults: T) -> T:
+    """Read a section of plain numbers whose names, types and defaults are a dataclass's."""
+    section = top.section(key)
+    fields = vars(defaults)
+    section.only(*fields)
+    values: dict[str, float] = {}
+    for name, default in fields.items():
+        # A queue may be 0 (nobody waits), and so may a backoff; everything else must be something.
+        low = 0 if name in ("queue", "backoff", "drain") else 1
+        whole = isinstance(default, int)
+        values[name] = section.whole(name, default, low) if whole else section.number(name, default, min(low, 0.001))
+    return type(defaults)(**values)

@@ -1,0 +1,28 @@
+"""What λ a conversation was last answered at: within one, λ may only go up."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+__all__ = ["Conversations"]
+
+
+class Conversations:
+    """The λ of the last `size` conversations, by a digest of how each began; no text is kept."""
+
+    def __init__(self, size: int = 10_000) -> None:
+        self._size = size
+        self._lambdas: OrderedDict[bytes, float] = OrderedDict()
+
+    def floor(self, key: bytes | None) -> float:
+        """Return the λ below which the conversation must not fall; 0 for an unknown one."""
+        return self._lambdas.get(key, 0.0) if key is not None else 0.0
+
+    def answered(self, key: bytes | None, lambda_: float) -> None:
+        """Remember the λ of an answer; the longest unused conversation is forgotten."""
+        if key is None:
+            return
+        self._lambdas[key] = lambda_
+        self._lambdas.move_to_end(key)
+        if len(self._lambdas) > self._size:
+            self._lambdas.popitem(last=False)

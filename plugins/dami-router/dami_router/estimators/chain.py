@@ -1,0 +1,48 @@
+"""Estimators in a row: the first that answers in time decides, the last one always does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dami_router.estimators.base import Estimate, EstimationError, Estimator, Query
+from dami_router.estimators.fixed import Fixed
+
+__all__ = ["Chain"]
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Ask `estimators` in order, each for at most `timeout` seconds; then `last`."""
+
+    estimators: Sequence[Estimator]
+    last: Fixed
+    timeout: float = 0.5
+    name: str = "chain"
+
+    async def estimate(self, query: Query) -> Estimate:
+        """Return the first answer with a λ in [0, 1]; a failing or slow estimator is passed over."""
+        for estimator in self.estimators:
+            found = await self._ask(estimator, query)
+            if found is not None:
+                return found
+        return await self.last.estimate(query)
+
+    async def _ask(self, estimator: Estimator, query: Query) -> Estimate | None:
+        try:
+            async with asyncio.timeout(self.timeout):
+                found = await estimator.estimate(query)
+        except EstimationError:
+            return None
+        except TimeoutError:
+            _LOG.warning("estimator %s gave no answer within %g s", estimator.name, self.timeout)
+            return None
+        except Exception as error:
+            # A stranger's estimator must not take requests down. Its message may hold the query.
+            _LOG.warning("estimator %s failed: %s", estimator.name, type(error).__name__)
+            return None
+        return found if 0.0 <= found.lambda_ <= 1.0 else None

@@ -1,0 +1,34 @@
+"""λ from the request's own hint, OpenAI's `reasoning_effort`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from dami_router.errors import MisuseError
+from dami_router.estimators.base import Estimate, EstimationError, Query
+
+__all__ = ["EFFORTS", "Effort"]
+
+EFFORTS: Mapping[str, float] = MappingProxyType({"none": 0.0, "minimal": 0.1, "low": 0.3, "medium": 0.6, "high": 1.0})
+"""λ for each effort unless the configuration says otherwise; the values are ours."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """λ(q) by a table from effort to λ in [0, 1]; nothing to say where the request gives no effort."""
+
+    lambdas: Mapping[str, float] = field(default_factory=lambda: EFFORTS)
+    name: str = "effort"
+
+    def __post_init__(self) -> None:
+        for effort, lambda_ in self.lambdas.items():
+            if effort not in EFFORTS or not 0.0 <= lambda_ <= 1.0:
+                raise MisuseError(f"effort: expected {', '.join(EFFORTS)} with λ in [0, 1], found {effort}: {lambda_}")
+
+    async def estimate(self, query: Query) -> Estimate:
+        """Return the table's λ; raises EstimationError without a known effort."""
+        if query.effort is None or query.effort not in self.lambdas:
+            raise EstimationError("the request names no effort of the table")
+        return Estimate(self.lambdas[query.effort], self.name, {"effort": query.effort})

@@ -1,0 +1,93 @@
+"""All replicas of all variants: who is healthy, who is busy, whose turn it is."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from dami_router.backends.base import Identity
+from dami_router.breaker import Breaker
+from dami_router.config import BackendSpec, Protocol, RouterConfig, VariantSpec
+
+if TYPE_CHECKING:
+    from yarl import URL
+
+__all__ = ["Fleet", "Replica"]
+
+Health = Literal["unknown", "alive", "dead", "wrong"]
+
+
+@dataclass(eq=False)
+class Replica:
+    """One URL of one variant, with what is known of it now."""
+
+    spec: BackendSpec
+    variant: VariantSpec
+    breaker: Breaker
+    health: Health = "unknown"
+    trouble: str = ""
+    identity: Identity | None = None
+    outstanding: int = 0
+    _urls: dict[str, URL] = field(default_factory=dict)
+
+    @property
+    def usable(self) -> bool:
+        """Whether a request may be sent: never to a server of another model, nor past an open breaker."""
+        return self.health != "wrong" and self.breaker.ready
+
+    @property
+    def served_as(self) -> str | None:
+        """The name under which the server knows the model; None for TGI, which takes any."""
+        if self.spec.protocol == "tgi":
+            return None
+        return self.spec.model or (self.identity.model if self.identity else self.variant.id)
+
+    def url(self, path: str) -> URL:
+        """Return the address of a path; parsed once."""
+        found = self._urls.get(path)
+        if found is None:
+            from yarl import URL
+
+            found = self._urls[path] = URL(self.spec.url + path)
+        return found
+
+
+class Fleet:
+    """The replicas of a configuration."""
+
+    def __init__(self, config: RouterConfig) -> None:
+        self.replicas = [
+            Replica(spec, config.variant(spec.variant), Breaker(config.breaker.failures, config.breaker.open_s))
+            for spec in config.backends
+        ]
+
+    def of(self, variant: str, protocol: Protocol | None = None) -> list[Replica]:
+        """Return a variant's replicas, of one protocol where it matters."""
+        return [r for r in self.replicas if r.variant.id == variant and protocol in (None, r.spec.protocol)]
+
+    def offered(self, protocol: Protocol | None = None) -> set[str]:
+        """Return the variants that have a usable replica, healthy ones if there are any at all."""
+        usable = [r for r in self.replicas if r.usable and protocol in (None, r.spec.protocol)]
+        healthy = [r for r in usable if r.health != "dead"]
+        return {r.variant.id for r in healthy or usable}
+
+    def next(self, variants: Iterable[str], tried: set[Replica], protocol: Protocol | None = None) -> Replica | None:
+        """Return whom to ask next: variants in order, the least busy replica of each; the dead ones last."""
+        last_resort: Replica | None = None
+        for variant in variants:
+            usable = [r for r in self.of(variant, protocol) if r.usable and r not in tried]
+            alive = [r for r in usable if r.health != "dead"]
+            if alive:
+                return _least_busy(alive)
+            if usable and last_resort is None:
+                last_resort = _least_busy(usable)
+        return last_resort
+
+
+def _least_busy(replicas: list[Replica]) -> Replica:
+    if len(replicas) == 1:
+        return replicas[0]
+    least = min(replica.outstanding for replica in replicas)
+    return random.choice([replica for replica in replicas if replica.outstanding == least])  # noqa: S311

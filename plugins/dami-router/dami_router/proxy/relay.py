@@ -1,0 +1,84 @@
+"""From a server's reply to the client: bytes as they come, and an honest end where they stop coming."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dami_router.proxy.wire import Headers, Send, error_event, start
+from dami_router.request import Shape
+from dami_router.tokens import TokenCount
+from dami_router.transport import BrokenError, Reply
+
+__all__ = ["relay", "reply_headers"]
+
+# The connection's own headers, and what we say ourselves.
+_DROPPED = frozenset(
+    b"connection keep-alive proxy-authenticate proxy-connection te trailer transfer-encoding upgrade "
+    b"content-length server date set-cookie".split()
+)
+_LONGEST_EVENT = 1 << 20
+
+Rewrite = Callable[[bytes], bytes]
+"""Changes whole events, or a whole body."""
+
+
+def reply_headers(reply: Reply, ours: Headers) -> list[tuple[bytes, bytes]]:
+    """Return the server's headers without those of its connection, and our own."""
+    kept = [(name.lower(), value) for name, value in reply.headers if name.lower() not in _DROPPED]
+    return [*(pair for pair in kept if not pair[0].startswith(b"x-dami-")), *ours]
+
+
+async def relay(
+    send: Send, reply: Reply, headers: Headers, shape: Shape, tokens: TokenCount, rewrite: Rewrite | None = None
+) -> bool:
+    """Send a reply to the client; False where the server broke off, which the client is told.
+
+    Of a stream, what follows the last whole event is held back until the event is whole: where the
+    server dies in the middle of one, the client still reads nothing but whole events, then the error.
+    """
+    tokens.feed(reply.first)
+    if not reply.stream:
+        body = rewrite(reply.first) if rewrite else reply.first
+        await start(send, reply.status, [*headers, (b"content-length", b"%d" % len(body))])
+        await send({"type": "http.response.body", "body": body})
+        return True
+    await start(send, reply.status, headers)
+    change = rewrite or _unchanged
+    events = _Events()
+    try:
+        await _piece(send, change(events.whole(reply.first)))
+        async for chunk in reply.rest():
+            tokens.feed(chunk)
+            await _piece(send, change(events.whole(chunk)))
+    except BrokenError as error:
+        await send({"type": "http.response.body", "body": error_event(shape, f"the server's reply {error}")})
+        return False
+    end = change(events.remains) if events.remains else b""
+    await send({"type": "http.response.body", "body": end})
+    return True
+
+
+def _unchanged(data: bytes) -> bytes:
+    return data
+
+
+async def _piece(send: Send, data: bytes) -> None:
+    if data:
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+class _Events:
+    """Cuts a stream behind its last whole event."""
+
+    def __init__(self) -> None:
+        self.remains = b""
+
+    def whole(self, chunk: bytes) -> bytes:
+        """Return what is whole now, and keep the rest; an event over 1 MiB is not waited for."""
+        data = self.remains + chunk if self.remains else chunk
+        plain, windows = data.rfind(b"\n\n"), data.rfind(b"\r\n\r\n")
+        cut = max(plain + 2 if plain >= 0 else 0, windows + 4 if windows >= 0 else 0)
+        if len(data) - cut > _LONGEST_EVENT:
+            cut = len(data)
+        self.remains = data[cut:]
+        return data[:cut] if cut < len(data) else data

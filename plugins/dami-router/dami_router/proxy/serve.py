@@ -1,0 +1,61 @@
+"""Running the proxy: uvicorn, and an orderly end on SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+
+from dami_router.config import RouterConfig
+from dami_router.errors import FailureError
+
+__all__ = ["serve"]
+
+
+def serve(config: RouterConfig, host: str, port: int, ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT; requests under way are finished within `limits.drain` seconds.
+
+    `ready` is called with the address once requests are taken. Raises FailureError where the port
+    is taken, a server serves the wrong model, or the extra `serve` is not installed.
+    """
+    try:
+        import uvicorn
+
+        from dami_router.proxy.app import Proxy
+    except ImportError as error:
+        raise FailureError(
+            f"`dami serve` needs {error.name}, which is not installed", hint="pip install 'dami-router[serve]'"
+        ) from None
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: object = None) -> None:
+            await super().startup(sockets)  # type: ignore[arg-type]
+            if self.started:
+                bound = self.servers[0].sockets[0].getsockname()[1]
+                ready(f"http://{f'[{host}]' if ':' in host else host}:{bound}")
+
+    proxy = Proxy(config)
+    # Without this, uvicorn would raise SIGTERM again after its clean end, and the exit code would be that of a kill.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    server = Server(
+        uvicorn.Config(
+            proxy,
+            host=host,
+            port=port,
+            lifespan="on",
+            access_log=False,
+            log_level="warning",
+            log_config=None,
+            server_header=False,
+            date_header=False,
+            ws="none",
+            timeout_graceful_shutdown=max(1, round(config.limits.drain)),
+        )
+    )
+    try:
+        server.run()
+    except SystemExit:
+        # uvicorn has said why: a taken port, or a start-up that failed.
+        raise FailureError(f"dami serve could not start at {host}:{port}", hint="the reason is above") from None
+    if not server.started:
+        proxy.router.require_usable()
+        raise FailureError(f"dami serve could not start at {host}:{port}", hint="the reason is above")

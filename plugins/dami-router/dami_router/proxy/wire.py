@@ -1,0 +1,98 @@
+"""Speaking ASGI: reading a body, sending a reply, errors in the client's own form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from typing import Any
+
+from dami_router.request import Shape
+
+__all__ = [
+    "ClientGoneError", "Headers", "HttpError", "Receive", "Scope", "Send", "error_body", "error_event", "header",
+    "read_body", "send_json", "send_whole", "start",
+]  # fmt: skip
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = Iterable[tuple[bytes, bytes]]
+
+_JSON = (b"content-type", b"application/json")
+_OPENAI_TYPES = {
+    400: "invalid_request_error", 401: "authentication_error", 404: "invalid_request_error",
+    405: "invalid_request_error", 413: "invalid_request_error", 429: "rate_limit_error",
+}  # fmt: skip
+_TGI_TYPES = {400: "validation", 404: "validation", 413: "validation", 422: "validation", 429: "overloaded"}
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection."""
+
+
+class HttpError(Exception):
+    """A request that ends with an error reply of our own."""
+
+    def __init__(self, status: int, message: str, *, code: str | None = None, headers: Headers = ()) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.headers = status, message, code, tuple(headers)
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """Return a request header; the first where there are several."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return bytes(value)
+    return None
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """Return the body; raises HttpError 413 above `limit` bytes, ClientGoneError where the client leaves first."""
+    declared = header(scope, b"content-length")
+    if declared is not None and declared.isdigit() and int(declared[:20]) > limit:
+        raise HttpError(413, f"the body is larger than {limit} bytes")
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise HttpError(413, f"the body is larger than {limit} bytes")
+        parts.append(part)
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def start(send: Send, status: int, headers: Headers) -> None:
+    """Send status and headers."""
+    await send({"type": "http.response.start", "status": status, "headers": list(headers)})
+
+
+async def send_whole(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    """Send a whole reply."""
+    await start(send, status, [*headers, (b"content-length", b"%d" % len(body))])
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_json(send: Send, status: int, data: Any, headers: Headers = ()) -> None:
+    """Send JSON."""
+    body = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    await send_whole(send, status, [_JSON, *headers], body)
+
+
+def error_body(shape: Shape, error: HttpError) -> Mapping[str, Any]:
+    """Return an error as OpenAI or TGI would say it."""
+    if shape == "tgi":
+        return {"error": error.message, "error_type": _TGI_TYPES.get(error.status, "generation")}
+    kind = _OPENAI_TYPES.get(error.status, "server_error")
+    return {"error": {"message": error.message, "type": kind, "param": None, "code": error.code}}
+
+
+def error_event(shape: Shape, message: str) -> bytes:
+    """Return an error as an event of a stream."""
+    body = error_body(shape, HttpError(502, message, code="upstream_broke_off"))
+    return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"

@@ -1,0 +1,182 @@
+"""What a request asks for, read from its body without changing a byte of it.
+
+The body stays as it came: numbers, spacing and unknown fields reach the server untouched. Only
+the value of `model` is replaced, in place, where a server wants its own name for the variant.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from json.decoder import scanstring  # type: ignore[attr-defined]
+from typing import Any, Literal
+
+__all__ = ["BadRequestError", "Request", "Shape", "read_request"]
+
+Shape = Literal["openai", "tgi"]
+"""Whose form a route has: its fields and its errors."""
+
+_DECODER = json.JSONDecoder()
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+class BadRequestError(Exception):
+    """The body is no request; the message is for the client and quotes nothing of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request: where it goes, and what the router reads of it."""
+
+    path: str
+    shape: Shape
+    body: bytes = field(repr=False)
+    model: str | None
+    stream: bool
+    text: str = field(repr=False)
+    effort: str | None = None
+    conversation: bytes | None = None
+    follow_up: bool = False
+    model_spans: tuple[tuple[int, int], ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def draw(self) -> float:
+        """A number in [0, 1) that depends on the body alone."""
+        return int.from_bytes(hashlib.blake2b(self.body, digest_size=6).digest()) / (1 << 48)
+
+    def body_for(self, model: str | None) -> bytes:
+        """Return the body with another model's name in place of the one given; None leaves it as it is."""
+        if model is None:
+            return self.body
+        quoted = json.dumps(model).encode()
+        if not self.model_spans:
+            rest = self.body[self.body.index(b"{") + 1 :]
+            comma = b"" if rest.lstrip().startswith(b"}") else b","
+            return b'{"model":' + quoted + comma + rest
+        parts, end = [], 0
+        for start, stop in self.model_spans:
+            parts += [self.body[end:start], quoted]
+            end = stop
+        return b"".join([*parts, self.body[end:]])
+
+
+def read_request(path: str, shape: Shape, body: bytes, headers: Mapping[str, str] | None = None) -> Request:
+    """Read a body; raises BadRequestError where it is no JSON object.
+
+    What the router does not understand beyond that is left to the server to accept or refuse.
+    """
+    members, spans = _members(body)
+    model = members.get("model")
+    if model is not None and not isinstance(model, str):
+        raise BadRequestError("`model` must be a string")
+    stream = members.get("stream") is True or path == "/generate_stream"
+    effort = members.get("reasoning_effort")
+    if effort is None and isinstance(members.get("reasoning"), dict):
+        effort = members["reasoning"].get("effort")
+    messages = members.get("messages")
+    messages = messages if isinstance(messages, list) else None
+    return Request(
+        path=path,
+        shape=shape,
+        body=body,
+        model=model,
+        stream=stream,
+        text=_text(members, messages),
+        effort=effort if isinstance(effort, str) else None,
+        conversation=_conversation(messages, members.get("user")) if messages else None,
+        follow_up=any(_role(message) == "assistant" for message in messages or ()),
+        model_spans=spans,
+        headers=headers or {},
+    )
+
+
+def _members(body: bytes) -> tuple[dict[str, Any], tuple[tuple[int, int], ...]]:
+    """Return the top-level members, and the byte spans of every value of `model`."""
+    try:
+        text = body.decode("utf-8")
+        return _scan(text)
+    except UnicodeDecodeError:
+        raise BadRequestError("the body is not UTF-8 text") from None
+    except RecursionError:
+        raise BadRequestError("the body is nested too deeply") from None
+    except (ValueError, IndexError, StopIteration):
+        raise BadRequestError("the body is not a JSON object") from None
+
+
+def _scan(text: str) -> tuple[dict[str, Any], tuple[tuple[int, int], ...]]:
+    at = _skip(text, 0)
+    _expect(text, at, "{")
+    members: dict[str, Any] = {}
+    spans: list[tuple[int, int]] = []
+    at = _skip(text, at + 1)
+    while text[at] != "}":
+        _expect(text, at, '"')
+        key, at = scanstring(text, at + 1, True)
+        at = _skip(text, at)
+        _expect(text, at, ":")
+        start = _skip(text, at + 1)
+        members[key], at = _DECODER.raw_decode(text, start)
+        if key == "model":
+            spans.append((len(text[:start].encode()), len(text[:at].encode())))
+        at = _skip(text, at)
+        if text[at] == ",":
+            at = _skip(text, at + 1)
+            _expect(text, at, '"')
+        else:
+            _expect(text, at, "}")
+    if _skip(text, at + 1) != len(text):
+        raise ValueError
+    return members, tuple(spans)
+
+
+def _skip(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
+
+
+def _expect(text: str, at: int, character: str) -> None:
+    if text[at] != character:
+        raise ValueError
+
+
+def _text(members: Mapping[str, Any], messages: list[Any] | None) -> str:
+    """Return what the user asks last: the last user message, the prompt, or the inputs."""
+    for message in reversed(messages or ()):
+        if _role(message) == "user":
+            return _plain(message.get("content"))
+    return _plain(members.get("prompt", members.get("inputs")))
+
+
+def _plain(content: object) -> str:
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        return "\n".join(part for part in parts if isinstance(part, str))
+    return ""
+
+
+def _role(message: object) -> object:
+    return message.get("role") if isinstance(message, dict) else None
+
+
+def _conversation(messages: list[Any], user: object) -> bytes:
+    """Return a digest of how a conversation begins: everything up to its first user message."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (str(user or ""), *(f"{_role(m)}\0{_plain(m.get('content'))}" for m in _beginning(messages))):
+        digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.digest()
+
+
+def _beginning(messages: list[Any]) -> list[dict[str, Any]]:
+    found = []
+    for message in messages:
+        if isinstance(message, dict):
+            found.append(message)
+            if message.get("role") == "user":
+                break
+    return found

@@ -1,0 +1,294 @@
+"""The use case: estimate λ(q), choose the variant, send the query to it, fall back where it must.
+
+In process:
+
+    async with Router.from_file("router.yml") as router:
+        decision = await router.route("What is 17 · 23?")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dami_router.budget import Budget, Entry
+from dami_router.config import Protocol, RouterConfig, VariantSpec, load_config
+from dami_router.conversations import Conversations
+from dami_router.errors import FailureError
+from dami_router.estimators.base import Estimate, Query
+from dami_router.fleet import Fleet, Replica
+from dami_router.policy import choose, dominated, fallbacks
+from dami_router.probing import Prober
+from dami_router.request import Request, read_request
+from dami_router.suggestions import did_you_mean
+from dami_router.transport import Reply, StaleError, Transport, UnansweredError
+
+__all__ = ["Answered", "Decision", "NoAnswerError", "NoVariantError", "Router", "UnknownModelError"]
+
+_LOG = logging.getLogger(__name__)
+# What a client may call "choose for me". `tgi` is what huggingface_hub sends where no model is named.
+_AUTO = frozenset({"dami", "tgi", ""})
+_PINNED = re.compile(r"dami:([01]|[01]?\.\d{1,6}|1\.0{1,6})")
+
+
+class UnknownModelError(Exception):
+    """No variant and no λ is called that."""
+
+    def __init__(self, model: str, hint: str | None) -> None:
+        super().__init__(f"no model `{model:.100}`" + (f"; did you mean `{hint}`?" if hint else ""))
+
+
+class NoVariantError(Exception):
+    """No variant can be asked: every server that could answer is down, refused or serves another model."""
+
+
+@dataclass
+class NoAnswerError(Exception):
+    """Every call for a request failed: the last one's reason, and how many calls there were."""
+
+    last: UnansweredError
+    attempts: int
+    tried: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Where a query goes and why: λ in [0, 1], the variants in the order in which to try them."""
+
+    lambda_: float
+    variant: str
+    estimator: str
+    route_ms: float
+    order: tuple[str, ...] = ()
+    evidence: Mapping[str, float | str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the decision as `/v1/route` and `dami route` give it."""
+        return {
+            "lambda": round(self.lambda_, 6),
+            "variant": self.variant,
+            "order": list(self.order),
+            "estimator": self.estimator,
+            "evidence": dict(self.evidence),
+            "route_ms": round(self.route_ms, 3),
+        }
+
+
+@dataclass
+class Answered:
+    """A reply that has begun: which variant gives it, after how many calls. Must be closed."""
+
+    reply: Reply
+    replica: Replica
+    attempts: int
+    _closed: bool = False
+
+    @property
+    def variant(self) -> VariantSpec:
+        """The variant that answers."""
+        return self.replica.variant
+
+    def close(self) -> None:
+        """End the call; safe to repeat."""
+        if not self._closed:
+            self._closed = True
+            self.replica.outstanding -= 1
+            self.reply.close()
+
+
+class Router:
+    """Decides and sends, for one configuration. Use as an async context manager."""
+
+    def __init__(self, config: RouterConfig) -> None:
+        self.config = config
+        self.fleet = Fleet(config)
+        self.transport = Transport(config.timeouts)
+        self.prober = Prober(self.fleet, self.transport, config.probe)
+        self.budget = _budget(config)
+        self.on_failure = _ignore
+        self._conversations = Conversations()
+        self._lambdas = {v.id: v.lambda_ for v in config.variants}
+        beaten = dominated({v.id: v.figures for v in config.variants}) if config.policy.drop_dominated else set()
+        self.considered = frozenset(self._lambdas) - beaten
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Router:
+        """Read a router.yml and make its router."""
+        return cls(load_config(Path(path)))
+
+    async def __aenter__(self) -> Router:
+        await self.transport.open()
+        await self.prober.start()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.prober.stop()
+        await self.transport.close()
+
+    async def route(self, query: str, *, model: str = "dami", effort: str | None = None) -> Decision:
+        """Decide on one query without sending it; changes no state."""
+        body = {"model": model, "messages": [{"role": "user", "content": query}]}
+        if effort is not None:
+            body["reasoning_effort"] = effort
+        return await self.decide(read_request("/v1/chat/completions", "openai", json.dumps(body).encode()))
+
+    async def decide(self, request: Request) -> Decision:
+        """Estimate λ(q) and choose; raises UnknownModelError, NoVariantError. Changes no state."""
+        begun = time.perf_counter()
+        model = request.model or "dami"
+        if model in self._lambdas:
+            return Decision(self._lambdas[model], model, "pinned", _ms(begun), (model,))
+        estimate = await self._estimate(model, request)
+        policy = self.config.policy
+        lambda_ = min(max(estimate.lambda_, policy.lambda_min), policy.lambda_max)
+        order = self._order(lambda_, request)
+        return Decision(lambda_, order[0], estimate.estimator, _ms(begun), tuple(order), estimate.evidence)
+
+    async def _estimate(self, model: str, request: Request) -> Estimate:
+        if model not in _AUTO:
+            pinned = _PINNED.fullmatch(model)
+            if pinned is None:
+                raise UnknownModelError(model, did_you_mean(model, ["dami", *self._lambdas]))
+            return Estimate(float(pinned[1]), "pinned")
+        found = await self.config.estimator.estimate(Query(request.text, request.effort))
+        shift = self.config.effort_shift.get(request.effort or "", 0.0)
+        if not shift or found.estimator == "effort":
+            return found
+        moved = min(max(found.lambda_ + shift, 0.0), 1.0)
+        return Estimate(moved, found.estimator, {**found.evidence, "effort_shift": shift})
+
+    def _order(self, lambda_: float, request: Request) -> list[str]:
+        offered = self.fleet.offered(_protocol(request))
+        # Beaten variants are asked only where no other is left.
+        ids = (self.considered & offered) or offered
+        if not ids:
+            raise NoVariantError
+        order = self._ranked(lambda_, ids, request)
+        if self.budget is not None and (request.model or "dami") in _AUTO:
+            order = self.budget.allow(order)
+        order = self._kept_up(order, request)
+        spare = self._ranked(self._lambdas[order[0]], offered - ids, request) if offered - ids else []
+        return [*order, *spare]
+
+    def _ranked(self, lambda_: float, ids: frozenset[str] | set[str], request: Request) -> list[str]:
+        by_lambda: dict[float, list[str]] = {}
+        for id in sorted(ids):
+            by_lambda.setdefault(self._lambdas[id], []).append(id)
+        rule = self.config.policy.rule
+        draw = request.draw if rule == "dithered" else 0.0
+        first = choose(lambda_, list(by_lambda), rule, draw)
+        return [id for value in fallbacks(first, list(by_lambda)) for id in by_lambda[value]]
+
+    def _kept_up(self, order: list[str], request: Request) -> list[str]:
+        """A conversation never falls below the λ of its last answer while a variant at or above it is there."""
+        if not (self.config.policy.sticky and request.follow_up):
+            return order
+        floor = self._conversations.floor(request.conversation)
+        return sorted(order, key=lambda id: self._lambdas[id] < floor)
+
+    def spend(self, decision: Decision) -> Entry | None:
+        """Enter a decision into the online budget; None where there is none."""
+        return self.budget.spend(decision.variant) if self.budget is not None else None
+
+    def answered(self, request: Request, variant: str, entry: Entry | None, tokens: int | None) -> None:
+        """Note an answer: what it cost, and at which λ its conversation stands now."""
+        if entry is not None and self.budget is not None:
+            self.budget.settle(entry, variant, tokens)
+        if self.config.policy.sticky:
+            self._conversations.answered(request.conversation, self._lambdas[variant])
+
+    async def send(self, request: Request, decision: Decision) -> Answered:
+        """Ask the decision's variants in order until one begins to answer; raises NoAnswerError, NoVariantError.
+
+        A connection that ends before any byte is tried once more on a fresh one. A server is asked
+        at most twice, and no server more once a first byte was seen.
+        """
+        tried: set[Replica] = set()
+        attempts, stale, last = 0, False, None
+        replica = self.fleet.next(decision.order, tried, _protocol(request))
+        while replica is not None and attempts < self.config.retries.attempts:
+            attempts += 1
+            try:
+                return Answered(await self._call(replica, request, fresh=stale), replica, attempts)
+            except StaleError:
+                stale = True
+                continue
+            except UnansweredError as error:
+                last, stale = error, False
+                self.on_failure(replica, error)
+            tried.add(replica)
+            replica = self.fleet.next(decision.order, tried, _protocol(request))
+            if replica is not None:
+                await asyncio.sleep(random.uniform(0, self.config.retries.backoff * 2 ** min(attempts - 1, 6)))  # noqa: S311
+        if last is None:
+            if replica is None:
+                raise NoVariantError
+            last = UnansweredError("disconnected")
+        raise NoAnswerError(last, attempts, tuple(sorted({r.variant.id for r in tried})))
+
+    async def _call(self, replica: Replica, request: Request, *, fresh: bool) -> Reply:
+        breaker = replica.breaker
+        breaker.start()
+        replica.outstanding += 1
+        try:
+            reply = await self.transport.send(replica, request, fresh=fresh)
+        except UnansweredError as error:
+            replica.outstanding -= 1
+            if isinstance(error, StaleError) or not error.counts:
+                breaker.abandoned()
+            else:
+                self._failed(replica, error)
+            raise
+        except BaseException:
+            replica.outstanding -= 1
+            breaker.abandoned()
+            raise
+        breaker.succeeded()
+        return reply
+
+    def _failed(self, replica: Replica, error: UnansweredError) -> None:
+        was = replica.breaker.state
+        replica.breaker.failed()
+        if replica.breaker.state == "open" != was:
+            _LOG.warning("%s at %s: breaker open after %s", replica.variant.id, replica.spec.url, error.why)
+
+    def require_usable(self) -> None:
+        """Raise FailureError where a server was found to serve the wrong model."""
+        wrong = [r for r in self.fleet.replicas if r.health == "wrong"]
+        if wrong:
+            lines = "\n".join(f"  {r.variant.id} at {r.spec.url}: {r.trouble}" for r in wrong)
+            raise FailureError(
+                f"a server does not serve the variant that router.yml says:\n{lines}",
+                hint="correct `url` or `variant`; where the server has another name for it, give that as `model`",
+            )
+
+
+def _budget(config: RouterConfig) -> Budget | None:
+    spec = config.policy.budget
+    if spec is None:
+        return None
+    if spec.unit == "lambda":
+        return Budget.of_lambda(spec.mean, spec.window, {v.id: v.lambda_ for v in config.variants})
+    means = {v.id: [f.mean_tokens for f in v.figures.values()] for v in config.variants}
+    return Budget("tokens", spec.mean, spec.window, {id: sum(m) / len(m) for id, m in means.items() if m})
+
+
+def _protocol(request: Request) -> Protocol | None:
+    # OpenAI's routes are there on TGI too; TGI's own are nowhere else.
+    return "tgi" if request.shape == "tgi" else None
+
+
+def _ms(begun: float) -> float:
+    return (time.perf_counter() - begun) * 1e3
+
+
+def _ignore(replica: Replica, error: UnansweredError) -> None:
+    """Nobody counts failures."""

@@ -1,0 +1,38 @@
+"""How many tokens an answer had, from its bytes as they pass."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["TokenCount"]
+
+# Inside a JSON string the quotes would be escaped, so a text that talks about tokens is not taken for a count.
+_COUNT = re.compile(rb'(?<!\\)"(?:completion_tokens|generated_tokens)"\s*:\s*(\d{1,9})')
+_KEEP = 4096
+
+
+class TokenCount:
+    """Keeps the first and last 4 KiB of a reply; servers put the count near one of its ends.
+
+    Where a stream reports none, its events are counted: nearly one a token.
+    """
+
+    def __init__(self, *, stream: bool) -> None:
+        self._stream = stream
+        self._head = self._tail = b""
+        self._events = 0
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes."""
+        if len(self._head) < _KEEP and not self._stream:
+            self._head += chunk[:_KEEP]
+        self._tail = chunk[-_KEEP:] if len(chunk) >= _KEEP else (self._tail + chunk)[-_KEEP:]
+        if self._stream:
+            self._events += chunk.count(b"data:")
+
+    def result(self) -> int | None:
+        """Return the count; None where the reply does not say."""
+        found = _COUNT.findall(self._tail) or _COUNT.findall(self._head)
+        if found:
+            return int(found[-1])
+        return self._events if self._stream else None

@@ -1,0 +1,152 @@
+"""A world of servers and proxies that ends with its test, and a plain client."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+
+from dami_router.config import parse_config
+from dami_router.proxy import Proxy
+from fakes.loop import Loop
+from fakes.tgi import FakeTgi
+from fakes.upstream import Script, Upstream
+
+
+@dataclass
+class Answer:
+    """A whole reply."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def variant(self) -> str:
+        return self.headers["x-dami-variant"]
+
+
+@dataclass
+class Client:
+    """A plain blocking HTTP client for one proxy."""
+
+    port: int
+    app: Proxy
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def post(self, path: str, data: Any, **headers: str) -> Answer:
+        body = data if isinstance(data, bytes) else json.dumps(data).encode()
+        return self.call("POST", path, body, {"content-type": "application/json", **headers})
+
+    def get(self, path: str, **headers: str) -> Answer:
+        return self.call("GET", path, None, headers)
+
+    def call(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            connection.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()})
+            reply = connection.getresponse()
+            return Answer(reply.status, {k.lower(): v for k, v in reply.getheaders()}, reply.read())
+        finally:
+            connection.close()
+
+    def chat(self, text: str = "2+2?", **fields: Any) -> Answer:
+        return self.post(
+            "/v1/chat/completions", {"model": "dami", "messages": [{"role": "user", "content": text}], **fields}
+        )
+
+    def metric(self, line: str) -> float:
+        """Return the value of a line of /metrics; 0 where it is not there."""
+        for found in self.get("/metrics").body.decode().splitlines():
+            if found.startswith(line + " "):
+                return float(found.rsplit(" ", 1)[1])
+        return 0.0
+
+
+class World:
+    """Starts servers and proxies in a loop; everything ends with the test."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self._upstreams: list[Upstream] = []
+        self._proxies: list[tuple[uvicorn.Server, asyncio.Task[Any]]] = []
+
+    def upstream(self, name: str, script: Script | None = None) -> Upstream:
+        """Start an OpenAI-compatible server that serves `name`."""
+        return self._start(Upstream(script, models={"object": "list", "data": [{"id": name, "object": "model"}]}))
+
+    def tgi(self, name: str, **options: Any) -> FakeTgi:
+        """Start a strict fake TGI."""
+        return self._start(FakeTgi(name, **options))
+
+    def _start(self, server: Any) -> Any:
+        self.loop.run(server.start())
+        self._upstreams.append(server)
+        return server
+
+    def pair(self, first: Script | None = None, second: Script | None = None) -> tuple[Upstream, Upstream]:
+        """Start `v-l000` and `v-l100`."""
+        return self.upstream("v-l000", first), self.upstream("v-l100", second)
+
+    def proxy(self, text: str, environment: Mapping[str, str] | None = None) -> Client:
+        """Start a proxy with a configuration."""
+        app = Proxy(parse_config(text, environment or {}))
+        config = uvicorn.Config(
+            app, port=0, lifespan="on", log_config=None, access_log=False, timeout_graceful_shutdown=2
+        )
+        server = uvicorn.Server(config)
+        task = self.loop.start(server.serve())
+        self._proxies.append((server, task))
+        self.loop.run(_until(lambda: server.started or task.done()))
+        assert server.started, "the proxy did not start"
+        return Client(server.servers[0].sockets[0].getsockname()[1], app)
+
+    def router(
+        self, *backends: tuple[str, Upstream], extra: str = "", environment: Mapping[str, str] | None = None
+    ) -> Client:
+        """Start a proxy over (variant, server) pairs; a variant's λ is the number in its name."""
+        return self.proxy(router_yml(*backends, extra=extra), environment)
+
+    def close(self) -> None:
+        for server, task in self._proxies:
+            server.should_exit = True
+            self.loop.run(asyncio.wait_for(_join(task), 20))
+        for upstream in self._upstreams:
+            self.loop.run(upstream.stop())
+
+
+def router_yml(*backends: tuple[str, Upstream], extra: str = "") -> str:
+    """Return a configuration; short limits and pauses, for tests."""
+    lines = ["variants:"]
+    lines += [
+        f"  - {{id: {name}, lambda: {int(name[-3:]) / 100:g}}}" for name in sorted({name for name, _ in backends})
+    ]
+    lines += ["backends:"]
+    for name, server in backends:
+        protocol = "tgi" if isinstance(server, FakeTgi) else "openai"
+        lines.append(f'  - {{variant: {name}, url: "{server.url}", protocol: {protocol}}}')
+    if "timeouts:" not in extra:
+        lines.append("timeouts: {connect: 1, first_byte: 0.5, idle: 0.5, total: 3}")
+    lines.append("retries: {backoff: 0.001}")
+    return "\n".join([*lines, extra])
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+async def _join(task: asyncio.Task[Any]) -> None:
+    await asyncio.wait([task])

@@ -1,0 +1,125 @@
+"""`router.yml`: what it takes, and what it says to mistakes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dami_router.config import parse_config
+from dami_router.errors import DamiError, RecipeError
+from dami_router.estimators.effort import EFFORTS, Effort
+
+ROOT = Path(__file__).parents[4]
+KEYS = {"TGI_KEY": "a", "DAMI_KEY": "b"}
+GOOD = """\
+variants:
+  - {id: a, lambda: 0}
+  - {id: b, lambda: 1}
+backends:
+  - {variant: a, url: "http://h:1/v1", protocol: openai}
+  - {variant: b, url: ["http://h:2", "http://h:3/"], protocol: tgi}
+"""
+
+
+def test_the_examples_of_the_documentation_are_valid() -> None:
+    """Every YAML block of docs/router.md is taken, and the long one states the defaults that it says it states."""
+    blocks = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs" / "router.md").read_text(encoding="utf-8"), re.M | re.S)
+    assert len(blocks) == 2
+    plain, whole = (parse_config(block, KEYS) for block in blocks)
+    for field in ("timeouts", "retries", "breaker", "limits", "probe", "thinking"):
+        assert getattr(plain, field) == getattr(whole, field)
+
+
+def test_urls_are_taken_with_or_without_v1() -> None:
+    """A base URL may end in /v1 or a slash; replicas are a list."""
+    config = parse_config(GOOD, {})
+    assert [b.url for b in config.backends] == ["http://h:1", "http://h:2", "http://h:3"]
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "says"),
+    [
+        (("backends:", "backend:"), 4, "did you mean `backends`"),
+        (("protocol: tgi", "protocol: tig"), 6, "did you mean `tgi`"),
+        (("{variant: b", "{variant: c"), 6, "expected a or b"),
+        (("lambda: 1", "lambda: 1.5"), 3, "in [0, 1]"),
+        (("lambda: 1", "lamda: 1"), 3, "did you mean `lambda`"),
+        (("{id: b", "{id: a"), 3, "two variants are called a"),
+        (("http://h:1/v1", "h:1"), 5, "expected http://"),
+        (("http://h:1/v1", "http://u:p@h:1"), 5, "expected http://"),
+        (('"http://h:3/"', '"http://h:2"'), 6, "given twice"),
+        (("openai}", "openai, api_key_env: NOPE}"), 5, "NOPE is not set"),
+    ],
+)
+def test_mistakes_name_their_line_and_the_way_out(change: tuple[str, str], line: int, says: str) -> None:
+    """Each mistake is one RecipeError with the line where it stands."""
+    text = GOOD.replace(*change)
+    with pytest.raises(RecipeError) as caught:
+        parse_config(text, {})
+    assert f"router.yml:{line}:" in str(caught.value)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        ("policy: {choose: neerest}", "did you mean `nearest`"),
+        ("policy: {lambda_min: 0.9, lambda_max: 0.1}", "above lambda_max"),
+        ("policy: {budget: {mean_lambda: 0.5, mean_tokens: 9}}", "either mean_lambda or mean_tokens"),
+        ("policy: {sticky: 1}", "expected true or false"),
+        ("timeouts: {conect: 1}", "did you mean `connect`"),
+        ("timeouts: {connect: 0}", "at least 0.001"),
+        ("limits: {queue: 1.5}", "whole number"),
+        ("estimator: {chain: [efort]}", "did you mean `effort`"),
+        ("estimator: {chain: [effort: {hihg: 1}]}", "did you mean `high`"),
+        ("estimator: {fixed: 2}", "in [0, 1]"),
+        ("api_keys_env: KEY", "KEY is not set"),
+        ("family: ./x", "either `family` or a list of `variants`"),
+        ("thinking: [x]", "expected pass or split"),
+    ],
+)
+def test_mistakes_in_settings_are_explained(extra: str, says: str) -> None:
+    """Ranges, types, spelling and contradictions are found before anything is served."""
+    with pytest.raises(RecipeError) as caught:
+        parse_config(GOOD + extra, {})
+    assert says in str(caught.value)
+
+
+def test_no_secret_is_in_a_configuration_s_repr() -> None:
+    """Keys are read from the environment, and do not show where a configuration is printed."""
+    config = parse_config(GOOD.replace("openai}", "openai, api_key_env: K}") + "api_keys_env: K", {"K": "sk-secret"})
+    assert config.backends[0].api_key == config.api_keys[0] == "sk-secret"
+    assert "sk-secret" not in repr(config)
+
+
+def test_efforts_may_be_given_other_lambdas() -> None:
+    """A table in the chain replaces some of the defaults and keeps the others."""
+    (effort,) = parse_config(GOOD + "estimator: {chain: [effort: {high: 0.8}]}", {}).estimator.estimators
+    assert effort == Effort({**EFFORTS, "high": 0.8})
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2) | st.floats(allow_nan=True) | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "lambda", "url", "x"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+NAMES = "variants backends estimator effort_shift policy timeouts retries breaker limits probe api_keys_env thinking"
+SECTIONS = st.sampled_from(NAMES.split(" "))
+
+
+@given(st.dictionaries(SECTIONS, VALUES, max_size=3))
+def test_no_configuration_causes_anything_but_a_clear_error(extra: dict[str, object]) -> None:
+    """Whatever stands in a section, the file is taken or refused with a DamiError."""
+    import yaml
+
+    data = {**yaml.safe_load(GOOD), **extra}
+    try:
+        parse_config(yaml.safe_dump(data, allow_unicode=True), {})
+    except DamiError as error:
+        assert str(error)
