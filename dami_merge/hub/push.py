@@ -156,7 +156,7 @@ class _Push:
 
     def _place(self, target: Target, remote: Remote) -> str:
         local = next(v for v in self.plan.family.variants if target.variant and v.id == target.variant.id)
-        return commit_of(self.api, target, remote, local)
+        return commit_of(self.api, target, remote.head, self.before[target].manifest, local)
 
     def _describe(self, target: Target, remotes: dict[Target, Remote], manifest: Family) -> None:
         remote = remotes.get(target) or self.before[target]

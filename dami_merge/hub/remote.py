@@ -79,24 +79,20 @@ def check_ours(target: Target, remote: Remote, family: Family) -> None:
     )
 
 
-def commit_of(api: HfApi, target: Target, remote: Remote, local: Variant) -> str:
-    """Return a commit that holds the variant's files: the one that a manifest names already, else the head.
+def commit_of(api: HfApi, target: Target, head: str, before: Family | None, local: Variant) -> str:
+    """Return a commit that holds the variant's files: one that a manifest names already, else the head.
 
-    So a second push finds the same commits, though every repository has later ones.
+    `before` is the manifest that was on the Hub. So a second push finds the same commits,
+    though every repository has later ones.
     """
     assert target.variant is not None
     weights = [file for file in target.files if file.path in target.variant.files]
-    published = next((v for v in remote.manifest.variants if v.id == local.id), None) if remote.manifest else None
+    published = next((v for v in before.variants if v.id == local.id), None) if before else None
     for claim in (published, local):
         hub = claim.hub if claim else None
-        if (
-            hub
-            and hub.repo == target.repo
-            and hub.revision != remote.head
-            and _holds(api, target, hub.revision, weights)
-        ):
+        if hub and hub.repo == target.repo and hub.revision != head and _holds(api, target, hub.revision, weights):
             return hub.revision
-    return remote.head
+    return head
 
 
 def source_of_text(path: str, text: str) -> Source:

@@ -33,7 +33,7 @@ def bring(
     """Commit what the branch lacks of `sources` and delete `stale`; no commit where there is nothing to do.
 
     Files that the Hub's storage holds from a push that was cut are not sent again. `sent` gets
-    the bytes of finished files. Returns the branch as it is then.
+    the bytes of finished files. Returns the branch as it is then, without its manifest.
     """
     todo = remote.missing(sources)
     if not todo and not stale:
@@ -48,7 +48,7 @@ def bring(
         sent(sum(op.upload_info.size for op in batch))
     _commit(api, target, remote, todo, operations, stale, message, threads)
     sent(sum(op.upload_info.size for op in operations if op not in large))
-    return look(api, target.repo, target.branch)
+    return look(api, target.repo, target.branch, with_manifest=False)
 
 
 def _addition(source: Source) -> CommitOperationAdd:

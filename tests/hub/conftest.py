@@ -38,11 +38,18 @@ def family(built: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built, tmp_path / "fam"))
 
 
-@pytest.fixture
-def hub() -> Iterator[RunningHub]:
-    """A Hub on loopback."""
+@pytest.fixture(scope="session")
+def server() -> Iterator[RunningHub]:
+    """A Hub on loopback for the whole session."""
     with running() as running_hub:
         yield running_hub
+
+
+@pytest.fixture
+def hub(server: RunningHub) -> RunningHub:
+    """An empty Hub on loopback."""
+    server.reset()
+    return server
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import hashlib
 import json
 import re
@@ -391,10 +392,10 @@ def _is_lfs(path: str, size: int, sample: bytes) -> bool:
     if path.endswith((".safetensors", ".bin")) or size > _MAX_REGULAR:
         return True
     try:
-        # A sample may end inside a character.
-        sample.decode() if len(sample) < 512 else sample[:-4].decode(errors="strict")
-    except UnicodeDecodeError as error:
-        return error.start < len(sample) - 8
+        # A sample may end inside a character, which this decoder waits for.
+        codecs.getincrementaldecoder("utf-8")().decode(sample)
+    except UnicodeDecodeError:
+        return True
     return b"\0" in sample
 
 

@@ -46,6 +46,10 @@ class Faults:
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
+        self.forget()
+
+    def forget(self) -> None:
+        """Plan nothing, and start a new log."""
         self.planned: list[Fault] = []
         self.log: list[str] = []
         self.headers: list[dict[str, str]] = []
@@ -56,28 +60,29 @@ class Faults:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        app = self.app  # a request that hangs belongs to the state it was sent to
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            await app(scope, receive, send)
             return
         request = f"{scope['method']} {scope['path']}"
         self.log.append(request)
         self.headers.append({key.decode(): value.decode() for key, value in scope["headers"]})
         fault = next((f for f in self.planned if f.applies(request)), None)
         if fault is None:
-            await self.app(scope, receive, send)
+            await app(scope, receive, send)
             return
         await asyncio.sleep(fault.hang)
         if fault.status is not None:
             await _answer(fault, send)
         elif fault.lost:
-            await self.app(scope, receive, _swallow)
+            await app(scope, receive, _swallow)
             _break(send)
         elif fault.answer:
-            await self.app(scope, receive, _cutting(send, fault.cut or 0))
+            await app(scope, receive, _cutting(send, fault.cut or 0))
         elif fault.cut is not None:
             await _cut_request(receive, send, fault.cut)
         else:
-            await self.app(scope, receive, send)
+            await app(scope, receive, send)
 
 
 async def _answer(fault: Fault, send: Send) -> None:

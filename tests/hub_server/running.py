@@ -23,9 +23,19 @@ class RunningHub:
     """A Hub that listens: its address, its state, and its faults."""
 
     url: str
-    store: Store
     hub: Hub
     faults: Faults
+
+    @property
+    def store(self) -> Store:
+        """What the Hub keeps."""
+        return self.hub.store
+
+    def reset(self) -> None:
+        """Become a new, empty Hub at the same address."""
+        self.hub = make(self.hub.multipart_over)
+        self.faults.app = self.hub.app()
+        self.faults.forget()
 
     @property
     def commits(self) -> int:
@@ -37,17 +47,17 @@ class RunningHub:
         return [request for request in self.faults.log if pattern in request]
 
 
-def make(multipart_over: int = 200_000) -> tuple[Hub, Faults]:
+def make(multipart_over: int) -> Hub:
     """Make a Hub with one writer, `ann` of the organisation `acme`, and one reader."""
     users = {TOKEN: User("ann", ("acme",)), READ_TOKEN: User("bob", ("acme",), "read")}
-    hub = Hub(Store(users), multipart_over=multipart_over)
-    return hub, Faults(hub.app())
+    return Hub(Store(users), multipart_over=multipart_over)
 
 
 @contextmanager
 def running(port: int = 0, multipart_over: int = 200_000) -> Iterator[RunningHub]:
     """Run a Hub on loopback while the block runs."""
-    hub, faults = make(multipart_over)
+    hub = make(multipart_over)
+    faults = Faults(hub.app())
     config = uvicorn.Config(faults, host="127.0.0.1", port=port, log_level="error", lifespan="off", http="h11")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
@@ -56,7 +66,7 @@ def running(port: int = 0, multipart_over: int = 200_000) -> Iterator[RunningHub
         time.sleep(0.01)
     address = server.servers[0].sockets[0].getsockname()
     try:
-        yield RunningHub(f"http://127.0.0.1:{address[1]}", hub.store, hub, faults)
+        yield RunningHub(f"http://127.0.0.1:{address[1]}", hub, faults)
     finally:
         server.should_exit = True
         server.force_exit = True
