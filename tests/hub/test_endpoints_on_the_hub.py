@@ -33,7 +33,11 @@ def hub() -> Iterator[RunningHub]:
         for side in ("instruct", "thinking"):
             api.create_repo(f"acme/lab-{side}")
             api.upload_folder(repo_id=f"acme/lab-{side}", folder_path=SHIPPED_PAIR / side)
-            api.upload_file(repo_id=f"acme/lab-{side}", path_or_fileobj=b"---\nlicense: apache-2.0\n---\n# Lab", path_in_repo="README.md")
+            api.upload_file(
+                repo_id=f"acme/lab-{side}",
+                path_or_fileobj=b"---\nlicense: apache-2.0\n---\n# Lab",
+                path_in_repo="README.md",
+            )
         yield hub
 
 
