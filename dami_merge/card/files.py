@@ -18,13 +18,14 @@ from dami_merge.recipe import parse_recipe
 from dami_router.family import MANIFEST, Endpoint, Family, Variant
 from dami_router.output import table
 
-__all__ = ["EVAL_FILE", "CardFiles", "Places", "make_card_files", "make_family_card"]
+__all__ = ["EVAL_FILE", "CardFiles", "Places", "hub_id", "make_card_files", "make_family_card"]
 
 EVAL_FILE = ".eval_results/dami.yaml"
 """Where a repository's measured scores stand."""
 
 _PICTURE = "lambda.png"
 _CONFIG = "mergekit_config.yml"
+_CACHED = re.compile(r"(?:^|/)models--([\w.-]+?)--([\w.-]+)/snapshots/[0-9a-f]{40}/?$", re.ASCII)
 _BENCHMARK = re.compile(r"([\w][\w.-]*/[\w][\w.-]*)#([\w][\w.-]*)", re.ASCII)
 
 CardFiles = Mapping[str, bytes]
@@ -89,7 +90,7 @@ def _metadata(facts: _Facts) -> dict[str, Any]:
         data["license_name"] = facts.licence.name
     if facts.licence.link:
         data["license_link"] = facts.licence.link
-    base = [_hub_id(end) for end in (ends.instruct, ends.thinking)]
+    base = [hub_id(end) for end in (ends.instruct, ends.thinking)]
     if all(base):
         data |= {"base_model": base, "base_model_relation": "merge"}
     tags = ["mergekit", "merge", "dami"]
@@ -204,12 +205,16 @@ def _endpoint_lines(family: Family) -> str:
 
 
 def _link(end: Endpoint) -> str:
-    repo = _hub_id(end)
+    repo = hub_id(end)
     return f"[{repo}](https://huggingface.co/{repo})" if repo else f"`{_inline(end.source)}`"
 
 
-def _hub_id(end: Endpoint) -> str | None:
-    return end.source.partition("@")[0] if end.commit else None
+def hub_id(end: Endpoint) -> str | None:
+    """Return an endpoint's id on the Hub; None for a folder that is not in the Hub's cache."""
+    if end.commit:
+        return end.source.partition("@")[0]
+    cached = _CACHED.search(end.source)
+    return f"{cached[1]}/{cached[2]}" if cached else None
 
 
 def _dtype(family: Family) -> str:

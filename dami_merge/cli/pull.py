@@ -30,9 +30,11 @@ def pull(output: Output, identity: str, out: Path, jobs: int) -> None:
     """Fetch a family."""
     from dami_merge.cli.progress import byte_bar
     from dami_merge.cli.push import size_text
+    from dami_merge.cli.stopping import stoppable
     from dami_merge.hub import pull_family
 
-    report = pull_family(identity, out, jobs=jobs, progress=partial(byte_bar, "pull"))
+    with stoppable(output):
+        report = pull_family(identity, out, jobs=jobs, progress=partial(byte_bar, "pull"))
     state = dict.fromkeys(report.fetched, "fetched") | dict.fromkeys(report.kept, "here already")
     rows = [(f"{v.lambda_:g}", str(out / v.folder), state.get(v.id, "")) for v in report.manifest.variants]
     output.result(

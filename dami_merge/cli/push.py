@@ -46,6 +46,7 @@ def push(
 ) -> None:  # fmt: skip
     """Publish a family."""
     from dami_merge.cli.progress import byte_bar
+    from dami_merge.cli.stopping import stoppable
     from dami_merge.hub import PushOptions, plan_push, push_family
     from dami_merge.hub.push_plan import check_ready
     from dami_router.family import load_family
@@ -60,7 +61,8 @@ def push(
         _tell_plan(output, plan)
         output.hint(f"the same command without --dry-run; first `dami verify {folder}`")
         return
-    report = push_family(plan, progress=partial(byte_bar, "push"))
+    with stoppable(output):
+        report = push_family(plan, progress=partial(byte_bar, "push"))
     rows = [(f"{v.lambda_:g}", _place(v.repo, v.branch), v.revision[:12], v.state) for v in report.variants]
     text = table(("λ", "repository", "commit", ""), rows)
     done = (
@@ -93,7 +95,9 @@ def _licence(output: Output, family: Family, given: str | None, dry_run: bool) -
 
 
 def _warn(output: Output, family: Family) -> None:
-    local = [e.source for e in (family.endpoints.instruct, family.endpoints.thinking) if e.commit is None]
+    from dami_merge.card import hub_id
+
+    local = [e.source for e in (family.endpoints.instruct, family.endpoints.thinking) if hub_id(e) is None]
     if local:
         output.warning(
             f"the cards name no base model, since {' and '.join(local)} are local folders; the recipe is published "

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from dami_merge.build.hashing import file_sha256
 from dami_merge.build.journal import locked, sync_folder, write_atomically
+from dami_merge.hub.pool import pool
 from dami_merge.hub.push_plan import Progress
 from dami_router.errors import CheckpointError, DamiError, FailureError, MisuseError
 from dami_router.family import MANIFEST, Family, Variant, load_family
@@ -166,16 +166,14 @@ class _Pull:
         )
 
     def _everywhere(self, jobs: Sequence[tuple[Published, str]], do: Callable[[Published, str], None]) -> None:
-        with ThreadPoolExecutor(self.jobs) as pool:
-            running = [(place, file, pool.submit(do, place, file)) for place, file in jobs]
+        with pool(self.jobs) as workers:
+            running = [(place, file, workers.submit(do, place, file)) for place, file in jobs]
             for place, file, job in running:
                 try:
                     job.result()
                 except DamiError:
-                    pool.shutdown(wait=False, cancel_futures=True)
                     raise
                 except Exception as error:
-                    pool.shutdown(wait=False, cancel_futures=True)
                     raise told(error, f"{place.repo}: {file}") from None
 
     # The place

@@ -11,13 +11,13 @@ Nothing is remembered here between runs: what to do is found by comparing with t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dami_merge.build.journal import write_atomically
 from dami_merge.hub.collection import bring_collection
+from dami_merge.hub.pool import pool
 from dami_merge.hub.push_plan import Progress, PushPlan, Source, Target, without_places
 from dami_merge.hub.remote import Remote, check_ours, commit_of, look, source_of_text
 from dami_merge.hub.upload import bring
@@ -74,12 +74,12 @@ def push_family(
 class _Push:
     def __init__(self, plan: PushPlan, api: HfApi) -> None:
         self.plan, self.api = plan, api
-        self.commits = 0
+        self.commits: list[str] = []
         self.fresh: set[str] = set()
         self.before: dict[Target, Remote] = {}
 
     def run(self, progress: Progress) -> PushReport:
-        self._guarded("the Hub", self.api.whoami)
+        self._guarded(self.api.endpoint, self.api.whoami)
         self._prepare()
         pending = source_of_text(MANIFEST, without_places(self.plan.family).text())
         sources = {target: self._sources(target, pending) for target in self.plan.variants}
@@ -95,7 +95,7 @@ class _Push:
             title = self.plan.collection
             slug = self._guarded(f"collection {title}", bring_collection, self.api, self.plan)
         variants = tuple(self._pushed(target, places[target]) for target in self.plan.variants)
-        return PushReport(manifest, variants, self.commits, total, slug)
+        return PushReport(manifest, variants, len(self.commits), total, slug)
 
     # Repositories and branches
 
@@ -171,7 +171,8 @@ class _Push:
         targets = len(self.plan.variants)
         threads = max(1, self.plan.options.jobs // min(self.plan.options.jobs, targets))
         now = bring(self.api, target, remote, sources, stale, message, threads=threads, sent=advance)
-        self.commits += now is not remote
+        if now is not remote:
+            self.commits.append(now.head)
         return now
 
     # The manifest
@@ -206,13 +207,9 @@ class _Push:
     # Many at a time, and errors told
 
     def _everywhere(self, targets: Sequence[Target], do: Callable[[Target], Result]) -> dict[Target, Result]:
-        with ThreadPoolExecutor(self.plan.options.jobs) as pool:
-            jobs = [pool.submit(self._guarded, str(target), do, target) for target in targets]
-            try:
-                return {target: job.result() for target, job in zip(targets, jobs, strict=True)}
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        with pool(self.plan.options.jobs) as workers:
+            jobs = [workers.submit(self._guarded, str(target), do, target) for target in targets]
+            return {target: job.result() for target, job in zip(targets, jobs, strict=True)}
 
     def _guarded(self, where: str, do: Callable[..., Result], *arguments: Any) -> Result:
         try:

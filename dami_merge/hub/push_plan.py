@@ -104,7 +104,8 @@ def check_ready(family: Family, root: Path, progress: Progress = lambda total: n
     files = [(root / v.folder / name, sha256) for v in family.variants for name, sha256 in v.files.items()]
     for path, _ in files:
         if not path.is_file() or path.is_symlink():
-            raise CheckpointError(f"{path}: is not there; the manifest names it", hint=f"see `dami verify {root}`")
+            what = "is a link" if path.is_symlink() else "is not there"
+            raise CheckpointError(f"{path}: {what}; the manifest names a file", hint=f"see `dami verify {root}`")
     with progress(sum(path.stat().st_size for path, _ in files)) as advance, ThreadPoolExecutor(_threads()) as pool:
         found = list(pool.map(lambda file: file_sha256(file[0], progress=lambda n: _void(advance(n))), files))
     for (path, said), sha256 in zip(files, found, strict=True):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from support.builds import build
 from support.hub_state import RECIPE
 
-from dami_merge.card import Licence, decide_licence, make_card_files
+from dami_merge.card import Licence, decide_licence, hub_id, make_card_files
 from dami_merge.card.config import lambdas_of, layer_lambdas
 from dami_merge.card.picture import lambda_picture
 from dami_merge.recipe import parse_recipe
@@ -60,6 +60,14 @@ def test_local_endpoints_are_no_base_model(built: Path) -> None:
     """A folder of the author's is no id on the Hub: the card's metadata leaves it out."""
     card, _ = card_of(load_family(built), built)
     assert "base_model" not in card.data.to_dict()
+
+
+def test_an_endpoint_in_the_hub_s_cache_is_named_by_its_id(built: Path) -> None:
+    """A local path that is a snapshot of huggingface_hub's cache tells its repository."""
+    end = load_family(built).endpoints.instruct
+    path = f"/home/x/.cache/huggingface/hub/models--Qwen--Qwen3-4B-Instruct-2507/snapshots/{'ab' * 20}"
+    assert hub_id(end.model_copy(update={"source": path})) == "Qwen/Qwen3-4B-Instruct-2507"
+    assert hub_id(end.model_copy(update={"source": "models--Qwen/x"})) is None
 
 
 def test_the_card_says_how_to_serve_the_variant(built: Path) -> None:

@@ -67,6 +67,20 @@ def test_a_killed_push_goes_on(
     assert published(hub, family)
 
 
+def test_an_interrupt_ends_at_once(hub: RunningHub, environment: dict[str, str], family: Path) -> None:
+    """Ctrl-C during an upload does not wait for it: one line, exit code 130, nothing half published."""
+    hub.faults.plan("PUT /lfs/", hang=30, times=99)
+    process = start(environment, "push", family, *PUSH)
+    wait_for(hub, "PUT /lfs/")
+    asked = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, time.monotonic() - asked < 10) == (130, True)
+    assert "stopped; the same command goes on" in err
+    assert "Traceback" not in err
+    assert nothing_half_published(hub, family)
+
+
 def test_a_killed_pull_goes_on(
     hub: RunningHub, push: Command, environment: dict[str, str], family: Path, tmp_path: Path
 ) -> None:

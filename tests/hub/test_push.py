@@ -152,7 +152,10 @@ def test_a_stranger_s_repository_is_left_alone(hub: RunningHub, push: Command) -
     ("damage", "says"),
     [
         (lambda f: (f / "fam-l050" / "config.json").write_text("{}"), "config.json: was changed after the build"),
-        (lambda f: (f / "fam-l050" / "model.safetensors").unlink(), "model.safetensors: is not there"),
+        (
+            lambda f: (f / "fam-l050" / "model.safetensors").unlink(),
+            "model.safetensors: is not there; the manifest",
+        ),
         (lambda f: drop_variant(f), "not complete: λ = 0.5"),
     ],
     ids=["changed", "gone", "incomplete"],
@@ -195,6 +198,36 @@ def test_a_push_needs_a_token_that_may_write(
     assert "hf auth login" in done.err
     assert token is None or token not in done.out + done.err
     assert hub.store.repos == {}
+
+
+def endpoint_on_the_hub(hub: RunningHub, name: str, licence: str) -> dict[str, str]:
+    """Put an endpoint's card on the Hub; return what the manifest says of the endpoint."""
+    repo = hub.store.create_repo(f"qwen/{name}", private=False)
+    card = hub.store.regular(f"---\nlicense: {licence}\n---\n# {name}\n".encode())
+    head = hub.store.write(repo, "main", "card", {"README.md": card}, None)
+    hub.store.write(repo, "main", "later", {"README.md": hub.store.regular(b"# no metadata\n")}, head.sha)
+    return {"source": repo.id, "commit": head.sha}
+
+
+@pytest.mark.parametrize(("second", "code"), [("apache-2.0", 0), ("mit", 1)])
+def test_base_models_and_licence_come_from_the_hub(
+    hub: RunningHub, dami: Command, family: Path, second: str, code: int
+) -> None:
+    """Endpoints on the Hub give the card's base models, and their cards at the merged commits its licence."""
+    data = json.loads((family / MANIFEST).read_text())
+    data["endpoints"]["instruct"] |= endpoint_on_the_hub(hub, "Tiny-Instruct", "apache-2.0")
+    data["endpoints"]["thinking"] |= endpoint_on_the_hub(hub, "Tiny-Thinking", second)
+    (family / MANIFEST).write_text(json.dumps(data))
+    done = dami("push", family, "--namespace", "acme")
+    assert done.code == code, done.err
+    if code:
+        assert "different licences: apache-2.0 and mit" in done.err
+        assert "acme/fam-l050" not in hub.store.repos
+        return
+    front = content(hub, "acme/fam-l050", "main", "README.md").decode().split("---")[1]
+    card = yaml.safe_load(front)
+    assert (card["base_model"], card["license"]) == (["qwen/Tiny-Instruct", "qwen/Tiny-Thinking"], "apache-2.0")
+    assert "local folders" not in done.err
 
 
 def test_a_namespace_of_others_is_refused(hub: RunningHub, dami: Command, family: Path) -> None:
