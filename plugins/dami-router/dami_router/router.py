@@ -34,8 +34,9 @@ from dami_router.transport import Reply, StaleError, Transport, UnansweredError
 __all__ = ["Answered", "Decision", "NoAnswerError", "NoVariantError", "Router", "UnknownModelError"]
 
 _LOG = logging.getLogger(__name__)
-# What a client may call "choose for me". `tgi` is what huggingface_hub sends where no model is named.
-_AUTO = frozenset({"dami", "tgi", ""})
+# What a client may call "choose for me". `dummy` and `tgi` are what huggingface_hub's versions send
+# where no model is named.
+_AUTO = frozenset({"dami", "dummy", "tgi", ""})
 _PINNED = re.compile(r"dami:([01]|[01]?\.\d{1,6}|1\.0{1,6})")
 
 

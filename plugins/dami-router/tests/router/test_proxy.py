@@ -72,6 +72,7 @@ def test_a_stream_is_passed_on_event_by_event_as_it_comes(world: World) -> None:
         ("dami:.2", None, "v-l000", "pinned"),
         ("v-l000", "high", "v-l000", "pinned"),
         ("tgi", None, "v-l050", "fixed"),
+        ("dummy", None, "v-l050", "fixed"),
         (None, None, "v-l050", "fixed"),
     ],
 )
