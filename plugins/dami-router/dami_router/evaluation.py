@@ -1,7 +1,7 @@
 """What a choice of λ for each query would have given, computed from rollouts.
 
 Every query must have been answered by every variant, so that any choice can be looked up.
-Intervals are percentile bootstraps over queries (2,000 resamples, fixed seed).
+Intervals are percentile bootstraps over queries (fixed seed).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from dami_router.errors import MisuseError
 from dami_router.rollouts import Rollout
 
 if TYPE_CHECKING:
@@ -22,6 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["Figure", "Grid", "Point", "dominated", "figure"]
 
 _RESAMPLES = 2000
+_FEWEST = 200
+_PICKS = 40_000_000
+_BLOCK = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -49,36 +51,44 @@ class Point:
 
 @dataclass(frozen=True)
 class Grid:
-    """Rollouts as arrays: one row a query, one column a variant in the order of `lambdas`."""
+    """Rollouts as arrays: one row a query, one column a variant in the order of `lambdas`.
+
+    A cell is the mean over a variant's samples of a query. `texts` are the queries' texts;
+    `confidence` is Instruct's, NaN where no rollout of the query carries it.
+    """
 
     queries: tuple[str, ...]
     lambdas: tuple[float, ...]
     correct: Floats
     tokens: Floats
     think: Floats
+    texts: tuple[str, ...] = ()
+    confidence: Floats | None = None
 
     @classmethod
-    def of(cls, rollouts: Iterable[Rollout]) -> Grid:
-        """Arrange rollouts; raises MisuseError for a query that a variant did not answer, or answered twice."""
+    def of(cls, rollouts: Iterable[Rollout], *, drop_incomplete: bool = False) -> Grid:
+        """Arrange rollouts.
+
+        Raises MisuseError for a query that a variant did not answer (unless `drop_incomplete` leaves such
+        queries out), answered twice without or with the same `sample`, or that has two texts.
+        """
+        from dami_router.gathering import Gathering
+
+        gathered = Gathering()
+        for rollout in rollouts:
+            gathered.add(rollout)
+        return gathered.grid(drop_incomplete=drop_incomplete)
+
+    def rows(self, index: Sequence[int] | NDArray[np.intp]) -> Grid:
+        """Return some of the queries."""
         import numpy as np
 
-        cells: dict[tuple[str, float], Rollout] = {}
-        for rollout in rollouts:
-            key = rollout.query_id, rollout.lambda_
-            if key in cells:
-                raise MisuseError(f"query `{key[0]}` has two rollouts at λ={key[1]:g}")
-            cells[key] = rollout
-        queries = tuple(dict.fromkeys(query for query, _ in cells))
-        lambdas = tuple(sorted({lambda_ for _, lambda_ in cells}))
-        if missing := next(((q, x) for q in queries for x in lambdas if (q, x) not in cells), None):
-            raise MisuseError(f"query `{missing[0]}` has no rollout at λ={missing[1]:g}, others have")
-        if not queries:
-            raise MisuseError("no rollouts")
-
-        def column(field: str) -> Floats:
-            return np.array([[float(getattr(cells[q, x], field) or 0) for x in lambdas] for q in queries])
-
-        return cls(queries, lambdas, column("correct"), column("tokens"), column("think"))
+        kept = np.asarray(index, dtype=np.intp)
+        return Grid(
+            tuple(self.queries[i] for i in kept), self.lambdas, self.correct[kept], self.tokens[kept], self.think[kept],
+            tuple(self.texts[i] for i in kept) if self.texts else (),
+            None if self.confidence is None else self.confidence[kept],
+        )  # fmt: skip
 
     def static(self, lambda_: float) -> Point:
         """Return the point of one variant for every query."""
@@ -118,9 +128,21 @@ def dominated(points: Sequence[Point]) -> list[bool]:
 
 
 def figure(values: Floats) -> Figure:
-    """Return the mean of one value a query, with its 95 % percentile interval from 2,000 resamples of the queries."""
+    """Return the mean of one value a query, with its 95 % percentile interval from resamples of the queries.
+
+    2,000 resamples; fewer (never under 200) where there are over 20,000 queries, whose intervals need fewer.
+    """
     import numpy as np
 
-    picks = np.random.default_rng(0).integers(0, len(values), size=(_RESAMPLES, len(values)))
-    low, high = np.quantile(values[picks].mean(axis=1), [0.025, 0.975])
+    n = len(values)
+    rng = np.random.default_rng(0)
+    resamples = min(_RESAMPLES, max(_FEWEST, _PICKS // n))
+    block = max(1, _BLOCK // n)
+    means = np.concatenate(
+        [
+            values[rng.integers(0, n, size=(min(block, resamples - done), n))].mean(axis=1)
+            for done in range(0, resamples, block)
+        ]
+    )
+    low, high = np.quantile(means, [0.025, 0.975])
     return Figure(float(values.mean()), float(low), float(high))

@@ -1,7 +1,9 @@
 """Rollouts: one answer of one variant to one query, graded; one JSON object a line.
 
 Required: `query_id`, `query`, `lambda`, `correct` (bool, or a score in [0, 1]), `tokens`.
-Optional: `model`, `answer`, `expected`, `latency_s`, `finish_reason`, `think`.
+Optional: `model`, `answer`, `expected`, `latency_s`, `finish_reason`, `think`; `confidence` (in
+[0, 1]: how sure the Instruct variant is of this query, on any of its rows); `sample` (0, 1, … where
+one variant answered a query several times).
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ class Rollout:
     latency_s: float | None = None
     finish_reason: str | None = None
     think: bool | None = None
+    confidence: float | None = None
+    sample: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the rollout as it stands in a file; fields that are not known are left out."""
@@ -45,6 +49,8 @@ class Rollout:
 
 
 _FIELDS = tuple(field.name.rstrip("_") for field in fields(Rollout))
+_WORDS = ("query", "model", "answer", "expected", "finish_reason")
+_LAMBDA_DIGITS = 6
 
 
 def read_rollouts(path: Path) -> Iterator[Rollout]:
@@ -86,17 +92,41 @@ def _rollout(line: str, where: str) -> Rollout:
             raise MisuseError(f"{where}: unknown field `{key}`", hint=f"did you mean `{near}`?" if near else None)
     if missing := [key for key in _REQUIRED if key not in data]:
         raise MisuseError(f"{where}: lacks {listed(missing)}")
-    lambda_ = _number(data.pop("lambda"), "lambda", where, high=1.0)
-    correct = _number(data.pop("correct"), "correct", where, high=1.0)
-    tokens = _number(data.pop("tokens"), "tokens", where, high=math.inf)
+    # Rounded, so that 0.1 + 0.2 and 0.3 are one variant.
+    lambda_ = round(_number(data.pop("lambda"), "lambda", where, high=1.0), _LAMBDA_DIGITS)
+    correct = _number(data.pop("correct"), "correct", where, high=1.0, true=True)
+    tokens = _number(data.pop("tokens"), "tokens", where)
     if tokens != int(tokens):
         raise MisuseError(f"{where}: `tokens` expects a whole number, found {tokens}")
+    _check_optional(data, where)
     data["query_id"] = str(data["query_id"])
     return Rollout(lambda_=lambda_, correct=correct, tokens=int(tokens), **data)
 
 
-def _number(value: object, field: str, where: str, *, high: float) -> float:
-    if isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= high:
-        return float(value)
+def _check_optional(data: dict[str, Any], where: str) -> None:
+    if not isinstance(data["query_id"], str | int):
+        raise MisuseError(f"{where}: `query_id` expects text, found {data['query_id']!r:.40}")
+    if data["query"] is None:
+        raise MisuseError(f"{where}: `query` expects text, found null")
+    for field in _WORDS:
+        if data.get(field) is not None and not isinstance(data[field], str):
+            raise MisuseError(f"{where}: `{field}` expects text, found {data[field]!r:.40}")
+    for field, high in (("latency_s", math.inf), ("confidence", 1.0), ("sample", math.inf)):
+        if data.get(field) is not None:
+            _number(data[field], field, where, high=high)
+    if not isinstance(data.get("think"), bool | None):
+        raise MisuseError(f"{where}: `think` expects true or false, found {data['think']!r:.40}")
+
+
+def _number(value: object, field: str, where: str, *, high: float = math.inf, true: bool = False) -> float:
+    """Return a number in [0, high]; `true` says whether true and false count as 1 and 0."""
+    number = isinstance(value, int | float) and (true or not isinstance(value, bool))
+    # Compared before it is made a float: an integer of a thousand digits has none.
+    if number and 0 <= value <= min(high, 1e18):  # type: ignore[operator]
+        return float(value)  # type: ignore[arg-type]
     expected = "a number in [0, 1]" if high == 1.0 else "a number of at least 0"
-    raise MisuseError(f"{where}: `{field}` expects {expected}, found {value!r:.40}")
+    raise MisuseError(f"{where}: `{field}` expects {expected}, found {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    return "a number that is too large" if isinstance(value, int) and abs(value) > 10**18 else f"{value!r:.40}"

@@ -1,0 +1,205 @@
+"""Measure the trained estimator: on the lab pairs, on GSM8K rollouts of two models, and its own speed.
+
+    python benchmarks/estimators.py --speed
+    python benchmarks/estimators.py --gsm8k gsm8k_two_model_rollouts.jsonl.gz
+    python benchmarks/estimators.py --pairs dami_merge/lab/pair pairs/seed-1 pairs/seed-2 --work rollouts/
+
+With --pairs, each pair's 1,000 dev and 1,000 test queries are answered at 11 values of λ first (about 100 seconds a
+pair on one core; kept in --work). The estimator is trained on dev alone and reported on test, with Instruct's own
+confidence as a feature. Where scikit-learn is installed, --gsm8k also measures TF-IDF with a logistic fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import resource
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dami_router.comparison import compare, cross_validated, length_of_query, with_estimator
+from dami_router.crossvalidation import folds_of
+from dami_router.estimators.base import Query
+from dami_router.estimators.training import Settings, train
+from dami_router.evaluation import Grid, figure
+from dami_router.policy import nearest
+from dami_router.rollouts import Rollout, read_rollouts, write_rollouts
+from dami_router.routing_metrics import apgr
+
+TRAINED = 8
+"""The longest chain that the lab pairs are trained on."""
+
+
+def rollouts_of(pair: Path, work: Path) -> Grid:
+    """Answer dev and test queries at every λ and probe Instruct's confidence; both are kept in `work`."""
+    file, confidence = work / f"{pair.name}.jsonl.gz", work / f"{pair.name}-conf.json"
+    if not file.exists() or not confidence.exists():
+        from dami_merge.lab.answering import probe
+        from dami_merge.lab.rollouts import roll_out
+        from dami_merge.lab.splits import draw_queries
+        from dami_merge.lab.variants import load_variant
+
+        queries = [*draw_queries("dev"), *draw_queries("test")]
+        found = probe(load_variant(pair, 0.0), [query.text for query in queries], tokens=1)
+        confidence.write_text(json.dumps({q.id: a.direct for q, a in zip(queries, found, strict=True)}))
+        answered: list[Rollout] = []
+        for x in (i / 10 for i in range(11)):
+            answered += roll_out(load_variant(pair, x), queries, x, f"lab-l{round(x * 100):03d}")
+        write_rollouts(answered, file)
+    known = json.loads(confidence.read_text())
+    grid = Grid.of(read_rollouts(file))
+    return replace(grid, confidence=np.array([known[query] for query in grid.queries]))
+
+
+def lab(grid: Grid, price: float) -> dict[str, Any]:
+    """Train on dev, report on test: all lengths, and the trained ones alone."""
+    split = np.array([query.startswith("test") for query in grid.queries])
+    dev, test = grid.rows(np.flatnonzero(~split)), grid.rows(np.flatnonzero(split))
+    start = time.perf_counter()
+    estimator = train(dev, Settings(price=price))
+    seconds = time.perf_counter() - start
+    lengths = np.array([(len(text) - 2) // 2 for text in test.texts])
+    out: dict[str, Any] = {"train_s": seconds, "about": dict(estimator.about)}
+    for name, mask in (("all", lengths > 0), ("trained_lengths", lengths <= TRAINED)):
+        part = test.rows(np.flatnonzero(mask))
+        out[name] = _against_thinking(part, with_estimator("preference", estimator, part).lambdas)
+    return out
+
+
+def _against_thinking(part: Grid, lambdas: tuple[float, ...]) -> dict[str, Any]:
+    columns = [part.lambdas.index(nearest(x, part.lambdas)) for x in lambdas]
+    rows = np.arange(len(columns))
+    chosen, tokens = part.correct[rows, columns], part.tokens[rows, columns]
+    gain, accuracy = figure(chosen - part.correct[:, -1]), figure(chosen)
+    best = int(part.correct.mean(axis=0).argmax())
+    return {
+        "queries": len(rows),
+        "thinking": [float(part.correct[:, -1].mean()), float(part.tokens[:, -1].mean())],
+        "best_static_on_test": [part.lambdas[best], float(part.correct[:, best].mean())],
+        "accuracy": [accuracy.mean, accuracy.low, accuracy.high],
+        "tokens": float(tokens.mean()),
+        "tokens_of_thinking": float(tokens.mean() / part.tokens[:, -1].mean()),
+        "points_over_thinking": [100 * x for x in (gain.mean, gain.low, gain.high)],
+    }
+
+
+def gsm8k(path: Path, seeds: int) -> dict[str, Any]:
+    """5-fold APGR of the default estimator and of the query's length, over several ways of folding."""
+    grid = Grid.of(read_rollouts(path))
+    runs = []
+    for seed in range(seeds):
+        settings = Settings(seed=seed)
+        found = compare(grid, [cross_validated(grid, settings, 5, lambda _: None), length_of_query(grid, settings, 5)])
+        runs.append({m["name"]: m["apgr_by_fold"] for m in found.as_dict()["estimators"]} | _peer(grid, seed))
+    return {name: _spread([run[name] for run in runs]) for name in runs[0]}
+
+
+def _peer(grid: Grid, seed: int) -> dict[str, list[float | None]]:
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer  # type: ignore[import-not-found]
+        from sklearn.linear_model import LogisticRegression  # type: ignore[import-not-found]
+        from sklearn.pipeline import make_pipeline  # type: ignore[import-not-found]
+    except ImportError:
+        return {}
+    needed = grid.correct[:, 1] > grid.correct[:, 0]
+    texts, each = np.array(grid.texts, dtype=object), []
+    for part in folds_of(grid.texts, 5, seed=seed):
+        rest = np.setdiff1d(np.arange(len(texts)), part)
+        model = make_pipeline(TfidfVectorizer(), LogisticRegression(max_iter=1000)).fit(texts[rest], needed[rest])
+        score: NDArray[np.float64] = model.predict_proba(texts[part])[:, 1]
+        each.append(apgr(score, *grid.correct[part].T))
+    return {"tf-idf + logistic": each}
+
+
+def _spread(runs: list[list[float | None]]) -> dict[str, Any]:
+    each = np.array(runs, dtype=float)
+    return {
+        "mean": float(each.mean()),
+        "by_seed": each.mean(axis=1).round(4).tolist(),
+        "folds_of_seed_0": each[0].round(3).tolist(),
+        "sd_over_folds": float(each.std(ddof=1)),
+    }
+
+
+def speed(rows: int) -> dict[str, Any]:
+    """Time one estimate, and reading, arranging and training on many rows; peak memory of the process."""
+    from dami_merge.lab import SHIPPED_ROLLOUTS
+
+    grid = Grid.of(read_rollouts(SHIPPED_ROLLOUTS))
+    half = grid.rows(np.arange(1000))
+    start = time.perf_counter()
+    estimator = train(half)
+    out: dict[str, Any] = {"train_1000_queries_s": time.perf_counter() - start}
+    question = "A robe takes 2 bolts of blue fiber and half that much white fiber. How many bolts in total? " * 3
+
+    async def estimates() -> list[float]:
+        took = []
+        for i in range(2000):
+            start = time.perf_counter()
+            await estimator.estimate(Query(f"{question}{i}"))
+            took.append(time.perf_counter() - start)
+        return took
+
+    took = 1000 * np.array(asyncio.run(estimates()))
+    out |= {"estimate_ms_p50": float(np.quantile(took, 0.5)), "estimate_ms_p99": float(np.quantile(took, 0.99))}
+    return out | _many(rows)
+
+
+def _many(rows: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "many.jsonl"
+        rng = np.random.default_rng(0)
+        with path.open("w", encoding="utf-8") as file:
+            for i in range(rows // 10):
+                hard = rng.random()
+                for j in range(10):
+                    right = bool(rng.random() < 1 - hard * (1 - j / 9))
+                    file.write(
+                        f'{{"query_id":"q{i}","query":"question {i} {"why " * int(9 * hard)}","lambda":{j / 9:.4f},'
+                        f'"correct":{str(right).lower()},"tokens":{int(20 + 200 * hard * j)}}}\n'
+                    )
+        start = time.perf_counter()
+        grid = Grid.of(read_rollouts(path))
+        read = time.perf_counter()
+        grid.static(1.0)
+        point = time.perf_counter()
+        train(grid)
+        end = time.perf_counter()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {
+        "rows": rows, "read_s": read - start, "point_with_interval_s": point - read, "train_s": end - point,
+        "peak_memory_mb": peak,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure what is asked for and print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", nargs="+", type=Path, default=[], help="folders with instruct/ and thinking/")
+    parser.add_argument("--work", type=Path, default=Path("rollouts"), help="where rollouts are kept")
+    parser.add_argument("--price", type=float, default=Settings().price)
+    parser.add_argument("--gsm8k", type=Path, help="rollouts of two models")
+    parser.add_argument("--seeds", type=int, default=5, help="ways of folding for --gsm8k")
+    parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows for --speed")
+    given = parser.parse_args()
+    out: dict[str, Any] = {}
+    for pair in given.pairs:
+        given.work.mkdir(parents=True, exist_ok=True)
+        out[pair.name] = lab(rollouts_of(pair, given.work), given.price)
+    if given.gsm8k:
+        out["gsm8k"] = gsm8k(given.gsm8k, given.seeds)
+    if given.speed:
+        out["speed"] = speed(given.rows)
+    print(json.dumps(out, indent=2))
+
+
+if __name__ == "__main__":
+    main()

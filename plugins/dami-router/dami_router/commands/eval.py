@@ -1,0 +1,110 @@
+"""`dami eval`: estimators against static variants, random mixing, query length and the oracle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dami_router.cli import command
+from dami_router.commands.rollout_files import read_grid
+from dami_router.errors import MisuseError
+from dami_router.output import Output, table
+
+if TYPE_CHECKING:
+    from dami_router.comparison import Comparison
+    from dami_router.evaluation import Grid
+    from dami_router.family import Family
+
+
+@command(
+    "eval",
+    examples=(
+        "dami eval rollouts.jsonl",
+        "dami eval test.jsonl --estimator estimator --report report",
+        "dami eval rollouts.jsonl --write-manifest family/dami_family.json --benchmark gsm8k",
+    ),
+    help="Say what an estimator of λ(q) is worth on rollouts: its accuracy and tokens against every static variant, "
+    "random mixing at equal cost, the query's length and the oracle. Without --estimator, the default estimator is "
+    "trained and tested by cross-validation over queries. With it, a trained one is asked about the queries that it "
+    "was not trained on. Names the variants that are never worth it.",
+)
+@click.argument("rollouts", type=click.Path(path_type=Path))
+@click.option("--estimator", "estimators", multiple=True, help="A trained folder, or an installed name; repeatable.")
+@click.option("--folds", type=int, default=5, show_default=True, help="Parts of the cross-validation, by query.")
+@click.option("--price", type=float, default=0.05, show_default=True, help="As in `dami train`.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides how queries fall into folds.")
+@click.option(
+    "--confidence", type=click.Path(path_type=Path), help="JSON object: query_id to Instruct's confidence, 0 to 1."
+)
+@click.option("--drop-incomplete", is_flag=True, help="Leave out queries that a variant did not answer.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write an HTML report with pictures into this folder.")
+@click.option(
+    "--write-manifest", "manifest", type=click.Path(path_type=Path),
+    help="Write each variant's accuracy and mean tokens into this dami_family.json.",
+)  # fmt: skip
+@click.option("--benchmark", help="The benchmark's name for --write-manifest; the rollouts' file name otherwise.")
+def evaluate(
+    output: Output, rollouts: Path, estimators: tuple[str, ...], folds: int, price: float, seed: int,
+    confidence: Path | None, drop_incomplete: bool, report: Path | None, manifest: Path | None, benchmark: str | None,
+) -> None:  # fmt: skip
+    """Evaluate."""
+    if benchmark and not manifest:
+        raise MisuseError("--benchmark is for --write-manifest")
+    grid = read_grid(rollouts, confidence, drop_incomplete=drop_incomplete)
+    family = _family(manifest, grid) if manifest else None
+    found = _compare(output, grid, estimators, folds, price, seed)
+    data = found.as_dict()
+    if report:
+        from dami_router.report import write_report
+
+        data["report"] = str(write_report(found, report, title=f"Routing on {rollouts.name}"))
+    if manifest and family:
+        from dami_router.measuring import write_measured
+
+        write_measured(family, manifest, grid, benchmark or rollouts.name.split(".")[0])
+        data["manifest"] = str(manifest)
+    _show(output, found, data)
+
+
+def _compare(output: Output, grid: Grid, places: tuple[str, ...], folds: int, price: float, seed: int) -> Comparison:
+    from dami_router.comparison import compare, cross_validated, length_of_query, unseen, with_estimator
+    from dami_router.estimators.installed import named
+    from dami_router.estimators.training import Settings
+
+    settings = Settings(price=price, seed=seed)
+    made = {place: named(place) for place in places}
+    kept = unseen(grid, list(made.values()))
+    if len(kept.queries) < len(grid.queries):
+        output.warning(f"{len(grid.queries) - len(kept.queries)} queries were trained on and are left out")
+    contenders = [with_estimator(place, estimator, kept) for place, estimator in made.items()]
+    if len(kept.lambdas) > 1:
+        if not made:
+            contenders.append(cross_validated(kept, settings, folds, output.note))
+        contenders.append(length_of_query(kept, settings, folds))
+    else:
+        output.warning(f"only one variant, λ={kept.lambdas[0]:g}: nothing to choose from")
+    return compare(kept, contenders)
+
+
+def _family(manifest: Path, grid: Grid) -> Family:
+    from dami_router.family import load_family
+
+    family = load_family(manifest)
+    known = [variant.lambda_ for variant in family.variants]
+    if not any(abs(x - y) < 1e-6 for x in known for y in grid.lambdas):
+        raise MisuseError(f"{manifest}: none of its variants has a λ of these rollouts; nothing was evaluated")
+    return family
+
+
+def _show(output: Output, found: Comparison, data: dict[str, object]) -> None:
+    from dami_router.report import HEADER, rows
+
+    gone = ", ".join(f"λ={x:g}" for x in found.dominated) or "none"
+    # The first estimator's figures also stand at the top, where a script looks for them.
+    first = data["estimators"][0] if found.contenders else {}  # type: ignore[index]
+    text = table(HEADER, rows(found))
+    output.result(f"{text}\n{len(found.grid.queries)} queries; dominated variants: {gone}", {**first, **data})
+    if "report" in data:
+        output.note(f"report: {data['report']}")

@@ -1,0 +1,77 @@
+"""`dami train`: an estimator of λ(q) from graded rollouts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dami_router.cli import command
+from dami_router.commands.rollout_files import read_grid
+from dami_router.errors import MisuseError
+from dami_router.output import Output
+
+
+@command(
+    "train",
+    examples=(
+        "dami train rollouts.jsonl --out estimator",
+        "dami train rollouts.jsonl.gz --confidence confidence.json --price 0.1 --out estimator",
+    ),
+    help="Train an estimator of λ(q) on rollouts: every query answered by every variant, graded. Of two variants the "
+    "more accurate is preferred, of two as accurate the cheaper one. The result is a folder (safetensors and JSON) "
+    "that `router.yml` and `dami eval --estimator` name. The same rollouts and seed give the same estimator.",
+)
+@click.argument("rollouts", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write; must not exist.")
+@click.option(
+    "--price", type=float, default=0.05, show_default=True,
+    help="Accuracy (0 to 1) that one mean answer of the dearest variant may cost: larger is cheaper.",
+)  # fmt: skip
+@click.option("--margin", type=float, default=0.005, show_default=True, help="Smaller differences are ties.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides how queries fall into folds.")
+@click.option(
+    "--confidence", type=click.Path(path_type=Path), help="JSON object: query_id to Instruct's confidence, 0 to 1."
+)
+@click.option("--embeddings", metavar="MODEL", help="Use this model's embeddings, served at $DAMI_EMBEDDINGS_URL.")
+@click.option("--drop-incomplete", is_flag=True, help="Leave out queries that a variant did not answer.")
+def train(
+    output: Output, rollouts: Path, out: Path, price: float, margin: float, seed: int, confidence: Path | None,
+    embeddings: str | None, drop_incomplete: bool,
+) -> None:  # fmt: skip
+    """Train and save."""
+    if out.exists():
+        raise MisuseError(f"{out}: already there", hint="choose a new folder, or remove it")
+    grid = read_grid(rollouts, confidence, drop_incomplete=drop_incomplete)
+    from dami_router.estimators.store import save
+    from dami_router.estimators.training import Settings
+    from dami_router.estimators.training import train as fit
+
+    settings = Settings(price=price, margin=margin, seed=seed)
+    trained = fit(grid, settings, encoder=_encoder(embeddings), note=output.note)
+    save(trained, out)
+    about = dict(trained.about)
+    levels = ", ".join(f"{x:g}" for x in trained.cuts.levels)
+    evidence = ", ".join(("text", *trained.evidence))
+    output.result(
+        f"{out}: trained on {about['queries']} queries and {about['pairs']} preferences, from {evidence}\n"
+        f"gives λ in {levels}; held-out loss {about['held_out_loss']:.3f}",
+        {"estimator": str(out), "evidence": list(trained.evidence), **about},
+    )
+    output.hint(f"dami eval OTHER.jsonl --estimator {out}")
+
+
+def _encoder(model: str | None):  # type: ignore[no-untyped-def]
+    if model is None:
+        return None
+    import os
+
+    from dami_router.embeddings import EndpointEncoder
+
+    url = os.environ.get("DAMI_EMBEDDINGS_URL")
+    if not url:
+        raise MisuseError(
+            "--embeddings needs to know where the model is served",
+            hint="set DAMI_EMBEDDINGS_URL to its address, such as http://127.0.0.1:8080/v1",
+        )
+    return EndpointEncoder(url, model)

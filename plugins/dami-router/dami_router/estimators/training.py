@@ -1,0 +1,153 @@
+"""Training the preference estimator: features, cross-validated choice of the ridge, μ, then cuts.
+
+Nothing is chosen on a query that it was fitted on. The ridge is the one with the smallest loss on held-out
+folds; the cuts are fitted on the μ of the same held-out folds. The same rollouts and seed give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dami_router.crossvalidation import fingerprint, folds_of
+from dami_router.errors import MisuseError
+from dami_router.estimators.basis import Basis
+from dami_router.estimators.bradley_terry import Pairs, ideal, loss, preferences
+from dami_router.estimators.cuts import Cuts
+from dami_router.estimators.descent import minimise
+from dami_router.estimators.preference import Preference, features, numbers_of
+from dami_router.evaluation import Grid
+from dami_router.features import Encoder, HashedText
+
+__all__ = ["Settings", "evidence_of", "train"]
+
+Floats = NDArray[np.float64]
+RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
+_STEPS = 60
+_LARGEST = 20_000
+"""Queries that are trained on; of more, a sample of this many. Their features are held as dense rows."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train.
+
+    `price` ∈ [0, 1]: accuracy that one mean answer of the dearest variant may cost; `margin` ≥ 0: smaller differences
+    in utility are ties; `knots`: steps for each plain number; `folds` ≥ 2; `seed` ≥ 0 decides how folds fall.
+    """
+
+    price: float = 0.05
+    margin: float = 0.005
+    knots: int = 16
+    folds: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, high in (("price", self.price, 1.0), ("margin", self.margin, 1.0)):
+            if not 0.0 <= value <= high:
+                raise MisuseError(f"training expects {name} in [0, {high:g}], found {value:g}")
+        if self.folds < 2 or self.seed < 0 or not 0 <= self.knots <= 256:
+            raise MisuseError("training expects at least 2 folds, a seed of at least 0, and 0 to 256 knots")
+
+
+def train(
+    grid: Grid,
+    settings: Settings = Settings(),
+    *,
+    encoder: Encoder | None = None,
+    use_confidence: bool | None = None,
+    note: Callable[[str], None] = lambda _: None,
+) -> Preference:
+    """Train on every query of a grid (with texts).
+
+    `use_confidence` None takes Instruct's confidence as a feature where every query has it. Raises MisuseError
+    for fewer than two variants, too few queries, or rollouts that prefer nothing.
+    """
+    if len(grid.lambdas) < 2:
+        raise MisuseError(f"training needs rollouts of at least two variants, found λ={grid.lambdas[0]:g} alone")
+    if len(grid.queries) > _LARGEST:
+        note(f"{len(grid.queries)} queries: training on {_LARGEST} of them, drawn at random")
+        grid = grid.rows(np.sort(np.random.default_rng(settings.seed).permutation(len(grid.queries))[:_LARGEST]))
+    return _fit(grid, settings, encoder or HashedText(), evidence_of(grid, use_confidence))
+
+
+def evidence_of(grid: Grid, use_confidence: bool | None) -> tuple[str, ...]:
+    """Return which evidence a grid has for every query; raises MisuseError where it is wanted and lacking."""
+    lacking = len(grid.queries) if grid.confidence is None else int(np.isnan(grid.confidence).sum())
+    if use_confidence and lacking:
+        raise MisuseError(f"{lacking} of {len(grid.queries)} queries have no confidence")
+    return ("confidence",) if not lacking and use_confidence is not False else ()
+
+
+def _fit(grid: Grid, settings: Settings, encoder: Encoder, names: tuple[str, ...]) -> Preference:
+    folds = folds_of(grid.texts, settings.folds, seed=settings.seed)
+    confidence = grid.confidence if names and grid.confidence is not None else ()
+    numbers = numbers_of(grid.texts, [{"confidence": float(c)} for c in confidence], names)
+    vectors = encoder.encode(grid.texts)
+    lambdas = np.array(grid.lambdas)
+    pairs = preferences(lambdas, grid.correct, grid.tokens, price=settings.price, margin=settings.margin)
+    if pairs.mass == 0:
+        raise MisuseError(
+            "these rollouts prefer no variant to another: all are equally right at equal cost",
+            hint="add queries that some variants get wrong, or a smaller --margin",
+        )
+    best, held_out, losses = _choose_ridge(numbers, vectors, pairs, folds, settings)
+    basis = Basis.fit(numbers, settings.knots)
+    parameters = _last(_path(features(basis, numbers, vectors), pairs, RIDGES[: best + 1]))
+    cuts = Cuts.fit(held_out, utility(grid, settings.price), lambdas)
+    return Preference(
+        encoder, basis, parameters, cuts, names, about=_about(grid, settings, pairs, RIDGES[best], losses[best], cuts),
+        trained_on=frozenset(map(fingerprint, grid.texts)),
+    )  # fmt: skip
+
+
+def utility(grid: Grid, price: float) -> Floats:
+    """Return correct − price·tokens/scale, (queries, variants); `scale` is the dearest variant's mean tokens."""
+    scale = max(float(grid.tokens.mean(axis=0).max()), 1e-9)
+    value: Floats = grid.correct - np.minimum(price * grid.tokens / scale, 1.0)
+    return value
+
+
+def _choose_ridge(
+    numbers: Floats, vectors: Floats, pairs: Pairs, folds: Sequence[NDArray[np.intp]], settings: Settings
+) -> tuple[int, Floats, list[float]]:
+    """Return the best ridge's index, each query's μ from the folds that it was not in, and the loss for each ridge."""
+    mu = np.zeros((len(RIDGES), len(numbers)))
+    losses = np.zeros(len(RIDGES))
+    for fold in folds:
+        rest = np.setdiff1d(np.arange(len(numbers)), fold)
+        x = features(Basis.fit(numbers[rest], settings.knots), numbers, vectors)
+        held = pairs.rows(fold)
+        for i, parameters in enumerate(_path(x[rest], pairs.rows(rest), RIDGES)):
+            mu[i, fold] = ideal(parameters, x[fold])[0]
+            losses[i] += loss(parameters, x[fold], held, 0.0)[0] * held.mass
+    losses /= pairs.mass
+    best = int(np.argmin(losses))
+    return best, mu[best], losses.tolist()
+
+
+def _path(x: Floats, pairs: Pairs, ridges: Sequence[float]) -> Iterator[Floats]:
+    """Yield the fitted parameters for falling ridges, each started from the one before."""
+    parameters = np.zeros(2 * x.shape[1] + 2)
+    for ridge in ridges:
+
+        def objective(p: Floats, ridge: float = ridge) -> tuple[float, Floats]:
+            return loss(p, x, pairs, ridge)
+
+        parameters = minimise(objective, parameters, steps=_STEPS)
+        yield parameters
+
+
+def _last(items: Iterator[Floats]) -> Floats:
+    return list(items)[-1]
+
+
+def _about(grid: Grid, settings: Settings, pairs: Pairs, ridge: float, held_out: float, cuts: Cuts) -> dict[str, Any]:
+    return {
+        "queries": len(grid.queries), "lambdas": list(grid.lambdas), "pairs": int(np.count_nonzero(pairs.weight)),
+        "ridge": ridge, "held_out_loss": held_out, "levels": list(cuts.levels), **asdict(settings),
+    }  # fmt: skip

@@ -1,0 +1,129 @@
+"""What a trained estimator sees of a query: plain numbers, and a vector from an encoder.
+
+The numbers (`statistics`) are lengths and counts that hold for any language. The vector comes from
+an `Encoder`; the default, `HashedText`, counts words and pairs of words in a fixed number of
+buckets. Neither needs a download, a vocabulary or a seed: the same text gives the same features
+on every machine.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+__all__ = ["STATISTICS", "Encoder", "HashedText", "statistics"]
+
+LONGEST = 8000
+"""Characters of a query that are looked at; a longer one is seen by its first and last half of these."""
+
+_TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+|[^\w\s]")
+
+STATISTICS = (
+    "characters", "words", "numbers", "distinct_numbers", "sentences", "word_length", "word_variety", "percents",
+    "decimals", "slashes", "commas", "questions", "longest_number", "lines", "capitals", "symbols", "plus", "minus",
+    "compared",
+)  # fmt: skip
+"""The names of the plain numbers, in order; counts are taken as log(1 + count)."""
+
+
+class Encoder(Protocol):
+    """Something that turns texts into vectors of one length."""
+
+    @property
+    def dimensions(self) -> int:
+        """The vectors' length."""
+        ...
+
+    @property
+    def remote(self) -> bool:
+        """Whether `encode` waits for something outside this process."""
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return what is needed to make this encoder again, as JSON: at least its `kind`."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> Floats:
+        """Return one row a text, of at most unit length; raises EstimationError where it cannot."""
+        ...
+
+
+class HashedText:
+    """Words and pairs of neighbouring words, hashed into `dimensions` buckets with signs; numbers count as one word."""
+
+    remote = False
+
+    def __init__(self, dimensions: int = 1024) -> None:
+        self.dimensions = dimensions
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return the kind and the number of buckets."""
+        return {"kind": "hashed", "dimensions": self.dimensions}
+
+    def encode(self, texts: Sequence[str]) -> Floats:
+        """Return signed log counts, each row of unit length; a text without words gives zeros."""
+        import numpy as np
+
+        rows = np.zeros((len(texts), self.dimensions))
+        for row, text in zip(rows, texts, strict=True):
+            for bucket, count in self._counts(text).items():
+                row[bucket] = count
+        rows = np.sign(rows) * np.log1p(np.abs(rows))
+        length = np.linalg.norm(rows, axis=1, keepdims=True)
+        unit: Floats = rows / np.where(length > 0, length, 1.0)
+        return unit
+
+    def _counts(self, text: str) -> dict[int, int]:
+        words = ["#" if word[0].isdigit() else word.lower() for word in _TOKEN.findall(_ends(text))]
+        counts: dict[int, int] = {}
+        for gram in (*words, *map(" ".join, pairwise(words))):
+            # crc32 is the same everywhere, unlike hash(); its top bit is the sign, so that collisions cancel.
+            code = zlib.crc32(gram.encode("utf-8", "replace"))
+            bucket = code % self.dimensions
+            counts[bucket] = counts.get(bucket, 0) + (1 if code >> 31 else -1)
+        return counts
+
+
+def statistics(text: str) -> list[float]:
+    """Return the plain numbers of a text, in the order of `STATISTICS`; all finite, for any text."""
+    from math import log1p
+
+    seen = _ends(text)
+    tokens = _TOKEN.findall(seen)
+    numbers = [token for token in tokens if token[0].isdigit()]
+    words = [token for token in tokens if token[0].isalpha()]
+    symbols = [token for token in tokens if not token[0].isalnum()]
+    return [
+        log1p(len(text)),
+        log1p(len(words)),
+        log1p(len(numbers)),
+        log1p(len(set(numbers))),
+        log1p(sum(map(symbols.count, ".?!"))),
+        sum(map(len, words)) / max(len(words), 1),
+        len({word.lower() for word in words}) / max(len(words), 1),
+        log1p(symbols.count("%") + seen.lower().count("percent")),
+        log1p(sum("." in number for number in numbers)),
+        log1p(symbols.count("/")),
+        log1p(symbols.count(",")),
+        log1p(symbols.count("?")),
+        log1p(max(map(len, numbers), default=0)),
+        log1p(text.count("\n")),
+        log1p(sum(word[0].isupper() for word in words)),
+        log1p(len(symbols)),
+        log1p(symbols.count("+")),
+        log1p(symbols.count("-")),
+        log1p(symbols.count("<") + symbols.count(">")),
+    ]
+
+
+def _ends(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST // 2] + "\n" + text[-LONGEST // 2 :]
