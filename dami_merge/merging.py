@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from dami_router.durable import sync
 from dami_router.errors import DamiError, FailureError, MisuseError
 
 __all__ = ["merge_recipe", "merge_text", "whole_folder"]
@@ -81,18 +81,10 @@ def whole_folder(out: Path, write: Callable[[Path], None]) -> None:
         write(folder)
         for path in folder.rglob("*"):
             if path.is_file():
-                _sync(path)
+                sync(path)
         if out.exists():
             out.rmdir()
         folder.rename(out)
-        _sync(out.parent)
+        sync(out.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -27,7 +27,7 @@ from dami_merge.build.endpoints import (
     open_pair,
 )  # fmt: skip
 from dami_merge.build.hashing import InputHashes, file_sha256
-from dami_merge.build.journal import Record, content_key, locked, sync_folder, write_atomically
+from dami_merge.build.journal import Record, content_key, locked
 from dami_merge.build.layout import INDEX, Shard, index_text
 from dami_merge.build.manifest import Finished, describe_endpoint, make_manifest
 from dami_merge.build.plan import Plan, VariantPlan, check_lambda_choice, make_plan
@@ -35,6 +35,7 @@ from dami_merge.build.stream import EndpointFiles, ShardStream
 from dami_merge.build.workspace import Workspace, free_bytes, open_workspace
 from dami_merge.checkpoint import Checkpoint
 from dami_merge.recipe import Recipe
+from dami_router.durable import sync, write_atomically
 from dami_router.errors import DamiError, FailureError, MisuseError
 from dami_router.family import MANIFEST, Endpoints, Family
 
@@ -144,7 +145,7 @@ class _Build:
         manifest = self._manifest([v for v in self.plan.variants if v in kept or v in todo], before)
         content = manifest.text().encode()
         if not (self.workspace.out / MANIFEST).is_file() or (self.workspace.out / MANIFEST).read_bytes() != content:
-            write_atomically(self.workspace.out / MANIFEST, content, self.workspace.work)
+            write_atomically(self.workspace.out / MANIFEST, content, work=self.workspace.work)
         self.workspace.journal.tidy()
         warnings = tuple(str(finding).removeprefix("warning: ") for finding in self.pair.warnings)
         return BuildReport(manifest, tuple(v.id for v in todo), tuple(v.id for v in kept), written, warnings)
@@ -203,10 +204,12 @@ class _Build:
         if len(right) == len(before.variants):
             return
         if right:
-            write_atomically(path, before.model_copy(update={"variants": right}).text().encode(), self.workspace.work)
+            write_atomically(
+                path, before.model_copy(update={"variants": right}).text().encode(), work=self.workspace.work
+            )
         else:
             path.unlink(missing_ok=True)
-            sync_folder(self.workspace.out)
+            sync(self.workspace.out)
 
     def _prepare(self, variant: VariantPlan) -> None:
         good = [s.file for s in self.plan.shards if (variant.id, s.file) in self.good]
@@ -242,7 +245,7 @@ class _Build:
         for variant, source, target, sha256 in zip(variants, temporary, targets, hashes, strict=True):
             source.rename(target)
             self.workspace.journal.add(variant.id, shard.file, Record(self._made_from(variant, shard), sha256))
-            sync_folder(target.parent)
+            sync(target.parent)
 
     def _check_space(self, needed: int) -> None:
         free = free_bytes(self.workspace.out)

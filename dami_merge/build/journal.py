@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dami_router.durable import sync, write_atomically
 from dami_router.errors import FailureError
 
-__all__ = ["Journal", "Record", "content_key", "locked", "sync_folder", "write_atomically"]
+__all__ = ["Journal", "Record", "content_key", "locked"]
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,13 @@ class Journal:
             out.flush()
             os.fsync(out.fileno())
         if new:
-            sync_folder(self._path.parent)
+            sync(self._path.parent)
         self._records[f"{variant}/{file}"] = record
 
     def tidy(self) -> None:
         """Write the journal anew, sorted: the same bytes whatever way led here."""
         lines = [_line(key, record) for key, record in sorted(self._records.items())]
-        write_atomically(self._path, "".join(f"{line}\n" for line in lines).encode(), self._path.parent)
+        write_atomically(self._path, "".join(f"{line}\n" for line in lines).encode())
 
     def _take(self, line: str) -> None:
         try:
@@ -88,26 +89,6 @@ def locked(path: Path, out: Path) -> Iterator[None]:
                 f"{out}: another build is at work in this folder", hint="wait for it, or give another folder"
             ) from None
         yield
-    finally:
-        os.close(handle)
-
-
-def write_atomically(path: Path, content: bytes, work: Path) -> None:
-    """Write a file so that it is there whole or not at all; its beginnings lie in the folder `work`."""
-    temporary = work / f"{path.name}.tmp"
-    with temporary.open("wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Bring a folder's entries to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
     finally:
         os.close(handle)
 

@@ -13,8 +13,9 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from dami_merge.build.journal import Journal, sync_folder
+from dami_merge.build.journal import Journal
 from dami_merge.build.layout import INDEX
+from dami_router.durable import sync
 from dami_router.errors import DamiError, FailureError, MisuseError
 from dami_router.family import MANIFEST, Family, load_family
 
@@ -102,12 +103,12 @@ class Workspace:
         if finished.exists():
             _carry_over(finished, partial, {*companions, *weights})
             shutil.rmtree(old, ignore_errors=True)
-            sync_folder(partial)
+            sync(partial)
             finished.rename(old)
         else:
-            sync_folder(partial)
+            sync(partial)
         partial.rename(finished)
-        sync_folder(self.out)
+        sync(self.out)
         shutil.rmtree(old, ignore_errors=True)
 
     def _old(self, variant: str) -> Path:

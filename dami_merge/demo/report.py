@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dami_merge.demo.run import Demo, Routed
+from dami_router.durable import write_atomically
 from dami_router.evaluation import Point, dominated
 from dami_router.output import table
 from dami_router.plots import draw_frontier, render
@@ -50,9 +51,7 @@ def write_report(demo: Demo, folder: Path) -> list[Path]:
     )  # fmt: skip
     files = {"frontier.png": render(figure, "png"), "report.html": _page(demo, render(figure, "svg")).encode()}
     for name, data in files.items():
-        partial = folder / f"{name}.partial"
-        partial.write_bytes(data)
-        partial.replace(folder / name)
+        write_atomically(folder / name, data)
     return [folder / name for name in files]
 
 

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dami_merge.build.hashing import file_sha256
-from dami_merge.build.journal import locked, sync_folder, write_atomically
+from dami_merge.build.journal import locked
 from dami_merge.hub.pool import pool
 from dami_merge.hub.push_plan import Progress
+from dami_router.durable import sync, write_atomically
 from dami_router.errors import CheckpointError, DamiError, FailureError, MisuseError
 from dami_router.family import MANIFEST, Family, Variant, load_family
 from dami_router.hub import Published, find_published, hub_api, told
@@ -98,7 +99,7 @@ class _Pull:
         manifest = self._manifest([p.variant for p in published])
         content = manifest.text().encode()
         if not (self.out / MANIFEST).is_file() or (self.out / MANIFEST).read_bytes() != content:
-            write_atomically(self.out / MANIFEST, content, self.work)
+            write_atomically(self.out / MANIFEST, content, work=self.work)
         shutil.rmtree(self.work, ignore_errors=True)
         ids = tuple(p.variant.id for p in todo)
         return PullReport(manifest, ids, tuple(p.variant.id for p in kept), total)
@@ -181,14 +182,14 @@ class _Pull:
     def _put(self, variant: Variant) -> None:
         checked, folder = self._checked(variant), self.out / variant.folder
         checked.mkdir(parents=True, exist_ok=True)
-        sync_folder(checked)
+        sync(checked)
         if folder.exists():
             for path in checked.iterdir():
                 path.replace(folder / path.name)
-            sync_folder(folder)
+            sync(folder)
         else:
             checked.rename(folder)
-        sync_folder(self.out)
+        sync(self.out)
 
     def _manifest(self, variants: Sequence[Variant]) -> Family:
         try:

@@ -15,12 +15,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dami_merge.build.journal import write_atomically
 from dami_merge.hub.collection import bring_collection
 from dami_merge.hub.pool import pool
 from dami_merge.hub.push_plan import Progress, PushPlan, Source, Target, without_places
 from dami_merge.hub.remote import Remote, check_ours, commit_of, look, source_of_text
 from dami_merge.hub.upload import bring
+from dami_router.durable import write_atomically
 from dami_router.errors import DamiError, FailureError
 from dami_router.family import MANIFEST, Family, HubPlace, load_family
 from dami_router.hub import hub_api, told
@@ -195,7 +195,7 @@ class _Push:
                 hint="push again when nothing else works there",
             )
         if manifest != self.plan.family:
-            write_atomically(self.plan.root / MANIFEST, manifest.text().encode(), self.plan.root)
+            write_atomically(self.plan.root / MANIFEST, manifest.text().encode())
 
     def _pushed(self, target: Target, revision: str) -> Pushed:
         assert target.variant is not None

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
+from dami_router.durable import write_atomically
 from dami_router.errors import FailureError
 
 __all__ = ["SHIPPED_PAIR", "SHIPPED_ROLLOUTS", "copy_pair"]
@@ -27,7 +26,9 @@ def copy_pair(directory: Path) -> tuple[Path, Path]:
     _refuse_other_content(directory, sources)
     for name, source in sources.items():
         if not (directory / name).exists():
-            _write(source.read_bytes(), directory / name)
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            # Beginnings lie outside the endpoint, which holds nothing but its own files even after a crash.
+            write_atomically(directory / name, source.read_bytes(), work=directory)
     return directory / "instruct", directory / "thinking"
 
 
@@ -46,17 +47,3 @@ def _refuse_other_content(directory: Path, sources: dict[Path, Path]) -> None:
 
 
 _WAY_OUT = "choose a new directory, or remove this one yourself"
-
-
-def _write(content: bytes, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent.parent, prefix=".dami-", delete=False) as partial:
-        try:
-            partial.write(content)
-            partial.flush()
-            os.fsync(partial.fileno())
-            Path(partial.name).chmod(0o644)
-            Path(partial.name).replace(file)
-        except BaseException:
-            Path(partial.name).unlink(missing_ok=True)
-            raise
