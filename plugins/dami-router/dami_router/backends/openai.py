@@ -16,12 +16,12 @@ class OpenAIReader:
 
     async def identify(self, backend: BackendSpec, variant: VariantSpec, get: Get) -> Identity:
         """Find the variant among the served models; vLLM's `root`, the real path behind an alias, must agree."""
+        if not backend.identity:
+            return await _alive(backend, variant, get)
         status, body = await get("/v1/models")
         entries = _entries(body)
         if status != 200 or entries is None:
             raise ProbeError(f"/v1/models (status {status}) is no list of models")
-        if not backend.identity:
-            return Identity(backend.model or variant.id)
         for entry in entries:
             root = entry.get("root")
             elsewhere = isinstance(root, str) and root not in ("", entry["id"]) and not backend.model
@@ -54,6 +54,15 @@ class OpenAIReader:
             "top_n": bool(tokens and isinstance(tokens[0], dict) and tokens[0].get("top_logprobs")),
             "chat_template": status == 200,
         }
+
+
+async def _alive(backend: BackendSpec, variant: VariantSpec, get: Get) -> Identity:
+    # `transformers serve` lists what the Hub's cache holds, not the folder that it serves: /health must do.
+    for path in ("/health", "/v1/models"):
+        status, _ = await get(path)
+        if status == 200:
+            return Identity(backend.model or variant.id)
+    raise ProbeError(f"/health and /v1/models fail (status {status})")
 
 
 def _entries(body: Any) -> list[dict[str, Any]] | None:
