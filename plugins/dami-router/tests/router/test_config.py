@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,6 +103,36 @@ def test_efforts_may_be_given_other_lambdas() -> None:
     """A table in the chain replaces some of the defaults and keeps the others."""
     (effort,) = parse_config(GOOD + "estimator: {chain: [effort: {high: 0.8}]}", {}).estimator.estimators
     assert effort == Effort({**EFFORTS, "high": 0.8})
+
+
+def test_a_trained_estimator_decides(tmp_path: Path) -> None:
+    """`trained` names a folder that `dami train` wrote, beside router.yml; a missing one is an error with its line."""
+    import asyncio
+
+    from dami_router.estimators.base import Query
+
+    rollouts = tmp_path / "rollouts.jsonl"
+    lines = [
+        {
+            "query_id": str(i),
+            "query": text,
+            "lambda": lambda_,
+            "correct": lambda_ == best,
+            "tokens": 5 + int(90 * lambda_),
+        }
+        for i in range(60)
+        for text, best in [("prove " * 9 + str(i), 1.0) if i % 2 else (f"hi {i}", 0.0)]
+        for lambda_ in (0.0, 1.0)
+    ]
+    rollouts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = [sys.executable, "-c", "from dami_router.cli import main; main()", "train", str(rollouts), "--out"]
+    subprocess.run([*command, str(tmp_path / "EST")], check=True, capture_output=True)
+    config = parse_config(GOOD + "estimator: {chain: [trained: EST]}", {}, tmp_path)
+    easy, hard = (asyncio.run(config.estimator.estimate(Query(text))) for text in ("hi 99", "prove " * 9 + "99"))
+    assert easy.estimator == hard.estimator != "fixed"
+    assert easy.lambda_ < hard.lambda_
+    with pytest.raises(RecipeError, match=r"router.yml:7: .*no estimator"):
+        parse_config(GOOD + "estimator: {chain: [trained: NOWHERE]}", {}, tmp_path)
 
 
 VALUES = st.recursive(

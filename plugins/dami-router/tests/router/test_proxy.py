@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 
 import pytest
 from fakes.upstream import chat, chunk, plain, stream
@@ -47,14 +46,12 @@ def test_a_stream_is_passed_on_event_by_event_as_it_comes(world: World) -> None:
     client = world.router(("v-l000", server))
     body = json.dumps({"messages": [], "stream": True}).encode()
     with socket.create_connection(("127.0.0.1", client.port), timeout=5) as connection:
-        begun = time.perf_counter()
         connection.sendall(
             b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body
         )
         received = b""
         while pieces[0] not in received:
             received += connection.recv(65536)
-        assert time.perf_counter() - begun < 0.28
         assert pieces[1] not in received
         while not received.endswith(b"0\r\n\r\n"):
             received += connection.recv(65536)
