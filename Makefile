@@ -21,7 +21,7 @@ demo: $(STAMP)
 	$(BIN)/dami demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
@@ -44,6 +44,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/build.py --work build/bench --layers 4 --runs 2
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py
