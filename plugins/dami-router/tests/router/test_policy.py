@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from fakes.world import World
+from dataclasses import replace
+
+from fakes.world import World, router_yml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dami_router.budget import Budget
+from dami_router.config import PolicySpec, parse_config
 from dami_router.conversations import Conversations
 from dami_router.policy import Figures, choose, dominated, fallbacks
+from dami_router.router import Router
 
 UNIT = st.floats(0.0, 1.0)
 LAMBDAS = st.lists(UNIT, min_size=1, max_size=6, unique=True)
@@ -152,3 +156,22 @@ def test_a_conversation_only_goes_up(world: World) -> None:
     assert turn("none", "hi", "hello", "and?", "so", "thanks") == "v-l100"
     assert turn("none", "other", "hello", "and?") == "v-l000"
     assert turn("none", "hi") == "v-l000"
+
+
+def test_a_dominated_variant_is_asked_only_where_no_other_is_left(world: World) -> None:
+    """By the figures of its manifest λ=0.5 is dearer and worse than λ=0: it is passed over, and still a last resort."""
+    servers = [(name, world.upstream(name)) for name in ("v-l000", "v-l050", "v-l100")]
+    config = parse_config(router_yml(*servers), {})
+    figures = {"v-l000": Figures(0.5, 10), "v-l050": Figures(0.4, 20), "v-l100": Figures(0.9, 30)}
+    measured = tuple(replace(v, figures={"b": figures[v.id]}) for v in config.variants)
+
+    async def route(spec: PolicySpec) -> tuple[str, ...]:
+        async with Router(replace(config, variants=measured, policy=spec)) as router:
+            return (await router.route("hi", model="dami:0.5")).order
+
+    assert world.loop.run(route(PolicySpec())) == ("v-l000", "v-l100", "v-l050")
+    assert world.loop.run(route(PolicySpec(drop_dominated=False)))[0] == "v-l050"
+    for name, server in servers:
+        if name != "v-l050":
+            world.loop.run(server.stop())
+    assert world.loop.run(route(PolicySpec())) == ("v-l050",)
