@@ -4,9 +4,9 @@
     python benchmarks/estimators.py --gsm8k gsm8k_two_model_rollouts.jsonl.gz
     python benchmarks/estimators.py --pairs dami_merge/lab/pair pairs/seed-1 pairs/seed-2 --work rollouts/
 
-With --pairs, each pair's 1,000 dev and 1,000 test queries are answered at 11 values of λ first (about 100 seconds a
-pair on one core; kept in --work). The estimator is trained on dev alone and reported on test, with Instruct's own
-confidence as a feature. Where scikit-learn is installed, --gsm8k also measures TF-IDF with a logistic fit.
+With --pairs, each pair's dev queries (--dev, 1,000) and 1,000 test queries are answered at 11 values of λ first (about
+100 seconds a pair on one core; kept in --work). The estimator is trained on dev alone and reported on test, with
+Instruct's own confidence as a feature. Where scikit-learn is installed, --gsm8k also measures TF-IDF with a logistic fit.
 """
 
 from __future__ import annotations
@@ -37,16 +37,17 @@ TRAINED = 8
 """The longest chain that the lab pairs are trained on."""
 
 
-def rollouts_of(pair: Path, work: Path) -> Grid:
+def rollouts_of(pair: Path, work: Path, dev: int) -> Grid:
     """Answer dev and test queries at every λ and probe Instruct's confidence; both are kept in `work`."""
-    file, confidence = work / f"{pair.name}.jsonl.gz", work / f"{pair.name}-conf.json"
+    name = pair.name if dev == 1000 else f"{pair.name}-dev-{dev}"
+    file, confidence = work / f"{name}.jsonl.gz", work / f"{name}-conf.json"
     if not file.exists() or not confidence.exists():
         from dami_merge.lab.answering import probe
         from dami_merge.lab.rollouts import roll_out
         from dami_merge.lab.splits import draw_queries
         from dami_merge.lab.variants import load_variant
 
-        queries = [*draw_queries("dev"), *draw_queries("test")]
+        queries = [*draw_queries("dev", dev), *draw_queries("test")]
         found = probe(load_variant(pair, 0.0), [query.text for query in queries], tokens=1)
         confidence.write_text(json.dumps({q.id: a.direct for q, a in zip(queries, found, strict=True)}))
         answered: list[Rollout] = []
@@ -58,12 +59,12 @@ def rollouts_of(pair: Path, work: Path) -> Grid:
     return replace(grid, confidence=np.array([known[query] for query in grid.queries]))
 
 
-def lab(grid: Grid, price: float) -> dict[str, Any]:
+def lab(grid: Grid, budget: float) -> dict[str, Any]:
     """Train on dev, report on test: all lengths, and the trained ones alone."""
     split = np.array([query.startswith("test") for query in grid.queries])
     dev, test = grid.rows(np.flatnonzero(~split)), grid.rows(np.flatnonzero(split))
     start = time.perf_counter()
-    estimator = train(dev, Settings(price=price))
+    estimator = train(dev, Settings(budget=budget))
     seconds = time.perf_counter() - start
     lengths = np.array([(len(text) - 2) // 2 for text in test.texts])
     out: dict[str, Any] = {"train_s": seconds, "about": dict(estimator.about)}
@@ -184,7 +185,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs="+", type=Path, default=[], help="folders with instruct/ and thinking/")
     parser.add_argument("--work", type=Path, default=Path("rollouts"), help="where rollouts are kept")
-    parser.add_argument("--price", type=float, default=Settings().price)
+    parser.add_argument("--dev", type=int, default=1000, help="dev queries to train on, for --pairs")
+    parser.add_argument("--budget", type=float, default=0.33, help="share of Thinking's tokens for --pairs")
     parser.add_argument("--gsm8k", type=Path, help="rollouts of two models")
     parser.add_argument("--seeds", type=int, default=5, help="ways of folding for --gsm8k")
     parser.add_argument("--speed", action="store_true")
@@ -193,7 +195,7 @@ def main() -> None:
     out: dict[str, Any] = {}
     for pair in given.pairs:
         given.work.mkdir(parents=True, exist_ok=True)
-        out[pair.name] = lab(rollouts_of(pair, given.work), given.price)
+        out[pair.name] = lab(rollouts_of(pair, given.work, given.dev), given.budget)
     if given.gsm8k:
         out["gsm8k"] = gsm8k(given.gsm8k, given.seeds)
     if given.speed:

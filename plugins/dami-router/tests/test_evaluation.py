@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dami_router.errors import MisuseError
@@ -95,6 +95,7 @@ def test_points_are_looked_up() -> None:
 
 
 @given(rows=st.lists(st.lists(st.tuples(UNIT, st.integers(0, 99)), min_size=3, max_size=3), min_size=1, max_size=8))
+@settings(deadline=None)
 def test_no_choice_beats_the_oracle(rows: list[list[tuple[float, int]]]) -> None:
     """The oracle is at least as accurate as every static variant, and its interval holds its mean."""
     made = Grid.of(

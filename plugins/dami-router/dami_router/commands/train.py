@@ -16,7 +16,7 @@ from dami_router.output import Output
     "train",
     examples=(
         "dami train rollouts.jsonl --out estimator",
-        "dami train rollouts.jsonl.gz --confidence confidence.json --price 0.1 --out estimator",
+        "dami train rollouts.jsonl.gz --confidence confidence.json --budget 0.33 --out estimator",
     ),
     help="Train an estimator of λ(q) on rollouts: every query answered by every variant, graded. Of two variants the "
     "more accurate is preferred, of two as accurate the cheaper one. The result is a folder (safetensors and JSON) "
@@ -28,6 +28,10 @@ from dami_router.output import Output
     "--price", type=float, default=0.05, show_default=True,
     help="Accuracy (0 to 1) that one mean answer of the dearest variant may cost: larger is cheaper.",
 )  # fmt: skip
+@click.option(
+    "--budget", type=float,
+    help="Instead of a price: at most this share (0 to 1) of the dearest variant's mean tokens.",
+)  # fmt: skip
 @click.option("--margin", type=float, default=0.005, show_default=True, help="Smaller differences are ties.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides how queries fall into folds.")
 @click.option(
@@ -36,8 +40,8 @@ from dami_router.output import Output
 @click.option("--embeddings", metavar="MODEL", help="Use this model's embeddings, served at $DAMI_EMBEDDINGS_URL.")
 @click.option("--drop-incomplete", is_flag=True, help="Leave out queries that a variant did not answer.")
 def train(
-    output: Output, rollouts: Path, out: Path, price: float, margin: float, seed: int, confidence: Path | None,
-    embeddings: str | None, drop_incomplete: bool,
+    output: Output, rollouts: Path, out: Path, price: float, budget: float | None, margin: float, seed: int,
+    confidence: Path | None, embeddings: str | None, drop_incomplete: bool,
 ) -> None:  # fmt: skip
     """Train and save."""
     if out.exists():
@@ -47,7 +51,7 @@ def train(
     from dami_router.estimators.training import Settings
     from dami_router.estimators.training import train as fit
 
-    settings = Settings(price=price, margin=margin, seed=seed)
+    settings = Settings(price=price, budget=budget, margin=margin, seed=seed)
     trained = fit(grid, settings, encoder=_encoder(embeddings), note=output.note)
     save(trained, out)
     about = dict(trained.about)

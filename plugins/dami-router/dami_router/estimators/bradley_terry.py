@@ -2,8 +2,11 @@
 
     u(q, λ) = −κ(q)·(λ − μ(q))²        P(i preferred to j) = σ(u_i − u_j)
 
-μ(q) ∈ (0, 1) is the query's ideal λ, κ(q) > 0 how much it matters. With features x,
-μ = σ(w·x + b) and κ = exp(v·x + c). Pairs come from rollouts by accuracy first, then efficiency:
+μ(q) is the query's ideal λ, κ(q) > 0 how much it matters. What is learned is 2κμ = w·x + b and
+κ = exp(v·x + c) of the features x: u_i − u_j is then linear in w, and descent does not get stuck where a μ inside
+[0, 1] would saturate. μ may lie outside [0, 1], which says that the nearest end is best.
+
+Pairs come from rollouts by accuracy first, then efficiency:
 
     r = correct − min(price · tokens / scale, 1)
 
@@ -23,6 +26,9 @@ from numpy.typing import NDArray
 __all__ = ["Pairs", "ideal", "loss", "preferences"]
 
 Floats = NDArray[np.float64]
+
+_ANCHOR = 1e-4
+"""The ridge of b and c."""
 
 _STEEPEST = 6.0
 """|log κ| is held within this, so that separable preferences do not drive it to infinity."""
@@ -62,27 +68,37 @@ def preferences(lambdas: Floats, correct: Floats, tokens: Floats, *, price: floa
 
 def ideal(parameters: Floats, features: Floats) -> tuple[Floats, Floats]:
     """Return μ and κ for each row of features; `parameters` is [w, b, v, c]."""
-    w, b, v, c = _split(parameters)
-    return _sigmoid(features @ w + b), np.exp(np.clip(features @ v + c, -_STEEPEST, _STEEPEST))
+    pull, kappa, _ = _shape(parameters, features)
+    return pull / (2 * kappa), kappa
 
 
 def loss(parameters: Floats, features: Floats, pairs: Pairs, ridge: float) -> tuple[float, Floats]:
-    """Return the weighted mean of −log P(what was preferred) plus ridge/2·(|w|² + |v|²), and its gradient."""
-    w, _, v, c = _split(parameters)
-    mu, kappa = ideal(parameters, features)
-    # u_i − u_j = κ·(λ_i − λ_j)·(2μ − λ_i − λ_j)
-    leaning = pairs.difference * (2 * mu[:, None] - pairs.total)
-    agreed = np.sign(pairs.weight) * kappa[:, None] * leaning
+    """Return the weighted mean of −log P(what was preferred) plus ridge/2·(|w|² + |v|²), and its gradient.
+
+    b and c have a small ridge of their own, so that there is a minimum even where everybody agrees.
+    """
+    w, b, v, c = _split(parameters)
+    pull, kappa, free = _shape(parameters, features)
+    # u_i − u_j = (λ_i − λ_j)·(2κμ − κ·(λ_i + λ_j))
+    apart = pairs.difference * (pull[:, None] - kappa[:, None] * pairs.total)
+    agreed = np.sign(pairs.weight) * apart
     share = np.abs(pairs.weight) / max(pairs.mass, 1e-300)
     value = float((share * np.logaddexp(0.0, -agreed)).sum()) + 0.5 * ridge * float(w @ w + v @ v)
+    value += 0.5 * _ANCHOR * (b * b + c * c)
     slope = -share * np.sign(pairs.weight) * _sigmoid(-agreed)
-    by_mu = 2 * kappa * mu * (1 - mu) * (slope @ pairs.difference)
-    free = np.abs(features @ v + c) < _STEEPEST
-    by_kappa = free * kappa * (slope * leaning).sum(axis=1)
-    gradient = [
-        features.T @ by_mu + ridge * w, [by_mu.sum()], features.T @ by_kappa + ridge * v, [by_kappa.sum()],
-    ]  # fmt: skip
-    return value, np.concatenate(gradient)
+    by_pull = slope @ pairs.difference
+    by_kappa = free * -kappa * (slope @ (pairs.difference * pairs.total))
+    of_pull = np.append(features.T @ by_pull + ridge * w, by_pull.sum() + _ANCHOR * b)
+    of_kappa = np.append(features.T @ by_kappa + ridge * v, by_kappa.sum() + _ANCHOR * c)
+    return value, np.concatenate([of_pull, of_kappa])
+
+
+def _shape(parameters: Floats, features: Floats) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    """Return 2κμ and κ for each row, and where κ still follows its parameters."""
+    w, b, v, c = _split(parameters)
+    log_kappa = features @ v + c
+    free = np.abs(log_kappa) < _STEEPEST
+    return features @ w + b, np.exp(np.clip(log_kappa, -_STEEPEST, _STEEPEST)), free
 
 
 def _split(parameters: Floats) -> tuple[Floats, float, Floats, float]:

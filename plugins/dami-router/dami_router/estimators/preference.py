@@ -59,7 +59,7 @@ class Preference:
         return Estimate(self.cuts(point), self.name, {"mu": point, "kappa": float(kappa[0]), **evidence})
 
     def ideal(self, texts: Sequence[str], evidence: Sequence[Mapping[str, float]] = ()) -> tuple[Floats, Floats]:
-        """Return μ ∈ (0, 1) and κ > 0 for each text; `evidence` has a mapping for each where it is trained with any."""
+        """Return μ (any finite number) and κ > 0 for each text; `evidence` has what it is trained with, for each."""
         numbers = numbers_of(texts, evidence, self.evidence)
         return ideal(self.parameters, features(self.basis, numbers, self.encoder.encode(texts)))
 

@@ -54,7 +54,7 @@ class _Description(_Strict):
     statistics: list[Name]
     evidence: list[Name] = Field(max_length=16)
     encoder: _Encoder
-    edges: list[Share] = Field(max_length=1000)
+    edges: list[float] = Field(max_length=1000)
     levels: list[Share] = Field(min_length=1, max_length=1001)
     about: dict[str, Any]
     trained_on: list[Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]]

@@ -1,7 +1,8 @@
 """Training the preference estimator: features, cross-validated choice of the ridge, μ, then cuts.
 
 Nothing is chosen on a query that it was fitted on. The ridge is the one with the smallest loss on held-out
-folds; the cuts are fitted on the μ of the same held-out folds. The same rollouts and seed give the same bits.
+folds; the cuts are fitted on the μ of the same held-out folds; the estimator is the mean of the folds' models.
+The same rollouts and seed give the same bits.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from dami_router.features import Encoder, HashedText
 __all__ = ["Settings", "evidence_of", "train"]
 
 Floats = NDArray[np.float64]
-RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
+RIDGES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 _STEPS = 60
 _LARGEST = 20_000
 """Queries that are trained on; of more, a sample of this many. Their features are held as dense rows."""
@@ -36,20 +37,22 @@ _LARGEST = 20_000
 class Settings:
     """How to train.
 
-    `price` ∈ [0, 1]: accuracy that one mean answer of the dearest variant may cost; `margin` ≥ 0: smaller differences
+    `price` ∈ [0, 1]: accuracy that one mean answer of the dearest variant may cost; `budget` ∈ (0, 1]: at most this
+    share of the dearest variant's mean tokens on held-out folds, whatever the price; `margin` ≥ 0: smaller differences
     in utility are ties; `knots`: steps for each plain number; `folds` ≥ 2; `seed` ≥ 0 decides how folds fall.
     """
 
     price: float = 0.05
+    budget: float | None = None
     margin: float = 0.005
     knots: int = 16
-    folds: int = 4
+    folds: int = 5
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value, high in (("price", self.price, 1.0), ("margin", self.margin, 1.0)):
-            if not 0.0 <= value <= high:
-                raise MisuseError(f"training expects {name} in [0, {high:g}], found {value:g}")
+        for name, value in (("price", self.price), ("margin", self.margin), ("budget", self.budget or 0.0)):
+            if not 0.0 <= value <= 1.0:
+                raise MisuseError(f"training expects {name} in [0, 1], found {value:g}")
         if self.folds < 2 or self.seed < 0 or not 0 <= self.knots <= 256:
             raise MisuseError("training expects at least 2 folds, a seed of at least 0, and 0 to 256 knots")
 
@@ -95,14 +98,32 @@ def _fit(grid: Grid, settings: Settings, encoder: Encoder, names: tuple[str, ...
             "these rollouts prefer no variant to another: all are equally right at equal cost",
             hint="add queries that some variants get wrong, or a smaller --margin",
         )
-    best, held_out, losses = _choose_ridge(numbers, vectors, pairs, folds, settings)
     basis = Basis.fit(numbers, settings.knots)
-    parameters = _last(_path(features(basis, numbers, vectors), pairs, RIDGES[: best + 1]))
-    cuts = Cuts.fit(held_out, utility(grid, settings.price), lambdas)
+    x = features(basis, numbers, vectors)
+    parameters, held_out, ridge, held_out_loss = _cross_fitted(x, pairs, folds)
+    cuts = _cuts(grid, held_out, settings)
     return Preference(
-        encoder, basis, parameters, cuts, names, about=_about(grid, settings, pairs, RIDGES[best], losses[best], cuts),
+        encoder, basis, parameters, cuts, names, about=_about(grid, settings, pairs, ridge, held_out_loss, cuts),
         trained_on=frozenset(map(fingerprint, grid.texts)),
     )  # fmt: skip
+
+
+def _cuts(grid: Grid, mu: Floats, settings: Settings) -> Cuts:
+    """Return the cuts for the price, or those for the smallest price that keeps to the budget."""
+    lambdas = np.array(grid.lambdas)
+    if settings.budget is None:
+        return Cuts.fit(mu, utility(grid, settings.price), lambdas)
+    allowed = settings.budget * float(grid.tokens.mean(axis=0).max())
+    rows = np.arange(len(mu))
+    for price in np.geomspace(0.002, 2.0, 61):
+        cuts = Cuts.fit(mu, utility(grid, float(price)), lambdas)
+        columns = np.searchsorted(lambdas, [cuts(float(x)) for x in mu])
+        if grid.tokens[rows, columns].mean() <= allowed:
+            return cuts
+    raise MisuseError(
+        f"no choice of λ keeps to {allowed:.1f} tokens, {settings.budget:.0%} of the dearest variant's",
+        hint=f"the cheapest variant needs {grid.tokens.mean(axis=0).min():.1f}",
+    )
 
 
 def utility(grid: Grid, price: float) -> Floats:
@@ -112,38 +133,45 @@ def utility(grid: Grid, price: float) -> Floats:
     return value
 
 
-def _choose_ridge(
-    numbers: Floats, vectors: Floats, pairs: Pairs, folds: Sequence[NDArray[np.intp]], settings: Settings
-) -> tuple[int, Floats, list[float]]:
-    """Return the best ridge's index, each query's μ from the folds that it was not in, and the loss for each ridge."""
-    mu = np.zeros((len(RIDGES), len(numbers)))
-    losses = np.zeros(len(RIDGES))
+def _cross_fitted(x: Floats, pairs: Pairs, folds: Sequence[NDArray[np.intp]]) -> tuple[Floats, Floats, float, float]:
+    """Return parameters, each query's μ from the fold that it was not in, the best ridge, and its held-out loss.
+
+    The parameters are the mean over the folds' models. One model fitted on everything would be surer of itself
+    than those whose μ the cuts are fitted on.
+    """
+    # A bucket that no query fills has no gradient: its parameters stay 0, and need no arithmetic.
+    alive = np.flatnonzero(x.any(axis=0))
+    dense = np.ascontiguousarray(x[:, alive])
+    mu, losses = np.zeros((len(RIDGES), len(x))), np.zeros(len(RIDGES))
+    fitted = np.zeros((len(RIDGES), 2 * len(alive) + 2))
     for fold in folds:
-        rest = np.setdiff1d(np.arange(len(numbers)), fold)
-        x = features(Basis.fit(numbers[rest], settings.knots), numbers, vectors)
+        rest = np.setdiff1d(np.arange(len(x)), fold)
         held = pairs.rows(fold)
-        for i, parameters in enumerate(_path(x[rest], pairs.rows(rest), RIDGES)):
-            mu[i, fold] = ideal(parameters, x[fold])[0]
-            losses[i] += loss(parameters, x[fold], held, 0.0)[0] * held.mass
-    losses /= pairs.mass
+        for i, parameters in enumerate(_path(dense[rest], pairs.rows(rest))):
+            mu[i, fold] = ideal(parameters, dense[fold])[0]
+            losses[i] += loss(parameters, dense[fold], held, 0.0)[0] * held.mass / pairs.mass
+            fitted[i] += parameters / len(folds)
     best = int(np.argmin(losses))
-    return best, mu[best], losses.tolist()
+    return _spread(fitted[best], alive, x.shape[1]), mu[best], RIDGES[best], float(losses[best])
 
 
-def _path(x: Floats, pairs: Pairs, ridges: Sequence[float]) -> Iterator[Floats]:
+def _spread(parameters: Floats, alive: NDArray[np.intp], width: int) -> Floats:
+    """Return [w, b, v, c] over all features from those over the ones that are alive."""
+    out = np.zeros((2, width + 1))
+    out[:, [*alive, width]] = parameters.reshape(2, -1)
+    return out.ravel()
+
+
+def _path(x: Floats, pairs: Pairs) -> Iterator[Floats]:
     """Yield the fitted parameters for falling ridges, each started from the one before."""
     parameters = np.zeros(2 * x.shape[1] + 2)
-    for ridge in ridges:
+    for ridge in RIDGES:
 
         def objective(p: Floats, ridge: float = ridge) -> tuple[float, Floats]:
             return loss(p, x, pairs, ridge)
 
         parameters = minimise(objective, parameters, steps=_STEPS)
         yield parameters
-
-
-def _last(items: Iterator[Floats]) -> Floats:
-    return list(items)[-1]
 
 
 def _about(grid: Grid, settings: Settings, pairs: Pairs, ridge: float, held_out: float, cuts: Cuts) -> dict[str, Any]:

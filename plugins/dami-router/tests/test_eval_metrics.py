@@ -1,0 +1,148 @@
+"""APGR, CPT, random mixing, CostSave and the distance to the frontier, against their definitions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dami_router.evaluation import Figure, Grid, Point, dominated, figure
+from dami_router.plots import draw_sweep, render
+from dami_router.rollouts import Rollout, read_rollouts
+from dami_router.routing_metrics import apgr, cost_curve, cpt, frontier, mixing_at, pareto_distance, saving_at
+
+DATA = Path(__file__).parents[4] / "shared" / "data"
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def grid(*cells: tuple[tuple[float, int], ...]) -> Grid:
+    """One row a query of (correct, tokens), one column a λ, evenly spaced."""
+    n = len(cells[0]) - 1
+    return Grid.of(
+        Rollout(str(q), f"text {q}", i / n, correct, tokens)
+        for q, row in enumerate(cells)
+        for i, (correct, tokens) in enumerate(row)
+    )
+
+
+def random_grid(seed: int, variants: int = 3) -> Grid:
+    rng = np.random.default_rng(seed)
+    return grid(
+        *(
+            tuple((float(rng.integers(0, 2)), int(rng.integers(0, 50))) for _ in range(variants))
+            for _ in range(rng.integers(1, 12))
+        )
+    )
+
+
+def test_apgr_of_a_worked_example() -> None:
+    """Four queries, two that need the strong variant, ranked first: ½, 1, 1, 1 recovered after 1 to 4 calls."""
+    weak, strong = np.array([0.0, 0, 1, 1]), np.array([1.0, 1, 1, 1])
+    score = np.array([0.9, 0.8, 0.2, 0.1])
+    assert apgr(score, weak, strong) == pytest.approx((0 / 2 + 0.5 + 1 + 1 + 1 / 2) / 4)
+    assert apgr(-score, weak, strong) == pytest.approx((0 + 0 + 0 + 0.5 + 1 / 2) / 4)
+    assert (cpt(score, weak, strong, 0.5), cpt(score, weak, strong, 1.0)) == (0.25, 0.5)
+
+
+@given(seed=SEEDS)
+def test_a_score_that_says_nothing_has_half(seed: int) -> None:
+    """Equal scores are a random order: APGR is exactly ½, and CPT(x) is the first share of at least x."""
+    rng = np.random.default_rng(seed)
+    weak, strong = rng.integers(0, 2, 30) * 1.0, rng.integers(0, 2, 30) * 1.0
+    found = apgr(np.zeros(30), weak, strong)
+    if strong.sum() <= weak.sum():
+        assert found is None
+        assert cpt(np.zeros(30), weak, strong, 0.5) is None
+    else:
+        assert found == pytest.approx(0.5)
+        assert cpt(np.zeros(30), weak, strong, 0.5) == pytest.approx(0.5)
+
+
+def test_apgr_is_unknown_where_strong_is_no_better() -> None:
+    """One class only, or a strong variant that loses, has no gap to recover."""
+    assert apgr(np.arange(3.0), np.ones(3), np.ones(3)) is None
+    assert apgr(np.arange(3.0), np.ones(3), np.zeros(3)) is None
+
+
+@given(seed=SEEDS)
+@settings(max_examples=60)
+def test_the_frontier_is_what_mixtures_reach(seed: int) -> None:
+    """No variant, and no mixture of two, is above the frontier; every corner is a variant."""
+    made = random_grid(seed)
+    rng = np.random.default_rng(seed)
+    tokens, accuracy = made.tokens.mean(axis=0), made.correct.mean(axis=0)
+    x, y = frontier(made)
+    assert (np.diff(x) > 0).all()
+    assert (np.diff(y) > 0).all()
+    assert all(any(a == b and c == d for b, d in zip(tokens, accuracy, strict=True)) for a, c in zip(x, y, strict=True))
+    for i in range(len(tokens)):
+        for j in range(len(tokens)):
+            t = rng.random()
+            reached = mixing_at(made, t * tokens[i] + (1 - t) * tokens[j])
+            assert reached is not None
+            assert t * accuracy[i] + (1 - t) * accuracy[j] <= reached + 1e-9
+
+
+@given(seed=SEEDS, accuracy=st.floats(0, 1), tokens=st.floats(0, 80))
+@settings(max_examples=60)
+def test_the_distance_to_the_frontier_has_the_right_sign(seed: int, accuracy: float, tokens: float) -> None:
+    """On the frontier it is 0, above it positive, below it negative, and never longer than straight up or down."""
+    made = random_grid(seed)
+    x, y = frontier(made)
+    assert pareto_distance(made, float(y[0]), float(x[0])) == pytest.approx(0.0, abs=1e-9)
+    at, found = mixing_at(made, tokens), pareto_distance(made, accuracy, tokens)
+    if at is not None:
+        assert abs(found) <= abs(accuracy - at) + 1e-9
+        assert found * (accuracy - at) >= -1e-12
+    else:
+        assert found >= 0
+
+
+def test_costs_of_a_worked_example() -> None:
+    """λ(q) shifted goes from the smallest to the largest λ for all; CostSave is read off it."""
+    made = grid(((0, 2), (1, 10)), ((1, 2), (1, 10)))
+    curve = cost_curve(made, [1.0, 0.0])
+    assert curve[0][1:] == (2.0, 0.5)
+    assert curve[-1][1:] == (10.0, 1.0)
+    assert saving_at(curve, 1.0, 10.0) == pytest.approx(0.4)
+    assert saving_at(curve, 1.1, 10.0) is None
+    assert saving_at(curve, 1.0, 0.0) is None
+
+
+def test_intervals_are_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cutting the resamples into blocks, as for many queries, changes no bit."""
+    values = np.random.default_rng(1).random(777)
+    whole = figure(values)
+    monkeypatch.setattr("dami_router.evaluation._BLOCK", 777 * 3)
+    assert figure(values) == whole
+
+
+def test_length_alone_on_two_real_models() -> None:
+    """Ranking GSM8K's questions by length has APGR 0.60 on the rollouts of two real models."""
+    path = DATA / "gsm8k_two_model_rollouts.jsonl.gz"
+    if not path.exists():
+        pytest.skip(f"optional data: {path} is not here")
+    made = Grid.of(read_rollouts(path))
+    assert apgr(np.array([float(len(t)) for t in made.texts]), *made.correct.T) == pytest.approx(0.60, abs=0.005)
+
+
+def test_dominated_variants_of_a_published_sweep() -> None:
+    """Of arXiv 2510.10977's sweep on AIME25, the variants beaten in accuracy and cost are found, and drawn hollow."""
+    path = DATA / "model_interpolation_2510_10977_sweep.csv"
+    if not path.exists():
+        pytest.skip(f"optional data: {path} is not here")
+    rows = [line.split(",") for line in path.read_text().splitlines() if line.startswith("Qwen3-4B") and "AIME" in line]
+    sweep = sorted((float(r[1]), float(r[3]) / 100, float(r[6])) for r in rows)
+    points = [Point(Figure(a, a, a), Figure(t, t, t), 0.0, x) for x, a, t in sweep]
+    gone = {x for (x, _, _), beaten in zip(sweep, dominated(points), strict=True) if beaten}
+    assert {0.0, 0.2, 0.4} <= gone
+    assert not {0.5, 0.6, 0.8} & gone
+    drawn = draw_sweep(*zip(*sweep, strict=True), title="AIME25")  # type: ignore[arg-type]
+    hollow = [
+        line for line in drawn.axes[0].lines if line.get_marker() == "o" and line.get_markerfacecolor() == "white"
+    ]
+    assert len(hollow) == len(gone)
+    assert render(drawn, "png").startswith(b"\x89PNG")
