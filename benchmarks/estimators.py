@@ -6,7 +6,8 @@
 
 With --pairs, each pair's dev queries (--dev, 1,000) and 1,000 test queries are answered at 11 values of λ first (about
 100 seconds a pair on one core; kept in --work). The estimator is trained on dev alone and reported on test, with
-Instruct's own confidence as a feature. Where scikit-learn is installed, --gsm8k also measures TF-IDF with a logistic fit.
+Instruct's own confidence as a feature. With scikit-learn installed, --gsm8k also measures TF-IDF with a logistic
+fit.
 """
 
 from __future__ import annotations
