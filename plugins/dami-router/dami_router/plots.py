@@ -64,9 +64,10 @@ def draw_calibration(
     bins: Sequence[tuple[float, float, float, int]], lambdas: tuple[float, float], *, title: str
 ) -> Figure:
     """Draw, for bins of rising score, the accuracy of smallest and largest λ: (score, small, large, queries)."""
-    figure, axes = _empty(title, "score (mean of a tenth of the queries)", "accuracy (%)")
+    figure, axes = _empty(title, "tenth of the queries, by rising score", "accuracy (%)")
+    tenths = range(1, len(bins) + 1)
     for column, (lambda_, colour) in enumerate(zip(lambdas, ("#1f5f8b", "#c8553d"), strict=True), 1):
-        axes.plot([b[0] for b in bins], [100 * b[column] for b in bins], "o-", color=colour, label=f"λ={lambda_:g}")
+        axes.plot(tenths, [100 * b[column] for b in bins], "o-", color=colour, label=f"λ={lambda_:g}")
     axes.legend(fontsize=8)
     return figure
 
