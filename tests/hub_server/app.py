@@ -51,6 +51,9 @@ class Hub:
             ("POST", "/lfs/{upload}/complete", self.lfs_complete),
             ("POST", "/lfs/{upload}/verify", self.lfs_verify),
             ("GET", "/lfs/objects/{sha256}", self.lfs_get),
+            ("GET", "/api/datasets/{owner}/{name}", self.info),
+            ("GET", "/api/datasets/{owner}/{name}/revision/{revision:path}", self.info),
+            ("GET", "/datasets/{owner}/{name}/resolve/{revision}/{path:path}", self.resolve),
             ("GET", "/{owner}/{name}/resolve/{revision}/{path:path}", self.resolve),
             ("GET", "/api/collections", self.list_collections),
             ("POST", "/api/collections", self.create_collection),
@@ -82,7 +85,8 @@ class Hub:
 
     def repo(self, request: Request, *, write: bool = False) -> Repo:
         owner, name = request.path_params["owner"], request.path_params["name"]
-        repo = self.store.repos.get(f"{owner}/{name}")
+        kind = "datasets/" if request.url.path.startswith(("/datasets/", "/api/datasets/")) else ""
+        repo = self.store.repos.get(f"{kind}{owner}/{name}")
         user = self.user(request, required=False)
         hidden = repo is not None and repo.private and not (user and owner in (user.name, *user.orgs))
         if repo is None or hidden:
@@ -131,9 +135,15 @@ class Hub:
         repo = self.repo(request)
         commit = repo.resolve(unquote(request.path_params.get("revision", "main")))
         readme = commit.files.get("README.md")
+        id = repo.id.removeprefix("datasets/")
+        sizes = request.query_params.get("blobs") == "True"  # as huggingface_hub writes it; no sizes without
         data: dict[str, Any] = {
-            "id": repo.id, "modelId": repo.id, "sha": commit.sha, "private": repo.private, "tags": [],
-            "author": repo.id.split("/")[0], "siblings": [{"rfilename": path} for path in sorted(commit.files)],
+            "id": id, "modelId": id, "sha": commit.sha, "private": repo.private, "tags": [],
+            "author": id.split("/")[0],
+            "siblings": [
+                {"rfilename": path, **({"size": file.size} if sizes else {})}
+                for path, file in sorted(commit.files.items())
+            ],
         }  # fmt: skip
         if readme:
             front = re.match(r"---\n(.*?)\n---\n", self.store.blobs[readme.sha256].decode(), re.S)

@@ -109,6 +109,22 @@ class Store:
         self.write(repo, "main", "initial commit", {".gitattributes": self.regular(GITATTRIBUTES)}, None)
         return repo
 
+    def put_dataset(
+        self, repo_id: str, files: dict[str, bytes], *, branch: str = "main", private: bool = False
+    ) -> None:
+        """Make a dataset's repository, or put another state of it on a branch; large kinds of files go to LFS."""
+        key = f"datasets/{repo_id}"
+        repo = self.repos.get(key) or self.create_repo(key, private)
+        kept = {path: self._kept(repo, path, content) for path, content in files.items()}
+        self.write(repo, branch, "data", kept, None)
+
+    def _kept(self, repo: Repo, path: str, content: bytes) -> File:
+        file = self.regular(content)
+        if not path.endswith(".parquet"):
+            return file
+        repo.objects.add(file.sha256)
+        return self.lfs(file.sha256)
+
     def regular(self, content: bytes) -> File:
         """Keep a file that git holds itself."""
         sha256 = hashlib.sha256(content).hexdigest()

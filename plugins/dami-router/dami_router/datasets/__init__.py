@@ -1,0 +1,5 @@
+"""Queries from a file or from the Hub, with their expected answers where they have them."""
+
+from dami_router.datasets.questions import Dataset, Question, load_dataset
+
+__all__ = ["Dataset", "Question", "load_dataset"]

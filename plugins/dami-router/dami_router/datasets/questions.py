@@ -1,0 +1,168 @@
+"""From the rows of a dataset to questions: which column is asked, which holds the answer, what each is called.
+
+    dataset = load_dataset("questions.jsonl")
+    dataset = load_dataset("openai/gsm8k", config="main", split="test", limit=200)
+
+A dataset is untrusted input: sizes are bounded, nothing in it is executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dami_router.datasets.tables import Table, find_tables
+from dami_router.errors import MisuseError
+from dami_router.grading.answers import final_answer
+from dami_router.suggestions import did_you_mean, listed
+
+__all__ = ["Dataset", "Question", "load_dataset"]
+
+QUERY_COLUMNS = ("query", "question", "problem", "prompt", "instruction", "input", "text")
+ANSWER_COLUMNS = ("expected", "answer", "final_answer", "target", "solution")
+ID_COLUMNS = ("query_id", "id", "unique_id")
+
+_MAX_QUESTIONS = 1_000_000
+_MAX_TEXT = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A query with its id. `expected` is the answer that it should get, None where the dataset has none.
+
+    Of a worked solution, `expected` is the final answer: what follows `####`, or stands in the last `\\boxed{}`.
+    """
+
+    id: str
+    text: str
+    expected: str | None
+    where: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Questions in the order of their rows, and the columns that they were read from."""
+
+    name: str
+    questions: tuple[Question, ...]
+    query_column: str
+    answer_column: str | None
+
+
+def load_dataset(
+    place: str, *, query_column: str | None = None, answer_column: str | None = None, config: str | None = None,
+    split: str | None = None, limit: int | None = None,
+) -> Dataset:  # fmt: skip
+    """Read questions from a JSONL, CSV, TSV or parquet file (.gz too, but for parquet), or a Hub dataset's id.
+
+    Columns are found by their usual names unless given. Ids are those of a column `query_id`, `id` or
+    `unique_id` where each row has one of its own, and otherwise depend on the text alone. `config` and
+    `split` choose among a Hub dataset's files; `limit` keeps the first rows.
+
+    Raises MisuseError with file and line for what cannot be used, FailureError where the Hub cannot give it.
+    """
+    tables = find_tables(place, config, split)
+    columns = tables[0].columns
+    query = _column(columns, query_column, QUERY_COLUMNS, place, "--query-column")
+    if query is None:
+        raise MisuseError(
+            f"{place}: no column of queries among {listed(_quoted(columns))}", hint="name it with --query-column"
+        )
+    answer = _column([c for c in columns if c != query], answer_column, ANSWER_COLUMNS, place, "--answer-column")
+    ids = [c for c in ID_COLUMNS if c in columns]
+    rows = list(_rows(tables, query, answer, ids))
+    if not rows:
+        raise MisuseError(f"{place}: no rows")
+    questions = _named(rows)
+    return Dataset(place, tuple(questions[:limit]), query, answer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    where: str
+    text: str
+    expected: str | None
+    ids: tuple[str | None, ...]
+
+
+def _rows(tables: Sequence[Table], query: str, answer: str | None, ids: Sequence[str]) -> Iterator[_Row]:
+    wanted = [query, *([answer] if answer else []), *ids]
+    count = 0
+    for table in tables:
+        for where, values in table.rows(wanted):
+            count += 1
+            if count > _MAX_QUESTIONS:
+                raise MisuseError(f"{where}: more than {_MAX_QUESTIONS:,} rows", hint="give a smaller part of it")
+            expected = (
+                None if answer is None or values.get(answer) is None else _expected(values[answer], where, answer)
+            )
+            yield _Row(where, _text(values.get(query), where, query), expected, tuple(_id(values.get(c)) for c in ids))
+
+
+def _named(rows: Sequence[_Row]) -> list[Question]:
+    """Name the questions: by a column whose values are all there and differ, or by their text."""
+    for column in range(len(rows[0].ids)):
+        ids = [row.ids[column] for row in rows]
+        if None not in ids and len(set(ids)) == len(ids):
+            return [Question(str(id), row.text, row.expected, row.where) for id, row in zip(ids, rows, strict=True)]
+    seen: Counter[str] = Counter()
+    questions = []
+    for row in rows:
+        id = hashlib.blake2b(row.text.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
+        seen[id] += 1
+        id = id if seen[id] == 1 else f"{id}-{seen[id]}"
+        questions.append(Question(id, row.text, row.expected, row.where))
+    return questions
+
+
+def _column(columns: Sequence[str], given: str | None, usual: Sequence[str], place: str, option: str) -> str | None:
+    if given is not None:
+        if given in columns:
+            return given
+        near = did_you_mean(given, columns)
+        hint = f"did you mean `{near}`?" if near else f"it has {listed(_quoted(columns))}"
+        raise MisuseError(f"{place}: no column `{given}` ({option})", hint=hint)
+    by_name = {column.lower(): column for column in reversed(columns)}
+    return next((by_name[name] for name in usual if name in by_name), None)
+
+
+def _quoted(columns: Sequence[str]) -> list[str]:
+    shown = [f"`{column:.60}`" for column in columns[:20]]
+    return [*shown, f"{len(columns) - 20} more"] if len(columns) > 20 else shown or ["none"]
+
+
+def _text(value: Any, where: str, column: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise MisuseError(f"{where}: `{column}` expects text, found {_shown(value)}")
+    if len(value) > _MAX_TEXT:
+        raise MisuseError(f"{where}: `{column}` has {len(value):,} characters; at most {_MAX_TEXT:,} are taken")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise MisuseError(f"{where}: `{column}` holds half a character (a lone surrogate)") from None
+    return value
+
+
+def _expected(value: Any, where: str, column: str) -> str:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    # Compared first: an integer of a thousand digits is no float, and NaN is not below anything.
+    if number and abs(value) < 10**18:
+        return str(value)
+    if isinstance(value, str) and value.strip():
+        return final_answer(_text(value, where, column))
+    raise MisuseError(f"{where}: `{column}` expects text or a number, found {_shown(value)}")
+
+
+def _id(value: Any) -> str | None:
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18:
+        return str(value)
+    return value if isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable() else None
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**18:
+        return "a number that is too large"
+    return "nothing" if value is None or value == "" else f"{value!r:.60}"

@@ -1,0 +1,1 @@
+"""Grading: is an answer the expected one?"""
