@@ -61,9 +61,13 @@ class Budget:
         first = max(fitting, key=self._cost) if fitting else min(within, key=self._cost)
         return [first, *(v for v in order if v != first)]
 
-    def spend(self, variant: str) -> Entry:
-        """Enter a request into the window at its variant's expected cost."""
-        entry = Entry(variant, self._cost(variant))
+    def limited(self, cost: float) -> float:
+        """Return the largest cost not above `cost` that keeps the mean; 0 where none does."""
+        return max(0.0, min(cost, self._room()))
+
+    def spend(self, variant: str, cost: float | None = None) -> Entry:
+        """Enter a request into the window at its cost, by default the one expected of its variant."""
+        entry = Entry(variant, self._cost(variant) if cost is None else cost)
         self._entries.append(entry)
         self._sum += entry.cost
         if len(self._entries) > self.window:
@@ -72,14 +76,14 @@ class Budget:
             self._sum -= gone.cost
         return entry
 
-    def settle(self, entry: Entry, variant: str, tokens: int | None) -> None:
-        """Correct an entry when its answer is there: the variant that gave it, and its tokens."""
+    def settle(self, entry: Entry, variant: str, tokens: int | None, cost: float | None = None) -> None:
+        """Correct an entry when its answer is there: the variant that gave it, its tokens, its cost if known."""
         if self.unit == "tokens" and tokens is not None:
             before = self.expected.get(variant, float(tokens))
             self.expected[variant] = before + _WEIGHT * (tokens - before)
             actual = float(tokens)
         else:
-            actual = self._cost(variant)
+            actual = self._cost(variant) if cost is None else cost
         if entry.inside:
             self._sum += actual - entry.cost
         entry.variant, entry.cost = variant, actual

@@ -6,9 +6,10 @@ and advice. Keys are read from environment variables that the file names; no sec
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 from urllib.parse import urlsplit
@@ -21,6 +22,8 @@ from dami_router.estimators.fixed import Fixed
 from dami_router.estimators.installed import installed, named
 from dami_router.family import Family
 from dami_router.family import Variant as ManifestVariant
+from dami_router.pair import EndpointSpec, PairSpec
+from dami_router.pinning import LIVE
 from dami_router.policy import RULES, Figures, Rule
 from dami_router.section import Section
 from dami_router.strict_yaml import Document, load, parse
@@ -31,7 +34,7 @@ __all__ = [
 ]  # fmt: skip
 
 T = TypeVar("T")
-Protocol = Literal["tgi", "openai"]
+Protocol = Literal["tgi", "openai", "live"]
 _TOP = (
     "family", "variants", "backends", "estimator", "effort_shift", "policy", "timeouts", "retries", "breaker", "limits",
     "probe", "api_keys_env", "thinking",
@@ -52,7 +55,10 @@ class VariantSpec:
 
 @dataclass(frozen=True)
 class BackendSpec:
-    """One served variant: base URL without `/v1`, protocol, and the name under which the server has it."""
+    """One served variant: base URL without `/v1`, protocol, and the name under which the server has it.
+
+    Protocol `live` has every λ: `variant` is then `live`, and `pair` what must be behind it, if that was said.
+    """
 
     variant: str
     url: str
@@ -60,6 +66,7 @@ class BackendSpec:
     model: str | None = None
     api_key: str | None = field(default=None, repr=False)
     identity: bool = True
+    pair: PairSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -148,8 +155,12 @@ class RouterConfig:
     thinking: Literal["pass", "split"] = "pass"
 
     def variant(self, id: str) -> VariantSpec:
-        """Return a variant by its id; KeyError where there is none."""
-        return next(v for v in self.variants if v.id == id)
+        """Return a variant by its id (`live` stands for every λ); StopIteration where there is none."""
+        return next(v for v in (*self.variants, EVERY_LAMBDA) if v.id == id)
+
+
+EVERY_LAMBDA = VariantSpec(LIVE, math.nan, frozenset())
+"""What a live server is in place of a variant."""
 
 
 def load_config(path: Path, environment: Mapping[str, str] | None = None) -> RouterConfig:
@@ -165,15 +176,15 @@ def parse_config(text: str, environment: Mapping[str, str] | None = None, folder
 def _config(document: Document, folder: Path, environment: Mapping[str, str]) -> RouterConfig:
     top = Section.of(document, (), document.data)
     top.only(*_TOP)
-    name, variants = _variants(top, folder)
-    backends = _backends(top, variants, environment)
+    name, variants, pair = _variants(top, folder)
+    backends = tuple(_backends(top, variants, pair, environment))
     return RouterConfig(
         name=name,
         variants=variants,
         backends=backends,
         estimator=_estimator(top, folder),
         effort_shift=_effort_table(top, "effort_shift", -1.0) if top.has("effort_shift") else {},
-        policy=_policy(top.section("policy"), variants),
+        policy=_policy(top.section("policy"), _reach(variants, backends)),
         timeouts=_numbers(top, "timeouts", Timeouts()),
         retries=_numbers(top, "retries", Retries()),
         breaker=_numbers(top, "breaker", BreakerSpec()),
@@ -184,7 +195,13 @@ def _config(document: Document, folder: Path, environment: Mapping[str, str]) ->
     )
 
 
-def _variants(top: Section, folder: Path) -> tuple[str, tuple[VariantSpec, ...]]:
+def _variants(top: Section, folder: Path) -> tuple[str, tuple[VariantSpec, ...], PairSpec | None]:
+    if (
+        not top.has("family")
+        and not top.has("variants")
+        and all(b.data.get("protocol") == LIVE for b in top.items("backends"))
+    ):
+        return "dami", (), None
     if top.has("family") == top.has("variants"):
         raise top.error("", "expected either `family` or a list of `variants`", "`family: ./OUT` names a built family")
     if top.has("family"):
@@ -193,16 +210,18 @@ def _variants(top: Section, folder: Path) -> tuple[str, tuple[VariantSpec, ...]]
         family = Family.load(local if local.exists() or place.startswith((".", "/")) else place)
         if not family.variants:
             raise top.error("family", f"the family {family.name} has no variants", "build it to its end")
-        return family.name, tuple(_from_manifest(variant) for variant in family.variants)
+        return family.name, tuple(_from_manifest(variant) for variant in family.variants), PairSpec.of(family)
     found: dict[str, VariantSpec] = {}
     for item in top.items("variants"):
         item.only("id", "lambda", "opens_think")
         id = item.text("id")
+        if id == LIVE:
+            raise item.error("id", f"`{LIVE}` stands for live servers", "give the variant another id")
         if id in found:
             raise item.error("id", f"two variants are called {id}")
         lambda_ = item.number("lambda", None, 0.0, 1.0)
         found[id] = VariantSpec(id, lambda_, frozenset({id}), opens_think=item.flag("opens_think", False))
-    return "dami", tuple(sorted(found.values(), key=lambda v: (v.lambda_, v.id)))
+    return "dami", tuple(sorted(found.values(), key=lambda v: (v.lambda_, v.id))), None
 
 
 def _from_manifest(variant: ManifestVariant) -> VariantSpec:
@@ -215,27 +234,52 @@ def _from_manifest(variant: ManifestVariant) -> VariantSpec:
 
 
 def _backends(
-    top: Section, variants: tuple[VariantSpec, ...], environment: Mapping[str, str]
-) -> tuple[BackendSpec, ...]:
+    top: Section, variants: tuple[VariantSpec, ...], pair: PairSpec | None, environment: Mapping[str, str]
+) -> list[BackendSpec]:
     found: list[BackendSpec] = []
-    ids = [variant.id for variant in variants]
     for item in top.items("backends"):
-        item.only("variant", "url", "protocol", "model", "api_key_env", "identity")
-        variant = item.choice("variant", ids, item.text("variant"))
+        spec = _live(item, pair) if item.data.get("protocol") == LIVE else _served(item, variants)
+        key = _secret(item, "api_key_env", item.text("api_key_env"), environment) if item.has("api_key_env") else None
+        identity = item.choice("identity", ("check", "off"), "check") == "check"
         urls = item.texts("url")
         if not urls:
             raise item.error("url", "is missing")
-        key = _secret(item, "api_key_env", item.text("api_key_env"), environment) if item.has("api_key_env") else None
-        protocol = cast(Protocol, item.choice("protocol", ("tgi", "openai"), item.text("protocol")))
-        identity = item.choice("identity", ("check", "off"), "check") == "check"
         for url in urls:
             base = _base(item, url)
-            if any(base == other.url and variant != other.variant and protocol == "tgi" for other in found):
-                raise item.error("url", f"{url} is given for two variants; TGI serves one model")
-            if any(base == other.url and variant == other.variant for other in found):
-                raise item.error("url", f"{url} is given twice for {variant}")
-            found.append(BackendSpec(variant, base, protocol, item.optional("model"), key, identity))
-    return tuple(found)
+            _once(item, url, [other for other in found if other.url == base], spec)
+            found.append(replace(spec, url=base, api_key=key, identity=identity))
+    return found
+
+
+def _served(item: Section, variants: tuple[VariantSpec, ...]) -> BackendSpec:
+    item.only("variant", "url", "protocol", "model", "api_key_env", "identity")
+    variant = item.choice("variant", [variant.id for variant in variants], item.text("variant"))
+    protocol = cast(Protocol, item.choice("protocol", ("tgi", "openai", LIVE), item.text("protocol")))
+    return BackendSpec(variant, "", protocol, item.optional("model"))
+
+
+def _live(item: Section, pair: PairSpec | None) -> BackendSpec:
+    """A server of every λ; what must be behind it is the family's pair, or what the entry says."""
+    if item.has("variant"):
+        raise item.error("variant", "a live server has every λ, and so no variant", "leave `variant` out")
+    item.only("url", "protocol", "api_key_env", "identity", "instruct", "thinking")
+    if item.has("instruct") or item.has("thinking"):
+        if pair is not None:
+            raise item.error("instruct", "the family's manifest names the endpoints already")
+        pair = PairSpec(EndpointSpec(item.text("instruct")), EndpointSpec(item.text("thinking")))
+    return BackendSpec(LIVE, "", "live", pair=pair)
+
+
+def _once(item: Section, url: str, others: list[BackendSpec], spec: BackendSpec) -> None:
+    if any(other.variant == spec.variant for other in others):
+        raise item.error("url", f"{url} is given twice for {spec.variant}")
+    if others and not spec.protocol == others[0].protocol == "openai":
+        raise item.error("url", f"{url} is given for two variants; only `openai` servers have several models")
+
+
+def _reach(variants: tuple[VariantSpec, ...], backends: tuple[BackendSpec, ...]) -> float | None:
+    """Return the lowest λ that can be answered; None with a live server, whose cost in tokens nobody knows."""
+    return None if any(spec.protocol == LIVE for spec in backends) else min(v.lambda_ for v in variants)
 
 
 def _base(item: Section, url: str) -> str:
@@ -297,7 +341,7 @@ def _effort_table(section: Section, key: str, low: float) -> dict[str, float]:
     return given if low < 0 else {**EFFORTS, **given}
 
 
-def _policy(section: Section, variants: tuple[VariantSpec, ...]) -> PolicySpec:
+def _policy(section: Section, lowest: float | None) -> PolicySpec:
     section.only("choose", "lambda_min", "lambda_max", "sticky", "drop_dominated", "budget")
     low, high = section.number("lambda_min", 0.0, 0.0, 1.0), section.number("lambda_max", 1.0, 0.0, 1.0)
     if low > high:
@@ -308,20 +352,22 @@ def _policy(section: Section, variants: tuple[VariantSpec, ...]) -> PolicySpec:
         high,
         section.flag("sticky", False),
         section.flag("drop_dominated", True),
-        _budget(section.section("budget"), variants) if section.has("budget") else None,
+        _budget(section.section("budget"), lowest) if section.has("budget") else None,
     )
 
 
-def _budget(section: Section, variants: tuple[VariantSpec, ...]) -> BudgetSpec:
+def _budget(section: Section, lowest: float | None) -> BudgetSpec:
     section.only("mean_lambda", "mean_tokens", "window")
     if section.has("mean_lambda") == section.has("mean_tokens"):
         raise section.error("", "expected either mean_lambda or mean_tokens")
     window = section.whole("window", 200, 1)
     if section.has("mean_tokens"):
+        if lowest is None:
+            hint = "give mean_lambda, or leave the live server out"
+            raise section.error("mean_tokens", "a live server has every λ, and no figure of tokens for each", hint)
         return BudgetSpec("tokens", section.number("mean_tokens", None, 1.0), window)
     mean = section.number("mean_lambda", None, 0.0, 1.0)
-    lowest = min(variant.lambda_ for variant in variants)
-    if mean < lowest:
+    if lowest is not None and mean < lowest:
         raise section.error("mean_lambda", f"{mean:g} is below every variant; the lowest has λ = {lowest:g}")
     return BudgetSpec("lambda", mean, window)
 

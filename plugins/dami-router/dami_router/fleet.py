@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from dami_router.backends.base import Identity
 from dami_router.breaker import Breaker
 from dami_router.config import BackendSpec, Protocol, RouterConfig, VariantSpec
+from dami_router.pinning import pin
 
 if TYPE_CHECKING:
     from yarl import URL
@@ -21,7 +22,7 @@ Health = Literal["unknown", "alive", "dead", "wrong"]
 
 @dataclass(eq=False)
 class Replica:
-    """One URL of one variant, with what is known of it now."""
+    """One URL of one variant, or of a live server that has every λ, with what is known of it now."""
 
     spec: BackendSpec
     variant: VariantSpec
@@ -38,8 +39,28 @@ class Replica:
         return self.health != "wrong" and self.breaker.ready
 
     @property
-    def served_as(self) -> str | None:
-        """The name under which the server knows the model; None for TGI, which takes any."""
+    def live(self) -> bool:
+        """Whether it answers at any λ."""
+        return self.spec.protocol == "live"
+
+    @property
+    def opens_think(self) -> bool:
+        """Whether its chat template ends inside a `<think>` block."""
+        told = self.identity.info.get("live") if self.live and self.identity else None
+        return bool(told.get("opens_think")) if isinstance(told, dict) else self.variant.opens_think
+
+    def at(self, lambda_: float) -> float:
+        """Return the λ of its answer to a query that wants `lambda_`."""
+        return lambda_ if self.live else self.variant.lambda_
+
+    def name(self, lambda_: float) -> str:
+        """Return what a client may ask for to get the same weights again: a variant's id, or `dami:0.37`."""
+        return pin(lambda_) if self.live else self.variant.id
+
+    def served_as(self, lambda_: float) -> str | None:
+        """Return the name under which the server knows the model at λ; None for TGI, which takes any."""
+        if self.live:
+            return pin(lambda_)
         if self.spec.protocol == "tgi":
             return None
         return self.spec.model or (self.identity.model if self.identity else self.variant.id)
@@ -65,11 +86,11 @@ class Fleet:
 
     def of(self, variant: str, protocol: Protocol | None = None) -> list[Replica]:
         """Return a variant's replicas, of one protocol where it matters."""
-        return [r for r in self.replicas if r.variant.id == variant and protocol in (None, r.spec.protocol)]
+        return [r for r in self.replicas if r.variant.id == variant and _speaks(r, protocol)]
 
     def offered(self, protocol: Protocol | None = None) -> set[str]:
         """Return the variants that have a usable replica, healthy ones if there are any at all."""
-        usable = [r for r in self.replicas if r.usable and protocol in (None, r.spec.protocol)]
+        usable = [r for r in self.replicas if r.usable and _speaks(r, protocol)]
         healthy = [r for r in usable if r.health != "dead"]
         return {r.variant.id for r in healthy or usable}
 
@@ -84,6 +105,11 @@ class Fleet:
             if usable and last_resort is None:
                 last_resort = _least_busy(usable)
         return last_resort
+
+
+def _speaks(replica: Replica, protocol: Protocol | None) -> bool:
+    # A live server has the routes of every protocol.
+    return protocol is None or replica.live or replica.spec.protocol == protocol
 
 
 def _least_busy(replicas: list[Replica]) -> Replica:

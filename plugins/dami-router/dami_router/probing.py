@@ -9,22 +9,23 @@ from contextlib import suppress
 from typing import Any
 
 from dami_router.backends.base import Identity, ProbeError, Reader, WrongIdentityError
+from dami_router.backends.live import LiveReader
 from dami_router.backends.openai import OpenAIReader
 from dami_router.backends.tgi import TgiReader
 from dami_router.config import ProbeSpec
 from dami_router.fleet import Fleet, Replica
-from dami_router.transport import Transport, UnansweredError
+from dami_router.transport import Calls, UnansweredError
 
 __all__ = ["Prober"]
 
 _LOG = logging.getLogger(__name__)
-_READERS: Mapping[str, Reader] = {"tgi": TgiReader(), "openai": OpenAIReader()}
+_READERS: Mapping[str, Reader] = {"tgi": TgiReader(), "openai": OpenAIReader(), "live": LiveReader()}
 
 
 class Prober:
     """Probes all replicas once at `start`, then every `interval` seconds, until `stop`."""
 
-    def __init__(self, fleet: Fleet, transport: Transport, spec: ProbeSpec) -> None:
+    def __init__(self, fleet: Fleet, transport: Calls, spec: ProbeSpec) -> None:
         self._fleet, self._transport, self._spec = fleet, transport, spec
         self._task: asyncio.Task[None] | None = None
 
@@ -65,7 +66,8 @@ class Prober:
         else:
             known = replica.identity
             if known is not None and known.model == identity.model:
-                identity = Identity(identity.model, identity.revision, known.capabilities, identity.info)
+                able = identity.capabilities or known.capabilities
+                identity = Identity(identity.model, identity.revision, able, identity.info)
             replica.identity = identity
             if replica.health == "dead" and replica.breaker.state != "closed":
                 replica.breaker.succeeded()

@@ -12,7 +12,6 @@ import asyncio
 import json
 import logging
 import random
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,11 +24,12 @@ from dami_router.conversations import Conversations
 from dami_router.errors import FailureError
 from dami_router.estimators.base import Estimate, Query
 from dami_router.fleet import Fleet, Replica
+from dami_router.pinning import LIVE, pin, pinned
 from dami_router.policy import choose, dominated, fallbacks
 from dami_router.probing import Prober
 from dami_router.request import Request, read_request
 from dami_router.suggestions import did_you_mean
-from dami_router.transport import Reply, StaleError, Transport, UnansweredError
+from dami_router.transport import Calls, Reply, StaleError, Transport, UnansweredError
 
 __all__ = ["Answered", "Decision", "NoAnswerError", "NoVariantError", "Router", "UnknownModelError"]
 
@@ -37,7 +37,6 @@ _LOG = logging.getLogger(__name__)
 # What a client may call "choose for me". `dummy` and `tgi` are what huggingface_hub's versions send
 # where no model is named.
 _AUTO = frozenset({"dami", "dummy", "tgi", ""})
-_PINNED = re.compile(r"dami:([01]|[01]?\.\d{1,6}|1\.0{1,6})")
 
 
 class UnknownModelError(Exception):
@@ -71,12 +70,17 @@ class Decision:
     order: tuple[str, ...] = ()
     evidence: Mapping[str, float | str] = field(default_factory=dict)
 
+    def name(self, id: str | None = None) -> str:
+        """Return what asks for the chosen (or another) variant's weights: its id, or `dami:0.37` of a live server."""
+        id = id or self.variant
+        return pin(self.lambda_) if id == LIVE else id
+
     def as_dict(self) -> dict[str, Any]:
         """Return the decision as `/v1/route` and `dami route` give it."""
         return {
             "lambda": round(self.lambda_, 6),
-            "variant": self.variant,
-            "order": list(self.order),
+            "variant": self.name(),
+            "order": [self.name(id) for id in self.order],
             "estimator": self.estimator,
             "evidence": dict(self.evidence),
             "route_ms": round(self.route_ms, 3),
@@ -85,10 +89,11 @@ class Decision:
 
 @dataclass
 class Answered:
-    """A reply that has begun: which variant gives it, after how many calls. Must be closed."""
+    """A reply that has begun: who gives it at which λ, after how many calls. Must be closed."""
 
     reply: Reply
     replica: Replica
+    lambda_: float
     attempts: int
     _closed: bool = False
 
@@ -96,6 +101,11 @@ class Answered:
     def variant(self) -> VariantSpec:
         """The variant that answers."""
         return self.replica.variant
+
+    @property
+    def name(self) -> str:
+        """What a client may ask for to have it answered by the same weights."""
+        return self.replica.name(self.lambda_)
 
     def close(self) -> None:
         """End the call; safe to repeat."""
@@ -108,10 +118,10 @@ class Answered:
 class Router:
     """Decides and sends, for one configuration. Use as an async context manager."""
 
-    def __init__(self, config: RouterConfig) -> None:
+    def __init__(self, config: RouterConfig, calls: Calls | None = None) -> None:
         self.config = config
         self.fleet = Fleet(config)
-        self.transport = Transport(config.timeouts)
+        self.transport: Calls = calls or Transport(config.timeouts)
         self.prober = Prober(self.fleet, self.transport, config.probe)
         self.budget = _budget(config)
         self.on_failure = _ignore
@@ -146,19 +156,21 @@ class Router:
         begun = time.perf_counter()
         model = request.model or "dami"
         if model in self._lambdas:
-            return Decision(self._lambdas[model], model, "pinned", _ms(begun), (model,))
+            # A variant without a server of its own is one value of λ to a live server.
+            id = LIVE if self.fleet.of(LIVE) and not self.fleet.of(model) else model
+            return Decision(self._lambdas[model], id, "pinned", _ms(begun), (id,))
         estimate = await self._estimate(model, request)
         policy = self.config.policy
         lambda_ = min(max(estimate.lambda_, policy.lambda_min), policy.lambda_max)
-        order = self._order(lambda_, request)
+        lambda_, order = self._order(lambda_, request)
         return Decision(lambda_, order[0], estimate.estimator, _ms(begun), tuple(order), estimate.evidence)
 
     async def _estimate(self, model: str, request: Request) -> Estimate:
         if model not in _AUTO:
-            pinned = _PINNED.fullmatch(model)
-            if pinned is None:
+            lambda_ = pinned(model)
+            if lambda_ is None:
                 raise UnknownModelError(model, did_you_mean(model, ["dami", *self._lambdas]))
-            return Estimate(float(pinned[1]), "pinned")
+            return Estimate(lambda_, "pinned")
         found = await self.config.estimator.estimate(Query(request.text, request.effort))
         shift = self.config.effort_shift.get(request.effort or "", 0.0)
         if not shift or found.estimator == "effort":
@@ -166,14 +178,36 @@ class Router:
         moved = min(max(found.lambda_ + shift, 0.0), 1.0)
         return Estimate(moved, found.estimator, {**found.evidence, "effort_shift": shift})
 
-    def _order(self, lambda_: float, request: Request) -> list[str]:
+    def _order(self, lambda_: float, request: Request) -> tuple[float, list[str]]:
+        """Return the λ to answer at, and whom to ask in which order."""
         offered = self.fleet.offered(_protocol(request))
+        if not offered:
+            raise NoVariantError
+        bounded = self.budget is not None and (request.model or "dami") in _AUTO
+        if LIVE in offered:
+            lambda_ = self._bent(lambda_, request, bounded)
+            order = self._fixed(lambda_, offered - {LIVE}, request, bounded=False)
+            # The same weights in a server of their own are read once, not twice: it comes first.
+            same = bool(order) and abs(self._lambdas[order[0]] - lambda_) < 1e-6
+            return lambda_, [*order[:same], LIVE, *order[same:]]
+        return lambda_, self._fixed(lambda_, offered, request, bounded=bounded)
+
+    def _bent(self, lambda_: float, request: Request, bounded: bool) -> float:
+        """Return the λ that budget and conversation leave of an estimate, for servers that take any."""
+        if bounded and self.budget is not None:
+            lambda_ = max(self.budget.limited(lambda_), self.config.policy.lambda_min)
+        if self.config.policy.sticky and request.follow_up:
+            lambda_ = max(lambda_, self._conversations.floor(request.conversation))
+        return round(lambda_, 6)
+
+    def _fixed(self, lambda_: float, offered: set[str], request: Request, *, bounded: bool) -> list[str]:
+        """Return the order of the variants that have servers of their own."""
         # Beaten variants are asked only where no other is left.
         ids = (self.considered & offered) or offered
         if not ids:
-            raise NoVariantError
+            return []
         order = self._ranked(lambda_, ids, request)
-        if self.budget is not None and (request.model or "dami") in _AUTO:
+        if bounded and self.budget is not None:
             order = self.budget.allow(order)
         order = self._kept_up(order, request)
         spare = self._ranked(self._lambdas[order[0]], offered - ids, request) if offered - ids else []
@@ -197,14 +231,17 @@ class Router:
 
     def spend(self, decision: Decision) -> Entry | None:
         """Enter a decision into the online budget; None where there is none."""
-        return self.budget.spend(decision.variant) if self.budget is not None else None
+        if self.budget is None:
+            return None
+        return self.budget.spend(decision.variant, decision.lambda_ if decision.variant == LIVE else None)
 
-    def answered(self, request: Request, variant: str, entry: Entry | None, tokens: int | None) -> None:
+    def answered(self, request: Request, answered: Answered, entry: Entry | None, tokens: int | None) -> None:
         """Note an answer: what it cost, and at which λ its conversation stands now."""
+        lambda_ = answered.replica.at(answered.lambda_)
         if entry is not None and self.budget is not None:
-            self.budget.settle(entry, variant, tokens)
+            self.budget.settle(entry, answered.variant.id, tokens, lambda_ if answered.replica.live else None)
         if self.config.policy.sticky:
-            self._conversations.answered(request.conversation, self._lambdas[variant])
+            self._conversations.answered(request.conversation, lambda_)
 
     async def send(self, request: Request, decision: Decision) -> Answered:
         """Ask the decision's variants in order until one begins to answer; raises NoAnswerError, NoVariantError.
@@ -218,7 +255,8 @@ class Router:
         while replica is not None and attempts < self.config.retries.attempts:
             attempts += 1
             try:
-                return Answered(await self._call(replica, request, fresh=stale), replica, attempts)
+                reply = await self._call(replica, request, decision.lambda_, fresh=stale)
+                return Answered(reply, replica, decision.lambda_, attempts)
             except StaleError:
                 stale = True
                 continue
@@ -235,12 +273,12 @@ class Router:
             last = UnansweredError("disconnected")
         raise NoAnswerError(last, attempts, tuple(sorted({r.variant.id for r in tried})))
 
-    async def _call(self, replica: Replica, request: Request, *, fresh: bool) -> Reply:
+    async def _call(self, replica: Replica, request: Request, lambda_: float, *, fresh: bool) -> Reply:
         breaker = replica.breaker
         breaker.start()
         replica.outstanding += 1
         try:
-            reply = await self.transport.send(replica, request, fresh=fresh)
+            reply = await self.transport.send(replica, request, lambda_, fresh=fresh)
         except UnansweredError as error:
             replica.outstanding -= 1
             if isinstance(error, StaleError) or not error.counts:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dami_router.config import Timeouts
 from dami_router.errors import FailureError
@@ -18,7 +18,7 @@ from dami_router.request import Request
 if TYPE_CHECKING:
     import aiohttp
 
-__all__ = ["BrokenError", "Reply", "StaleError", "Transport", "UnansweredError"]
+__all__ = ["BrokenError", "Calls", "Reply", "StaleError", "Transport", "UnansweredError"]
 
 _MAX_REPLY = 256 << 20
 # What a server may say that another server can do better.
@@ -46,15 +46,70 @@ class BrokenError(Exception):
     """The reply broke off, or stalled, after its first byte."""
 
 
-class Reply:
-    """A server's reply, its first bytes read. Must be closed."""
+class Reply(Protocol):
+    """A reply whose first bytes are there: all of them, unless it is a stream. Must be closed."""
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        ...
+
+    @property
+    def headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """The headers as they came."""
+        ...
+
+    @property
+    def first(self) -> bytes:
+        """The first bytes."""
+        ...
+
+    @property
+    def stream(self) -> bool:
+        """Whether more may follow."""
+        ...
+
+    def rest(self) -> AsyncIterator[bytes]:
+        """Yield what follows the first bytes as it comes; raises BrokenError."""
+        ...
+
+    def close(self) -> None:
+        """End the call: whoever answers stops working on it, unless the reply was read to its end."""
+        ...
+
+
+class Calls(Protocol):
+    """How requests reach replicas: over HTTP, or inside this process. `open` before, `close` after."""
+
+    async def open(self) -> None:
+        """Get ready."""
+        ...
+
+    async def close(self) -> None:
+        """End everything."""
+        ...
+
+    async def send(self, replica: Replica, request: Request, lambda_: float, *, fresh: bool = False) -> Reply:
+        """Send a request that wants λ and wait for the reply's first bytes; raises UnansweredError."""
+        ...
+
+    async def get(self, replica: Replica, path: str, timeout: float) -> tuple[int, Any]:
+        """Fetch JSON from a replica, for a probe."""
+        ...
+
+    async def post(self, replica: Replica, path: str, data: Mapping[str, Any], timeout: float) -> tuple[int, Any]:
+        """Send JSON to a replica, for a probe."""
+        ...
+
+
+class _HttpReply:
+    """A reply over HTTP."""
 
     def __init__(
         self, response: aiohttp.ClientResponse, first: bytes, *, stream: bool, idle: float, end: float
     ) -> None:
         self.status = response.status
         self.headers = response.raw_headers
-        self.content_type = response.content_type
         self.first = first
         self.stream = stream
         self._response, self._idle, self._end = response, idle, end
@@ -108,11 +163,11 @@ class Transport:
             if session is not None:
                 await session.close()
 
-    async def send(self, replica: Replica, request: Request, *, fresh: bool = False) -> Reply:
+    async def send(self, replica: Replica, request: Request, lambda_: float, *, fresh: bool = False) -> Reply:
         """Send a request and wait for its first bytes; raises UnansweredError, or StaleError on an old connection.
 
         A stream is returned at its first event, any other reply whole. A stream that begins with
-        an error, as TGI's do with status 200, is no answer.
+        an error, as TGI's do with status 200, is no answer. Only a live server is told λ.
         """
         import aiohttp
 
@@ -121,7 +176,7 @@ class Transport:
         response: aiohttp.ClientResponse | None = None
         try:
             async with asyncio.timeout(limit):
-                response = await self._post(replica, request, fresh)
+                response = await self._post(replica, request, lambda_, fresh)
                 if response.status in _RETRIED:
                     await _discard(response)
                     raise UnansweredError(
@@ -146,11 +201,11 @@ class Transport:
                 raise UnansweredError("broke_off") from None
             raise
 
-    async def _post(self, replica: Replica, request: Request, fresh: bool) -> aiohttp.ClientResponse:
+    async def _post(self, replica: Replica, request: Request, lambda_: float, fresh: bool) -> aiohttp.ClientResponse:
         session = self._fresh if fresh else self._session
         assert session is not None, "open() comes first"
         headers = {**request.headers, "Accept-Encoding": "identity", **_key(replica)}
-        body = request.body_for(replica.served_as)
+        body = request.body_for(replica.served_as(lambda_))
         return await session.post(replica.url(request.path), data=body, headers=headers, allow_redirects=False)
 
     async def _begin(self, response: aiohttp.ClientResponse, end: float) -> Reply:
@@ -159,9 +214,9 @@ class Transport:
             first = await _first_event(response)
             if begins_with_error(first):
                 raise UnansweredError("stream_error")
-            return Reply(response, first, stream=True, idle=idle, end=end)
+            return _HttpReply(response, first, stream=True, idle=idle, end=end)
         body = await _whole(response)
-        return Reply(response, body, stream=False, idle=idle, end=end)
+        return _HttpReply(response, body, stream=False, idle=idle, end=end)
 
     async def get(self, replica: Replica, path: str, timeout: float) -> tuple[int, Any]:
         """Fetch JSON from a replica, for a probe; the body is None where it is no JSON."""

@@ -49,7 +49,7 @@ async def ask(
         decision = await router.decide(request)
         answered = await router.send(request, decision)
         try:
-            return decision, answered.variant.id, _completion(answered.reply.status, answered.reply.first)
+            return decision, answered.name, _completion(answered.reply.status, answered.reply.first)
         finally:
             answered.close()
 

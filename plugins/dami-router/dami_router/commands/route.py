@@ -30,5 +30,7 @@ def route(output: Output, config: Path, query: str, effort: str | None, model: s
 
     decision = asyncio.run(decide(config, query, model, effort))
     evidence = "".join(f"\n  {name}: {value}" for name, value in decision.evidence.items())
-    text = f"λ = {decision.lambda_:g} by {decision.estimator} → {decision.variant}{evidence}"
-    output.result(f"{text}\nthen: {', '.join(decision.order[1:]) or 'nobody'}", decision.as_dict())
+    text = f"λ = {decision.lambda_:g} by {decision.estimator} → {decision.name()}{evidence}"
+    output.result(
+        f"{text}\nthen: {', '.join(decision.name(id) for id in decision.order[1:]) or 'nobody'}", decision.as_dict()
+    )

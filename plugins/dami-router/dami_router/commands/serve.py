@@ -81,7 +81,7 @@ _HEADER = ("variant", "λ", "protocol", "url", "health", "what it can do, or wha
 def _facts(replica: Replica) -> dict[str, Any]:
     return {
         "variant": replica.variant.id,
-        "lambda": replica.variant.lambda_,
+        "lambda": None if replica.live else replica.variant.lambda_,
         "protocol": replica.spec.protocol,
         "url": replica.spec.url,
         "health": replica.health,
@@ -92,5 +92,6 @@ def _facts(replica: Replica) -> dict[str, Any]:
 
 def _row(facts: dict[str, Any]) -> list[str]:
     can = ", ".join(name.replace("_", " ") for name, able in facts["capabilities"].items() if able)
-    first = [facts["variant"], f"{facts['lambda']:g}", facts["protocol"], facts["url"], facts["health"]]
+    lambda_ = "any" if facts["lambda"] is None else f"{facts['lambda']:g}"
+    first = [facts["variant"], lambda_, facts["protocol"], facts["url"], facts["health"]]
     return [*first, facts["trouble"] or can]

@@ -27,6 +27,7 @@ from dami_router.proxy.wire import (
 )
 from dami_router.request import BadRequestError, Request, Shape, read_request
 from dami_router.router import NoVariantError, Router, UnknownModelError
+from dami_router.transport import Calls
 
 __all__ = ["Proxy"]
 
@@ -40,11 +41,14 @@ _FORWARDED = (b"content-type", b"accept", b"user-agent", b"x-request-id", b"trac
 
 
 class Proxy:
-    """An ASGI application for one configuration; its lifespan probes the servers and closes the connections."""
+    """An ASGI application for one configuration; its lifespan probes the servers and closes the connections.
 
-    def __init__(self, config: RouterConfig) -> None:
+    `calls` replaces HTTP where the servers are inside this process.
+    """
+
+    def __init__(self, config: RouterConfig, calls: Calls | None = None) -> None:
         limits = config.limits
-        self.router = Router(config)
+        self.router = Router(config, calls)
         self.admission = Admission(limits.concurrency, limits.queue, limits.queue_wait)
         self.metrics = Metrics(self.router.fleet, lambda: (self.admission.inside, self.admission.waiting))
         self.router.on_failure = self.metrics.failed

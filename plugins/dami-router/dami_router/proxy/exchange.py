@@ -6,6 +6,7 @@ import time
 
 from dami_router.budget import Entry
 from dami_router.metrics import Metrics
+from dami_router.pinning import shown
 from dami_router.proxy.relay import Rewrite, relay, reply_headers
 from dami_router.proxy.wire import HttpError, Send
 from dami_router.request import Request
@@ -65,13 +66,13 @@ class Exchange:
             self._metrics.broken(variant.id)
             answered.replica.breaker.failed()
         count = tokens.result() if reply.status == 200 else None
-        self._router.answered(self._request, variant.id, entry, count)
+        self._router.answered(self._request, answered, entry, count)
         self._count(variant.id, reply.status, count)
 
     def _rewrite(self, answered: Answered) -> Rewrite | None:
         if not self._split or self._request.path != "/v1/chat/completions":
             return None
-        opened = answered.variant.opens_think
+        opened = answered.replica.opens_think
         return SplitEvents(opened) if answered.reply.stream else lambda body: split_body(body, opened)
 
     def _count(self, variant: str, status: int, tokens: int | None) -> None:
@@ -80,8 +81,8 @@ class Exchange:
 
 def _ours(decision: Decision, answered: Answered) -> list[tuple[bytes, bytes]]:
     return [
-        (b"x-dami-lambda", b"%.4g" % decision.lambda_),
-        (b"x-dami-variant", answered.variant.id.encode()),
+        (b"x-dami-lambda", shown(decision.lambda_).encode()),
+        (b"x-dami-variant", answered.name.encode()),
         (b"x-dami-estimator", decision.estimator.encode()),
         (b"x-dami-route-ms", b"%.3f" % decision.route_ms),
         (b"x-dami-attempts", b"%d" % answered.attempts),
@@ -89,13 +90,13 @@ def _ours(decision: Decision, answered: Answered) -> list[tuple[bytes, bytes]]:
 
 
 def _unanswered(error: NoAnswerError, decision: Decision) -> HttpError:
-    ours = [(b"x-dami-variant", decision.variant.encode()), (b"x-dami-attempts", b"%d" % error.attempts)]
+    ours = [(b"x-dami-variant", decision.name().encode()), (b"x-dami-attempts", b"%d" % error.attempts)]
     if error.last.status == 429:
         after = error.last.retry_after or "1"
         ours.append((b"retry-after", after.encode("ascii", "replace")[:40]))
         return HttpError(429, "every server that could answer is overloaded", code="overloaded", headers=ours)
     calls = f"{error.attempts} call{'s' if error.attempts > 1 else ''}"
-    asked = ", ".join(error.tried) or decision.variant
+    asked = ", ".join(error.tried) or decision.name()
     message = f"no server answered after {calls} to {asked}; the last: {_WHY.get(error.last.why, error.last.why)}"
     return HttpError(502, message, code="upstream_failed", headers=ours)
 

@@ -13,6 +13,7 @@ import uvicorn
 
 from dami_router.config import parse_config
 from dami_router.proxy import Proxy
+from fakes.live import FakeLive
 from fakes.loop import Loop
 from fakes.tgi import FakeTgi
 from fakes.upstream import Script, Upstream
@@ -91,6 +92,10 @@ class World:
         """Start a strict fake TGI."""
         return self._start(FakeTgi(name, **options))
 
+    def live(self, script: Script | None = None, **described: Any) -> FakeLive:
+        """Start a fake live server."""
+        return self._start(FakeLive(script, **described))
+
     def _start(self, server: Any) -> Any:
         self.loop.run(server.start())
         self._upstreams.append(server)
@@ -128,13 +133,15 @@ class World:
 
 
 def router_yml(*backends: tuple[str, Upstream], extra: str = "") -> str:
-    """Return a configuration; short limits and pauses, for tests."""
-    lines = ["variants:"]
-    lines += [
-        f"  - {{id: {name}, lambda: {int(name[-3:]) / 100:g}}}" for name in sorted({name for name, _ in backends})
-    ]
+    """Return a configuration; short limits and pauses, for tests. The name `live` is no variant."""
+    variants = sorted({name for name, _ in backends} - {"live"})
+    lines = ["variants:"] if variants else []
+    lines += [f"  - {{id: {name}, lambda: {int(name[-3:]) / 100:g}}}" for name in variants]
     lines += ["backends:"]
     for name, server in backends:
+        if name == "live":
+            lines.append(f'  - {{url: "{server.url}", protocol: live}}')
+            continue
         protocol = "tgi" if isinstance(server, FakeTgi) else "openai"
         lines.append(f'  - {{variant: {name}, url: "{server.url}", protocol: {protocol}}}')
     if "timeouts:" not in extra:
