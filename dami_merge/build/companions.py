@@ -19,7 +19,9 @@ from dami_merge.checkpoint import Checkpoint
 from dami_router.errors import CheckpointError
 from dami_router.family import ChatTemplate, Sampling
 
-__all__ = ["TEMPLATE_FILE", "Companions", "make_companions", "opens_think", "template_of", "template_sha256"]
+__all__ = [
+    "TEMPLATE_FILE", "Companions", "make_companions", "opens_think", "sampling_of", "template_of", "template_sha256",
+]  # fmt: skip
 
 TEMPLATE_FILE = "chat_template.jinja"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -83,6 +85,12 @@ def template_of(side: Checkpoint) -> Any:
         if isinstance(template, str | list):
             return template
     return None
+
+
+def sampling_of(side: Checkpoint) -> dict[str, bool | int | float | None] | None:
+    """Return the sampling defaults of an endpoint's generation_config.json, or None where it has none."""
+    generation = _generation(side)
+    return None if generation is None else _sampling(generation)
 
 
 def template_sha256(template: Any) -> str | None:

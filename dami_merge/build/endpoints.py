@@ -15,7 +15,7 @@ from dami_merge.compatibility import Finding, compare
 from dami_merge.recipe import ModelRef, Recipe
 from dami_router.errors import CheckpointError
 
-__all__ = ["PATTERNS", "Fetch", "Pair", "check_buffers", "download", "open_pair"]
+__all__ = ["PATTERNS", "Fetch", "Pair", "check_buffers", "compared", "download", "local", "open_pair"]
 
 Fetch = Callable[[Checkpoint], Path]
 """Brings a repository at its commit to a local folder and returns that."""
@@ -27,7 +27,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Pair:
-    """Both endpoints in local folders, with the warnings that comparing them gave."""
+    """Both endpoints, with the warnings that comparing them gave."""
 
     instruct: Checkpoint
     thinking: Checkpoint
@@ -36,14 +36,20 @@ class Pair:
 
 def open_pair(recipe: Recipe, fetch: Fetch) -> Pair:
     """Open both endpoints, refuse what does not fit, and only then download what is not here."""
-    instruct, thinking = open_checkpoint(recipe.instruct), open_checkpoint(recipe.thinking)
-    findings = compare(instruct, thinking, dtype=recipe.dtype)
+    pair = compared(recipe.instruct, recipe.thinking, recipe.dtype)
+    return Pair(local(pair.instruct, fetch), local(pair.thinking, fetch), pair.warnings)
+
+
+def compared(instruct: ModelRef, thinking: ModelRef, dtype: str | None) -> Pair:
+    """Open both endpoints where they are, on the Hub too, and refuse what does not fit (CheckpointError)."""
+    sides = open_checkpoint(instruct), open_checkpoint(thinking)
+    findings = compare(*sides, dtype=dtype)
     errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
         raise CheckpointError(
             "the endpoints do not fit together:\n" + "\n".join(f"  {e.message}" for e in errors), hint=errors[0].hint
         )
-    return Pair(_local(instruct, fetch), _local(thinking, fetch), tuple(findings))
+    return Pair(*sides, tuple(findings))
 
 
 def download(side: Checkpoint) -> Path:
@@ -87,7 +93,8 @@ def hash_together(sides: list[tuple[InputHashes, list[str]]]) -> None:
         list(pool.map(lambda job: job[0].of(job[1]), [(hashes, file) for hashes, files in sides for file in files]))
 
 
-def _local(side: Checkpoint, fetch: Fetch) -> Checkpoint:
+def local(side: Checkpoint, fetch: Fetch) -> Checkpoint:
+    """Return the endpoint in a local folder, fetched where it is on the Hub."""
     if side.folder is not None:
         return side
     folder = fetch(side)

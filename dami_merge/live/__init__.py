@@ -16,17 +16,18 @@
 
 What an engine is made of:
 
-    Engine.load(instruct, thinking, *, path="uniform", dtype=None, device="cpu", chat_template="instruct",
-                mode="auto", max_length=None, max_rows=32, name=None) -> Engine
-    Engine.from_recipe(recipe, *, device, mode, max_length, max_rows) -> Engine
-    name, tokenizer, max_length (prompt and answer together, in tokens), max_rows (live at once), mode
+    Engine.load(instruct, thinking, *, path="uniform", dtype=None, chat_template="instruct", name=None,
+                device="cpu", mode="auto", max_length=None, max_rows=32, prefill=512) -> Engine
+    Engine.from_recipe(recipe, *, device, mode, max_length, max_rows, prefill) -> Engine
+    name, max_length (prompt and answer together, in tokens), max_rows (live at once), warnings
     rows, waiting (how many), free (rows that could be taken in at once), busy (anything left to do)
-    sampling(lambda_) -> the generation_config.json of the side that λ belongs to
-    encode(text) -> ids · encode_chat(messages, lambda_, **template arguments) -> ids · opens_think(lambda_)
+    texts: tokenizer, eos, encode(text), encode_chat(messages, lambda_, **template arguments),
+           template(lambda_), opens_think(lambda_), sampling(lambda_)
 
 An engine belongs to one thread; nothing in it is thread safe. Importing this package imports torch.
 """
 
-from dami_merge.live.generation import Choice, Completion, Event, Generation, Row
+from dami_merge.live.engine import Engine
+from dami_merge.live.generation import Choice, Completion, Event, Generation, PromptToken, Row
 
-__all__ = ["Choice", "Completion", "Event", "Generation", "Row"]
+__all__ = ["Choice", "Completion", "Engine", "Event", "Generation", "PromptToken", "Row"]

@@ -1,0 +1,192 @@
+"""Attention over rows of different lengths in one pass, and the keys and values that they leave behind.
+
+All tokens of a step stand in one line (1, tokens): first one for each row that writes, then runs of prompts that
+are being read. Linear layers never see padding. Only attention tells rows apart: here. The keys and values of row
+i are slot i of one block a layer, so that all writing rows are one call of PyTorch's attention, with a mask where
+their lengths differ; each run of a prompt is a call of its own.
+
+Registered with Transformers as an attention implementation, and calls Transformers' own for PyTorch's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+__all__ = ["ATTENTION", "KeyValues", "Run", "Step", "register"]
+
+ATTENTION = "dami_live"
+_CHUNK = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Tokens `past` to `past + count` of the prompt of the row in `slot`."""
+
+    slot: int
+    past: int
+    count: int
+
+
+@dataclass(eq=False)
+class Step:
+    """One pass: a token for each of the first `len(lengths)` slots, then runs of prompts.
+
+    `lengths[i]` says how many tokens slot i holds before the pass.
+    """
+
+    lengths: list[int]
+    runs: list[Run]
+    cache: KeyValues
+    _masks: dict[tuple[int | None, int | None], torch.Tensor | None] = field(default_factory=dict)
+    _positions: torch.Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the pass reads."""
+        return len(self.lengths) + sum(run.count for run in self.runs)
+
+    def positions(self) -> torch.Tensor:
+        """Return each token's position in its row, (tokens,)."""
+        if self._positions is None:
+            ids = [*self.lengths, *(p for run in self.runs for p in range(run.past, run.past + run.count))]
+            self._positions = torch.tensor(ids, device=self.cache.device)
+        return self._positions
+
+    def writing_mask(self, window: int | None) -> torch.Tensor | None:
+        """Return which slots' positions each writing row sees, (rows, 1, 1, longest); None where it is all."""
+        key = (None, window)
+        if key not in self._masks:
+            longest = max(self.lengths) + 1
+            if min(self.lengths) + 1 == longest and (window is None or longest <= window):
+                self._masks[key] = None
+            else:
+                at = self.positions()[: len(self.lengths), None]
+                self._masks[key] = _visible(at, longest, window)[:, None, None]
+        return self._masks[key]
+
+    def reading_mask(self, index: int, window: int | None) -> torch.Tensor | None:
+        """Return what each token of a run sees, (1, 1, count, past + count); None where plain causal is right."""
+        run = self.runs[index]
+        if run.past == 0 and (window is None or run.count <= window):
+            return None
+        key = (index, window)
+        if key not in self._masks:
+            start = len(self.lengths) + sum(r.count for r in self.runs[:index])
+            at = self.positions()[start : start + run.count, None]
+            self._masks[key] = _visible(at, run.past + run.count, window)[None, None]
+        return self._masks[key]
+
+
+class KeyValues:
+    """The keys and values of all live rows: two blocks (slots, heads, positions, features) a layer.
+
+    Blocks grow with the rows and with the longest of them, one layer at a time, and are given back when the last
+    row has gone.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._blocks: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._slots = 0
+        self._positions = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes taken now."""
+        return sum(block.nbytes for pair in self._blocks.values() for block in pair)
+
+    def reserve(self, slots: int, positions: int) -> None:
+        """Say how many rows of what length the next pass needs; memory is taken in the pass itself."""
+        self._slots = slots
+        self._positions = -(-positions // _CHUNK) * _CHUNK
+
+    def layer(self, index: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a layer's blocks, large enough; `key` and `value` (1, heads, tokens, features) show their form."""
+        have = self._blocks.get(index)
+        if have is None or have[0].shape[0] < self._slots or have[0].shape[2] < self._positions:
+            # Where memory ends here, this layer keeps what it had and those before it have grown: both are whole.
+            have = (self._grown(have[0] if have else None, key), self._grown(have[1] if have else None, value))
+            self._blocks[index] = have
+        return have
+
+    def drop(self, slot: int, live: int) -> None:
+        """Forget a row: those behind it, up to `live` in all, move up by one."""
+        for pair in self._blocks.values():
+            for block in pair:
+                for i in range(slot, min(live, block.shape[0]) - 1):
+                    block[i].copy_(block[i + 1])
+                # Stale numbers are masked, but 0·NaN is NaN: nothing of a row may reach a later one.
+                if live <= block.shape[0]:
+                    block[live - 1].zero_()
+        if live == 1:
+            self._blocks.clear()
+
+    def _grown(self, old: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+        slots, positions = self._slots, self._positions
+        if old is not None and positions > old.shape[2]:
+            # Some way ahead, so that a long answer does not copy its past every few tokens.
+            positions = max(positions, old.shape[2] * 5 // 4)
+        made = like.new_zeros((slots, like.shape[1], positions, like.shape[3]))
+        if old is not None:
+            rows, columns = min(slots, old.shape[0]), min(positions, old.shape[2])
+            made[:rows, :, :columns] = old[:rows, :, :columns]
+        return made
+
+
+def register() -> None:
+    """Make this attention known to Transformers under its name; harmless when repeated."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION, _attention)
+
+
+def _attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,  # noqa: ARG001
+    *,
+    live: Step,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """Attend within each row: query (1, heads, tokens, features) → (1, tokens, heads, features)."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    keys, values = live.cache.layer(module.layer_idx, key, value)
+    parts = []
+    rows = len(live.lengths)
+    if rows:
+        at = live.positions()[:rows]
+        slots = torch.arange(rows, device=at.device)
+        keys[slots, :, at], values[slots, :, at] = key[0, :, :rows].transpose(0, 1), value[0, :, :rows].transpose(0, 1)
+        longest = max(live.lengths) + 1
+        out, _weights = sdpa_attention_forward(
+            module, query[0, :, :rows].transpose(0, 1)[:, :, None], keys[:rows, :, :longest],
+            values[:rows, :, :longest], live.writing_mask(sliding_window), scaling=scaling,
+        )  # fmt: skip
+        parts.append(out.transpose(0, 1))
+    start = rows
+    for index, run in enumerate(live.runs):
+        here, there = slice(start, start + run.count), slice(run.past, run.past + run.count)
+        keys[run.slot, :, there], values[run.slot, :, there] = key[0, :, here], value[0, :, here]
+        mask = live.reading_mask(index, sliding_window)
+        seen = slice(0, run.past + run.count)
+        # Without a mask the run is a whole beginning, and its own keys are all that it sees.
+        k = key[:, :, here] if mask is None else keys[run.slot, None, :, seen]
+        v = value[:, :, here] if mask is None else values[run.slot, None, :, seen]
+        parts.append(sdpa_attention_forward(module, query[:, :, here], k, v, mask, scaling=scaling)[0])
+        start += run.count
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), None
+
+
+def _visible(at: torch.Tensor, length: int, window: int | None) -> torch.Tensor:
+    """Return which of `length` positions each position `at` (n, 1) sees: (n, length)."""
+    positions = torch.arange(length, device=at.device)
+    seen = positions <= at
+    return seen if window is None else seen & (positions > at - window)

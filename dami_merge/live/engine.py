@@ -1,0 +1,323 @@
+"""The engine: rows come, get one token a step together, and go."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from dami_merge.live.attention import KeyValues, Run, Step
+from dami_merge.live.generation import Completion, CompletionBuilder, Event, Generation, PromptToken, Row
+from dami_merge.live.loading import Loaded, load, order_of_endpoints, order_of_recipe
+from dami_merge.live.model import Batch, LanguageModel, Logits
+from dami_merge.live.policy import Mode
+from dami_merge.live.rows import LiveRow
+from dami_merge.live.sampling import pick, score
+from dami_merge.live.texts import Texts
+from dami_merge.recipe import Recipe
+from dami_merge.schedule import Schedule
+from dami_router.errors import MisuseError
+
+__all__ = ["Engine"]
+
+DEFAULT_ROWS = 32
+DEFAULT_PREFILL = 512
+_SCORED_AT_ONCE = 64
+
+
+class Engine:
+    """Works on up to `max_rows` sequences at once, each with its own λ; further ones wait their turn.
+
+    Owned by one thread. `max_length` is the most tokens of a prompt and its answer together, `prefill` how many
+    tokens of prompts one step reads at most, so that a long prompt does not keep the others waiting.
+    `one_lambda` takes a row in only when all live ones have its λ.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        texts: Texts | None = None,
+        *,
+        name: str = "live",
+        max_length: int = 4096,
+        max_rows: int = DEFAULT_ROWS,
+        prefill: int = DEFAULT_PREFILL,
+        one_lambda: bool = False,
+    ) -> None:
+        for what, value in (("max_length", max_length - 1), ("max_rows", max_rows), ("prefill", prefill)):
+            if value < 1:
+                raise MisuseError(f"{what}: expected a whole number above {max_length - value}, found {value}")
+        self.model = model
+        self.texts = texts
+        self.name = name
+        self.max_length = max_length
+        self.max_rows = max_rows
+        self.warnings: tuple[str, ...] = ()
+        """What comparing the endpoints had to say."""
+        self._eos = texts.eos if texts else frozenset()
+        self._prefill = prefill
+        self._one_lambda = one_lambda
+        self._waiting: deque[LiveRow] = deque()
+        self._live: list[LiveRow] = []
+        self._cache = KeyValues(model.device)
+        self._ids = itertools.count()
+
+    @classmethod
+    def load(
+        cls,
+        instruct: str,
+        thinking: str,
+        *,
+        path: str | Sequence[Mapping[str, Any]] = "uniform",
+        dtype: str | None = None,
+        chat_template: str = "instruct",
+        name: str | None = None,
+        device: str = "cpu",
+        mode: Mode = "auto",
+        max_length: int | None = None,
+        max_rows: int = DEFAULT_ROWS,
+        prefill: int = DEFAULT_PREFILL,
+    ) -> Engine:
+        """Load two endpoints: local folders, or Hub ids (`id@revision` for one commit).
+
+        `path`, `dtype` (bfloat16, float16, float32, float64; the files' own where there is none) and
+        `chat_template` (instruct, thinking, from(λ)) mean what they mean in a recipe. `mode`: `mixed` uses both
+        endpoints for every token; `uniform` merges for each λ and works on one λ at a time; `auto` does what is
+        cheaper. `max_length` defaults to what the model was made for. Raises CheckpointError where the
+        endpoints do not fit together or hold modules that are not supported, before any weights are read.
+        """
+        order = order_of_endpoints(
+            instruct, thinking, path=path, dtype=dtype, chat_template=chat_template, name=name
+        )  # fmt: skip
+        loaded = load(order, device=device, mode=mode)
+        return cls._of(loaded, mode=mode, max_length=max_length, max_rows=max_rows, prefill=prefill)
+
+    @classmethod
+    def from_recipe(
+        cls,
+        recipe: Recipe,
+        *,
+        device: str = "cpu",
+        mode: Mode = "auto",
+        max_length: int | None = None,
+        max_rows: int = DEFAULT_ROWS,
+        prefill: int = DEFAULT_PREFILL,
+    ) -> Engine:
+        """Load a recipe's endpoints, with its dtype and its family's name, path and chat template.
+
+        A request without λ gets the recipe's own `parameters: lambda`, tensor by tensor.
+        """
+        loaded = load(order_of_recipe(recipe), device=device, mode=mode)
+        return cls._of(loaded, mode=mode, max_length=max_length, max_rows=max_rows, prefill=prefill)
+
+    @classmethod
+    def _of(cls, loaded: Loaded, *, mode: Mode, max_length: int | None, max_rows: int, prefill: int) -> Engine:
+        if max_length is not None and max_length > loaded.positions > 0:
+            raise MisuseError(
+                f"max_length: the model was made for {loaded.positions} tokens, found {max_length}",
+                hint=f"at most {loaded.positions}",
+            )
+        made = cls(
+            loaded.model, loaded.texts, name=loaded.name, max_length=max_length or loaded.positions or 4096,
+            max_rows=max_rows, prefill=prefill, one_lambda=mode == "uniform",
+        )  # fmt: skip
+        made.warnings = loaded.warnings
+        return made
+
+    @property
+    def tokenizer(self) -> Any:
+        """The Instruct endpoint's tokenizer, or None where it has none."""
+        return self.texts.tokenizer if self.texts else None
+
+    @property
+    def rows(self) -> int:
+        """How many rows are being worked on."""
+        return len(self._live)
+
+    @property
+    def waiting(self) -> int:
+        """How many rows wait to be taken in."""
+        return len(self._waiting)
+
+    @property
+    def free(self) -> int:
+        """How many more rows could be worked on at once."""
+        return max(self.max_rows - len(self._live) - len(self._waiting), 0)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._live or self._waiting)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that the keys and values of live rows take."""
+        return self._cache.nbytes
+
+    def add(self, generation: Generation) -> Row:
+        """Queue a sequence. Raises MisuseError where its λ, its prompt or a token id makes no sense."""
+        count = len(generation.prompt)
+        if count >= self.max_length:
+            raise MisuseError(
+                f"the prompt has {count} tokens; at most {self.max_length - 1} leave room for an answer here"
+            )
+        if min(generation.prompt) < 0 or max(generation.prompt) >= self.model.vocabulary:
+            raise MisuseError(f"the prompt holds token ids outside 0 to {self.model.vocabulary - 1}")
+        row = Row(next(self._ids), generation)
+        limit = min(generation.max_new_tokens, self.max_length - count)
+        self._waiting.append(LiveRow(row, self.model.vector(generation.lambda_), limit, self.tokenizer))
+        return row
+
+    def remove(self, row: Row) -> None:
+        """Forget a row; nothing happens where it has ended already."""
+        self._waiting = deque(live for live in self._waiting if live.row is not row)
+        for slot, live in enumerate(self._live):
+            if live.row is row:
+                self._drop(slot)
+                return
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Take waiting rows in, read prompts, and give each row whose prompt is read one more token.
+
+        Where memory runs out, the newest row ends with an `error` and the others go on.
+        """
+        failed: list[Event] = []
+        while True:
+            self._admit()
+            if not self._live:
+                return failed
+            try:
+                return failed + self._advance()
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+            failed.append(self._give_up_newest())
+
+    def stream(self, generations: Sequence[Generation]) -> Iterator[Event]:
+        """Yield the events of these sequences as they come; what else is live goes on unseen."""
+        mine = {self.add(generation) for generation in generations}
+        try:
+            while mine:
+                for event in self.step():
+                    if event.row in mine:
+                        if event.finish_reason:
+                            mine.remove(event.row)
+                        yield event
+        finally:
+            for row in mine:
+                self.remove(row)
+
+    def complete(self, generations: Sequence[Generation]) -> list[Completion]:
+        """Return the whole answers, in the order asked."""
+        builders: dict[int, CompletionBuilder] = {}
+        for event in self.stream(generations):
+            builders.setdefault(event.row.id, CompletionBuilder()).events.append(event)
+        return [builders[number].finished() for number in sorted(builders)]
+
+    def generate(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        lambdas: Sequence[float | Schedule | None],
+        **options: Any,
+    ) -> list[Completion]:
+        """Return the answers to `prompts` (text, or token ids), each at its own λ; `options` are Generation's."""
+        if len(prompts) != len(lambdas):
+            raise MisuseError(f"expected one λ a prompt, found {len(lambdas)} for {len(prompts)}")
+        return self.complete(
+            [
+                Generation(self._tokens(prompt), lambda_, **options)
+                for prompt, lambda_ in zip(prompts, lambdas, strict=True)
+            ]
+        )
+
+    def _tokens(self, prompt: str | Sequence[int]) -> Sequence[int]:
+        if not isinstance(prompt, str):
+            return prompt
+        if self.texts is None:
+            raise MisuseError("there is no tokenizer here; give token ids")
+        return self.texts.encode(prompt)
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._live) < self.max_rows:
+            if self._one_lambda and self._live and self._waiting[0].vector != self._live[0].vector:
+                return
+            self._live.append(self._waiting.popleft())
+
+    def _advance(self) -> list[Event]:
+        writing = [live for live in self._live if live.read]
+        runs = self._runs(len(writing))
+        # Rows are read in the order of their slots, so that those that write come first.
+        reading = self._live[len(writing) : len(writing) + len(runs)]
+        step = Step([live.length for live in writing], runs, self._cache)
+        lengths = [live.length + 1 for live in writing] + [run.past + run.count for run in runs]
+        self._cache.reserve(len(self._live), max(lengths))
+        logits = self.model.forward(self._batch(step, writing, reading))
+        starts = list(itertools.accumulate((run.count for run in runs), initial=len(writing)))
+        for live, run, start in zip(reading, runs, starts, strict=False):
+            if live.scores is not None:
+                live.scores[run.past + 1 if run.past else 0 :] = _score_prompt(live, run, start, logits)
+        ends = [end - 1 for end in starts[1:]]
+        done = [run.past + run.count == len(live.prompt) for live, run in zip(reading, runs, strict=True)]
+        places = [*range(len(writing)), *(end for end, whole in zip(ends, done, strict=True) if whole)]
+        rows = [*writing, *(live for live, whole in zip(reading, done, strict=True) if whole)]
+        picked = pick(logits(places), [live.sampler for live in rows]) if rows else []
+        for live in writing:
+            live.length += 1
+        for live, run in zip(reading, runs, strict=True):
+            live.length += run.count
+        events = [live.write(choice, self._eos) for live, choice in zip(rows, picked, strict=True)]
+        for event in events:
+            if event.finish_reason:
+                self.remove(event.row)
+        return events
+
+    def _runs(self, first: int) -> list[Run]:
+        runs, room = [], self._prefill
+        for slot in range(first, len(self._live)):
+            live = self._live[slot]
+            count = min(len(live.prompt) - live.length, room)
+            if count == 0:
+                break
+            runs.append(Run(slot, live.length, count))
+            room -= count
+        return runs
+
+    def _batch(self, step: Step, writing: list[LiveRow], reading: list[LiveRow]) -> Batch:
+        ids = [live.last for live in writing]
+        for live, run in zip(reading, step.runs, strict=True):
+            ids += live.prompt[run.past : run.past + run.count]
+        owners = [(live.vector, 1) for live in writing]
+        owners += [(live.vector, run.count) for live, run in zip(reading, step.runs, strict=True)]
+        return Batch(ids, step, tuple(owners), max(live.left for live in self._live))
+
+    def _drop(self, slot: int) -> None:
+        self._cache.drop(slot, len(self._live))
+        del self._live[slot]
+
+    def _give_up_newest(self) -> Event:
+        live = self._live[-1]
+        longest = max(row.length for row in self._live)
+        message = f"out of memory with {len(self._live)} rows of up to {longest} tokens; the newest row was given up"
+        self._drop(len(self._live) - 1)
+        return Event(live.row, None, live.text.finish(), finish_reason="error", error=message)
+
+
+def _score_prompt(live: LiveRow, run: Run, start: int, logits: Logits) -> list[PromptToken]:
+    """Return the scores of the tokens that follow those of a run; a few at a time, since logits are wide."""
+    following = live.prompt[run.past + 1 : run.past + run.count + 1]
+    top = live.row.generation.prompt_log_probs or 0
+    found = [] if run.past else [PromptToken(live.prompt[0], None)]
+    for at in range(0, len(following), _SCORED_AT_ONCE):
+        tokens = following[at : at + _SCORED_AT_ONCE]
+        picked = score(logits(range(start + at, start + at + len(tokens))), tokens, top)
+        found += [PromptToken(p.token, p.log_prob, p.top) for p in picked]
+    return found
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # On the CPU torch has no class of its own for it.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,154 @@
+"""From two checkpoints, or a recipe, to a model that holds both.
+
+Everything that can be refused is refused from configs and headers, before weights are downloaded or read.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dami_merge.build.endpoints import Fetch, Pair, compared, download, local
+from dami_merge.depth import Anatomy
+from dami_merge.family_block import FamilyBlock, read_family
+from dami_merge.live.attention import register
+from dami_merge.live.blend import Blend
+from dami_merge.live.model import PairModel
+from dami_merge.live.policy import MODES, Mode
+from dami_merge.live.skeleton import exchange, parameter_names, skeleton
+from dami_merge.live.spread import Spread
+from dami_merge.live.texts import Texts
+from dami_merge.live.weights import check_parameters, common_dtype, load_pairs
+from dami_merge.path import Path, Uniform
+from dami_merge.recipe import ModelRef, Recipe
+from dami_merge.setting import Fixed, Setting
+from dami_router import strict_yaml
+from dami_router.errors import MisuseError
+
+__all__ = ["Loaded", "Order", "load", "order_of_endpoints", "order_of_recipe"]
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
+_NOT_IN_NAME = re.compile(r"[^A-Za-z0-9._]+")
+_SHORTEST_NAME = 3
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to load. `recipe`, where there is one, says what λ is for requests that do not."""
+
+    instruct: ModelRef
+    thinking: ModelRef
+    name: str
+    path: Setting[Path]
+    thinking_template_from: float
+    dtype: str | None
+    recipe: Recipe | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model of both endpoints, what turns text into its tokens, and the warnings that comparing them gave."""
+
+    name: str
+    model: PairModel
+    texts: Texts
+    positions: int
+    warnings: tuple[str, ...]
+    endpoints: Pair
+
+
+def order_of_endpoints(
+    instruct: str,
+    thinking: str,
+    *,
+    path: str | Sequence[Mapping[str, Any]] = "uniform",
+    dtype: str | None = None,
+    chat_template: str = "instruct",
+    name: str | None = None,
+) -> Order:
+    """Read what is said about two endpoints as a recipe would say it; MisuseError for what makes no sense."""
+    made = name or _common_name(instruct, thinking)
+    raw = {"name": made, "lambdas": [0], "path": path, "chat_template": chat_template}
+    # Through the reader of recipes, so that both say the same things in the same words.
+    family = read_family(strict_yaml.parse(json.dumps({"family": raw}), "<arguments>"), raw)
+    return Order(_ref(instruct), _ref(thinking), made, family.path, family.thinking_template_from, dtype)
+
+
+def order_of_recipe(recipe: Recipe) -> Order:
+    """Read an order from a recipe: its endpoints, its dtype, and its family's name, path and template."""
+    family = recipe.family or FamilyBlock(
+        _common_name(recipe.instruct.path, recipe.thinking.path), (), Fixed(Uniform()), float("inf")
+    )
+    return Order(
+        recipe.instruct, recipe.thinking, family.name, family.path, family.thinking_template_from, recipe.dtype, recipe
+    )
+
+
+def load(order: Order, *, device: str = "cpu", mode: Mode = "auto", fetch: Fetch = download) -> Loaded:
+    """Load both endpoints; without a dtype in the order the weights keep the files' own.
+
+    Raises CheckpointError where they do not fit together or are not supported, MisuseError for bad arguments.
+    """
+    if mode not in MODES:
+        raise MisuseError(f"mode: expected one of {', '.join(MODES)}, found {mode!r:.40}")
+    place, dtype = _device(device), _dtype(order.dtype)
+    register()
+    pair = compared(order.instruct, order.thinking, order.dtype)
+    model = skeleton(pair.instruct)
+    shapes = parameter_names(model)
+    for side in (pair.instruct, pair.thinking):
+        check_parameters(side, shapes)
+    spread = Spread(list(shapes), Anatomy.of(pair.instruct.tensors, pair.instruct.config), order.path, order.recipe)
+    here = Pair(local(pair.instruct, fetch), local(pair.thinking, fetch), pair.warnings)
+    texts = Texts(here.instruct, here.thinking, order.thinking_template_from)
+    sides = (here.instruct, here.thinking)
+    pairs = load_pairs(sides, shapes, spread.groups, dtype or common_dtype(sides, list(shapes)), place)
+    blend = Blend()
+    exchange(model, blend, pairs, place)
+    made = PairModel(model, blend, list(pairs.values()), spread, place, mode)
+    positions = int(getattr(model.config, "max_position_embeddings", 0))
+    return Loaded(order.name, made, texts, positions, tuple(map(str, pair.warnings)), here)
+
+
+def _ref(text: str) -> ModelRef:
+    if not text:
+        raise MisuseError("expected a local folder or a Hub id for each endpoint, found an empty name")
+    # A folder may have an @ in its name; a Hub id cannot.
+    if os.path.isdir(os.path.expanduser(text)):  # noqa: PTH111, PTH112
+        return ModelRef(text)
+    path, _, revision = text.partition("@")
+    return ModelRef(path, revision or None)
+
+
+def _common_name(instruct: str, thinking: str) -> str:
+    """Return what both endpoints' names begin with, such as Qwen3-4B; `live` where that is next to nothing."""
+    ends = [
+        _NOT_IN_NAME.sub("-", text.partition("@")[0].rstrip("/").rsplit("/", 1)[-1]) for text in (instruct, thinking)
+    ]
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*ends, strict=False))
+    common = "".join(pair[0] for pair in same).rsplit("-", 1)[0].strip("-._")
+    return f"{common[:80]}-DAMI" if len(common) >= _SHORTEST_NAME else "live"
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    if name is None:
+        return None
+    if name not in _DTYPES:
+        raise MisuseError(f"dtype: expected one of {', '.join(_DTYPES)}, found {name!r:.40}")
+    return _DTYPES[name]
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise MisuseError(f"device {name!r:.40} is not there: {str(error).splitlines()[0]}") from None
+    return device

@@ -1,0 +1,66 @@
+"""λ of every parameter for what a request says: a number along a path, a schedule, or a recipe's own setting.
+
+Parameters that always have the same λ form a group, so that a row's λ is a short vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+from dami_merge.depth import Anatomy, Place
+from dami_merge.path import Path, Uniform
+from dami_merge.recipe import Recipe
+from dami_merge.schedule import Schedule, check_lambda
+from dami_merge.setting import Setting
+from dami_router.errors import MisuseError
+
+__all__ = ["Spread", "Vector"]
+
+Vector = tuple[float, ...]
+"""λ for each group of parameters."""
+
+_REMEMBERED = 4096
+
+
+class Spread:
+    """From what a request says about λ to one λ for each group of parameters.
+
+    `names` are the parameters as the checkpoint calls them; `path` is a family's; `recipe`, where there is one,
+    says what λ is for requests that do not.
+    """
+
+    def __init__(
+        self, names: Sequence[str], anatomy: Anatomy, path: Setting[Path], recipe: Recipe | None = None
+    ) -> None:
+        self.groups: dict[str, int] = {}
+        """The group of every parameter."""
+        self._members: list[tuple[Path, Place, float | None]] = []
+        seen: dict[tuple[Path, Place, float | None], int] = {}
+        for name in names:
+            place = anatomy.place(name)
+            own = recipe.lambda_for(name, anatomy) if recipe else None
+            key = (path.resolve(name, place.x) or Uniform(), place, own)
+            self.groups[name] = seen.setdefault(key, len(seen))
+        self._members = list(seen)
+        self._has_recipe = recipe is not None
+        self._cached = lru_cache(_REMEMBERED)(self._vector)
+
+    def vector(self, lambda_: float | Schedule | None) -> Vector:
+        """Return λ for each group; MisuseError where it is outside [0, 1], or unsaid and there is no recipe."""
+        cached: Callable[[Any], Vector] = self._cached
+        return cached(lambda_)
+
+    def _vector(self, lambda_: float | Schedule | None) -> Vector:
+        if lambda_ is None:
+            return self._recipe_vector()
+        if isinstance(lambda_, int | float):
+            check_lambda(lambda_, where="λ")
+            return tuple(path.lambda_at(float(lambda_), place) for path, place, _ in self._members)
+        return tuple(check_lambda(lambda_.lambda_at(place), where="λ") for _, place, _ in self._members)
+
+    def _recipe_vector(self) -> Vector:
+        if not self._has_recipe:
+            raise MisuseError("no λ given; expected a number in [0, 1]")
+        return tuple(own for _, _, own in self._members if own is not None)
