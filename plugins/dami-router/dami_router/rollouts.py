@@ -19,7 +19,7 @@ from typing import Any
 from dami_router.errors import MisuseError
 from dami_router.suggestions import did_you_mean, listed
 
-__all__ = ["Rollout", "read_rollouts", "write_rollouts"]
+__all__ = ["Rollout", "parse_rollout", "read_rollouts", "write_rollouts"]
 
 _REQUIRED = ("query_id", "query", "lambda", "correct", "tokens")
 
@@ -63,7 +63,7 @@ def read_rollouts(path: Path) -> Iterator[Rollout]:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield _rollout(line, f"{path}:{number}")
+                    yield parse_rollout(line, f"{path}:{number}")
     except (OSError, EOFError) as error:
         raise MisuseError(f"{path}: cannot be read as rollouts: {error}") from None
     except UnicodeDecodeError:
@@ -79,7 +79,8 @@ def write_rollouts(rollouts: Iterable[Rollout], path: Path) -> None:
     partial.replace(path)
 
 
-def _rollout(line: str, where: str) -> Rollout:
+def parse_rollout(line: str, where: str) -> Rollout:
+    """Read one line; raises MisuseError that begins with `where` for what is no rollout."""
     try:
         data = json.loads(line)
     except (ValueError, RecursionError):
@@ -91,7 +92,8 @@ def _rollout(line: str, where: str) -> Rollout:
             near = did_you_mean(key, _FIELDS)
             raise MisuseError(f"{where}: unknown field `{key}`", hint=f"did you mean `{near}`?" if near else None)
     if missing := [key for key in _REQUIRED if key not in data]:
-        raise MisuseError(f"{where}: lacks {listed(missing)}")
+        hint = "these answers were not graded: add `correct` to each" if missing == ["correct"] else None
+        raise MisuseError(f"{where}: lacks {listed(missing)}", hint=hint)
     # Rounded, so that 0.1 + 0.2 and 0.3 are one variant.
     lambda_ = round(_number(data.pop("lambda"), "lambda", where, high=1.0), _LAMBDA_DIGITS)
     correct = _number(data.pop("correct"), "correct", where, high=1.0, true=True)

@@ -1,0 +1,1 @@
+"""Collecting rollouts: every question to every variant, graded, into a file that a killed run goes on with."""

@@ -1,0 +1,106 @@
+"""One question to one variant: the reply as text without thoughts, tokens, and how it ended; or why there is none."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from dami_router.request import read_request
+from dami_router.router import Decision, NoAnswerError, NoVariantError, Router
+from dami_router.thinking import CLOSE, split_thinking
+from dami_router.tokens import TokenCount
+
+__all__ = ["Asked", "Target", "UnusableError", "ask"]
+
+_HEADERS = {"content-type": "application/json"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Who is to answer: λ, and the variant's id, which the servers behind it may change but nobody may replace."""
+
+    lambda_: float
+    variant: str
+    model: str
+    opens_think: bool = False
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An answer: `text` as it came, `answer` without thoughts; tokens generated; seconds."""
+
+    text: str
+    answer: str
+    think: bool
+    tokens: int
+    finish_reason: str | None
+    latency_s: float
+
+
+class UnusableError(Exception):
+    """No answer. `final` says that the same request would fail again; `retry_after` is what the server asks for (s)."""
+
+    def __init__(self, why: str, *, final: bool = False, retry_after: float = 0.0) -> None:
+        super().__init__(why)
+        self.why, self.final, self.retry_after = why, final, retry_after
+
+
+async def ask(router: Router, target: Target, body: dict[str, Any]) -> Asked:
+    """Send one chat to one variant, with the router's own tries; raises UnusableError."""
+    request = read_request("/v1/chat/completions", "openai", json.dumps(body).encode(), _HEADERS)
+    decision = Decision(target.lambda_, target.variant, "pinned", 0.0, (target.variant,))
+    begun = time.perf_counter()
+    try:
+        answered = await router.send(request, decision)
+    except NoVariantError:
+        raise UnusableError("no server can be asked") from None
+    except NoAnswerError as error:
+        raise UnusableError(error.last.why, retry_after=_seconds(error.last.retry_after)) from None
+    try:
+        status, reply = answered.reply.status, answered.reply.first
+    finally:
+        answered.close()
+    if status != 200:
+        raise UnusableError(f"status {status}: {_said(reply)}", final=True)
+    return _read(reply, target, time.perf_counter() - begun)
+
+
+def _read(reply: bytes, target: Target, seconds: float) -> Asked:
+    try:
+        choice = json.loads(reply)["choices"][0]
+        message, finish = choice["message"], choice.get("finish_reason")
+        text = message.get("content") or ""
+        separate = message.get("reasoning_content") or message.get("reasoning")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise UnusableError(f"no chat completion: {_said(reply)}") from None
+    counter = TokenCount(stream=False)
+    counter.feed(reply)
+    tokens = counter.result()
+    if tokens is None:
+        raise UnusableError("the server does not say how many tokens it generated", final=True)
+    if not isinstance(text, str):
+        raise UnusableError("no chat completion: its content is no text")
+    finish = finish if isinstance(finish, str) else None
+    if separate:
+        return Asked(f"<think>{separate}{CLOSE}{text}", text, True, tokens, finish, seconds)
+    # A block that the template opened, and that was neither closed nor cut off, was not used as one.
+    opened = target.opens_think and (CLOSE in text or finish == "length")
+    thoughts, answer = split_thinking(text, opened)
+    return Asked(text, answer, thoughts is not None, tokens, finish, seconds)
+
+
+def _said(reply: bytes) -> str:
+    """Return what a server says of an error, short; it may quote the request, so it is shown but never kept."""
+    try:
+        error = json.loads(reply)
+        error = error.get("error", error.get("detail", error)) if isinstance(error, dict) else error
+        error = error.get("message", error) if isinstance(error, dict) else error
+    except (ValueError, RecursionError):
+        error = reply[:300].decode(errors="replace")
+    return f"{error!s:.200}".replace("\n", " ")
+
+
+def _seconds(value: str | None) -> float:
+    return float(value) if value and value.isascii() and value.isdigit() else 0.0

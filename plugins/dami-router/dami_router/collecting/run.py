@@ -1,0 +1,144 @@
+"""The run: all that is missing is asked for, a lane a variant, graded, and written down as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from dami_router.collecting.asking import Asked, Target, UnusableError, ask
+from dami_router.collecting.journal import Journal, Key
+from dami_router.collecting.settings import Settings
+from dami_router.datasets import Question
+from dami_router.grading import Grader
+from dami_router.router import Router
+
+__all__ = ["Collector", "Outcome"]
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
+
+
+@dataclass
+class Outcome:
+    """What a run did: rollouts written, failures by reason, and questions that nobody was left to ask for."""
+
+    written: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    skipped: int = 0
+
+    @property
+    def left(self) -> int:
+        """How many rollouts are missing still."""
+        return self.failures.total() + self.skipped
+
+
+@dataclass
+class _Lane:
+    """The work of one server, or of one variant's replicas; `answered` counts what it has answered."""
+
+    work: list[tuple[Target, Question, int]]
+    answered: int = 0
+    lost: bool = False
+
+
+class Collector:
+    """Asks for rollouts. `patience`: seconds for which a failing request is tried again before it is left."""
+
+    def __init__(
+        self, router: Router, settings: Settings, grader: Grader | None, *, concurrency: int, patience: float
+    ) -> None:
+        self._router, self._settings, self._grader = router, settings, grader
+        self._concurrency, self._patience = concurrency, patience
+        self.outcome = Outcome()
+        self._rows: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+
+    async def run(
+        self, lanes: Sequence[Sequence[tuple[Target, Question, int]]], into: Journal, on_progress: Callable[[], None]
+    ) -> Outcome:
+        """Ask for everything in the lanes; each has `concurrency` requests under way. Interrupted, it keeps what came."""
+        writer = asyncio.create_task(self._write(into, on_progress))
+        work = asyncio.gather(*(self._lane(_Lane(list(reversed(items)))) for items in lanes))
+        try:
+            # A writer that fails (a full disk) must end the run, not let it work for nothing.
+            await asyncio.wait([work, writer], return_when=asyncio.FIRST_COMPLETED)
+            if writer.done():
+                writer.result()
+            await work
+        finally:
+            work.cancel()
+            with suppress(asyncio.CancelledError):
+                await work
+            self._rows.put_nowait(None)
+            await writer
+        return self.outcome
+
+    async def _lane(self, lane: _Lane) -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(self._concurrency, len(lane.work))):
+                group.create_task(self._work(lane))
+
+    async def _work(self, lane: _Lane) -> None:
+        while lane.work and not lane.lost:
+            target, question, sample = lane.work.pop()
+            before = lane.answered
+            try:
+                asked = await self._patiently(target, question, sample)
+            except UnusableError as error:
+                self.outcome.failures[f"λ={target.lambda_:g}: {error.why}"] += 1
+                # Nobody else was answered in all that time: it is the server, not the question.
+                if not error.final and lane.answered == before and not lane.lost:
+                    lane.lost = True
+                    self.outcome.skipped += len(lane.work)
+                continue
+            lane.answered += 1
+            self._rows.put_nowait(await self._graded(target, question, sample, asked))
+
+    async def _patiently(self, target: Target, question: Question, sample: int) -> Asked:
+        body = self._settings.request(target.model, question.text, sample)
+        now = asyncio.get_running_loop().time
+        end, pause = 0.0, _FIRST_PAUSE
+        while True:
+            try:
+                return await ask(self._router, target, body)
+            except UnusableError as error:
+                end = end or now() + self._patience
+                wait = max(random.uniform(pause / 2, pause), error.retry_after)  # noqa: S311
+                if error.final or now() + wait > end:
+                    raise
+                await asyncio.sleep(wait)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _graded(self, target: Target, question: Question, sample: int, asked: Asked) -> dict[str, Any]:
+        row: dict[str, Any] = {"query_id": question.id, "query": question.text, "lambda": target.lambda_}
+        if self._grader is not None:
+            score = await asyncio.to_thread(self._grader.grade, asked.answer, question.expected or "")
+            row["correct"] = bool(score) if score in (0.0, 1.0) else score
+        row |= {"tokens": asked.tokens, "sample": sample, "model": target.model}
+        row["answer"] = asked.text if self._settings.keep_thoughts else asked.answer
+        optional = {"expected": question.expected, "finish_reason": asked.finish_reason}
+        row |= {key: value for key, value in optional.items() if value is not None}
+        return row | {"think": asked.think, "latency_s": round(asked.latency_s, 3)}
+
+    async def _write(self, into: Journal, on_progress: Callable[[], None]) -> None:
+        """Write rows as they come, all that wait in one go; None ends it."""
+        going = True
+        while going:
+            rows = [await self._rows.get()]
+            while not self._rows.empty():
+                rows.append(self._rows.get_nowait())
+            going = None not in rows
+            known = [row for row in rows if row is not None]
+            if known:
+                await asyncio.to_thread(into.append, known)
+                into.done.update(key_of(row) for row in known)
+                self.outcome.written += len(known)
+                on_progress()
+
+
+def key_of(row: dict[str, Any]) -> Key:
+    """Return which answer a row is."""
+    return row["query_id"], row["lambda"], row["sample"]

@@ -1,0 +1,54 @@
+"""What a run asks for and how it grades: everything that, if changed, would make other rollouts of the same questions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from dami_router.errors import MisuseError
+
+__all__ = ["Settings"]
+
+_PLACE = "{query}"
+_OURS = ("model", "messages", "stream", "n", "max_tokens", "temperature", "seed")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How each question is asked: `template` has `{query}` where the question goes.
+
+    `max_tokens` and `seed` None leave them to the server. `body` holds further fields of each request, such as
+    `top_p`. Raises MisuseError where these contradict each other.
+    """
+
+    grade: str
+    template: str = _PLACE
+    system: str | None = None
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    seed: int | None = None
+    body: Mapping[str, Any] = field(default_factory=dict)
+    keep_thoughts: bool = False
+
+    def __post_init__(self) -> None:
+        if _PLACE not in self.template:
+            raise MisuseError(f"--template has no {_PLACE}", hint=f"for instance '{_PLACE} Answer with a number.'")
+        for name in _OURS:
+            if name in self.body:
+                option = f"--{name.replace('_', '-')}" if name in ("max_tokens", "temperature", "seed") else None
+                raise MisuseError(f"--body may not hold `{name}`", hint=f"use {option}" if option else None)
+
+    def request(self, model: str, query: str, sample: int) -> dict[str, Any]:
+        """Return the body of a chat completion; samples of one question get seeds of their own."""
+        messages = [{"role": "system", "content": self.system}] if self.system else []
+        asked = self.template.replace(_PLACE, query)
+        body: dict[str, Any] = {"model": model, "messages": [*messages, {"role": "user", "content": asked}]}
+        body |= {"temperature": self.temperature}
+        body |= {"max_tokens": self.max_tokens} if self.max_tokens is not None else {}
+        body |= {"seed": self.seed + sample} if self.seed is not None else {}
+        return {**body, **self.body}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings as they are kept beside the rollouts."""
+        return {**asdict(self), "body": dict(self.body)}
