@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("dami-router", "Serve a family behind one address, each query at its own λ."),
     "route": ("dami-router", "Show which λ and which variant a query would get, and why."),
     "ask": ("dami-router", "Answer one query with the variant of its λ."),
+    "rollout": ("dami-router", "Ask every question of every variant, and grade the answers; resumable."),
     "train": ("dami-router", "Train an estimator of λ(q) on graded rollouts."),
     "eval": ("dami-router", "Say what an estimator is worth, against every static λ and the oracle."),
     "lab": ("dami-merge", "Write the tiny Instruct/Thinking pair into a folder."),

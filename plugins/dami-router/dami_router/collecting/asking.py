@@ -19,7 +19,7 @@ _HEADERS = {"content-type": "application/json"}
 
 @dataclass(frozen=True)
 class Target:
-    """Who is to answer: λ, and the variant's id, which the servers behind it may change but nobody may replace."""
+    """Who is to answer at λ: a variant's id, or `live`. Nobody may take its place; `model` is its name for clients."""
 
     lambda_: float
     variant: str
@@ -83,7 +83,9 @@ def _read(reply: bytes, target: Target, seconds: float) -> Asked:
     if not isinstance(text, str):
         raise UnusableError("no chat completion: its content is no text")
     finish = finish if isinstance(finish, str) else None
-    if separate:
+    text = text.encode("utf-8", "replace").decode()  # half a character would be no JSON line
+    if isinstance(separate, str) and separate:
+        separate = separate.encode("utf-8", "replace").decode()
         return Asked(f"<think>{separate}{CLOSE}{text}", text, True, tokens, finish, seconds)
     # A block that the template opened, and that was neither closed nor cut off, was not used as one.
     opened = target.opens_think and (CLOSE in text or finish == "length")

@@ -6,7 +6,6 @@ dataset in which the answered questions read otherwise, is refused instead of mi
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from dami_router.errors import FailureError, MisuseError
 from dami_router.rollouts import Rollout, parse_rollout
 from dami_router.suggestions import listed
 
-__all__ = ["Journal", "Key", "journal"]
+__all__ = ["Journal", "Key", "journal", "rollouts_of"]
 
 Key = tuple[str, float, int]
 """query_id, λ, sample: what one rollout is an answer of."""
@@ -52,16 +51,9 @@ class Journal:
             os.ftruncate(self._handle, begin)
             raise FailureError(f"{self.path}: cannot be written: {error.strerror}", hint=_AGAIN) from None
 
-    def rows(self) -> Iterator[tuple[str, Rollout]]:
-        """Yield all rollouts with their place; those that were not graded have the score 0."""
-        with self.path.open(encoding="utf-8", errors="replace") as lines:
-            for number, line in enumerate(lines, 1):
-                where = f"{self.path}:{number}"
-                yield where, parse_rollout(_scored(line), where)
-
     def check(self, questions: Mapping[str, Question], models: Mapping[float, str]) -> None:
         """Take in what is there; refuse rollouts of other questions, or of other models at one of these λ."""
-        for where, row in self.rows():
+        for where, row in _placed(self.path):
             key = (row.query_id, row.lambda_, int(row.sample or 0))
             if key in self.done:
                 raise MisuseError(f"{where}: the same question, λ and sample as an earlier line", hint="remove one")
@@ -98,7 +90,7 @@ class Journal:
 
 
 _AGAIN = "run the same command again: it goes on where it stopped"
-_NEW = "give another --out; both files can be kept, and read by `dami train` as one with `cat`"
+_NEW = "give another --out"
 
 
 @contextmanager
@@ -123,6 +115,11 @@ def journal(path: Path, settings: Settings, dataset: str) -> Iterator[Journal]:
         os.close(handle)
 
 
+def rollouts_of(path: Path) -> Iterator[Rollout]:
+    """Yield the rollouts of a run's file; those that were not graded have the score 0."""
+    return (row for _, row in _placed(path))
+
+
 def settings_path(path: Path) -> Path:
     """Return where a run's settings are kept."""
     return path.with_name(f"{path.name}.run.json")
@@ -130,6 +127,8 @@ def settings_path(path: Path) -> Path:
 
 def _lock(handle: int, path: Path) -> None:
     # The kernel's: it ends with the process, however that ends.
+    import fcntl
+
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -149,10 +148,18 @@ def _claim(opened: Journal, settings: Settings, dataset: str) -> None:
         raise MisuseError(f"{path}: already there, and not by `dami rollout`", hint="give another --out") from None
     except (OSError, ValueError, LookupError, TypeError):
         raise MisuseError(f"{file}: not the settings of a run", hint="give another --out") from None
-    now = json.loads(json.dumps(settings.as_dict()))
-    if known != now:
-        other = [key for key in now if not isinstance(known, dict) or known.get(key) != now[key]]
-        raise MisuseError(f"{path}: was begun with other settings: {listed(other or ['unknown ones'])}", hint=_NEW)
+    if other := settings.differences(known):
+        raise MisuseError(f"{path}: was begun with another {listed(other)}", hint=_NEW)
+
+
+def _placed(path: Path) -> Iterator[tuple[str, Rollout]]:
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                where = f"{path}:{number}"
+                yield where, parse_rollout(_scored(line), where)
+    except UnicodeDecodeError:
+        raise MisuseError(f"{path}: not UTF-8 text; expected JSON lines") from None
 
 
 def _scored(line: str) -> str:

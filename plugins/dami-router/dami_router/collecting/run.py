@@ -59,9 +59,9 @@ class Collector:
     async def run(
         self, lanes: Sequence[Sequence[tuple[Target, Question, int]]], into: Journal, on_progress: Callable[[], None]
     ) -> Outcome:
-        """Ask for everything in the lanes; each has `concurrency` requests under way. Interrupted, it keeps what came."""
+        """Ask for everything in the lanes, each with `concurrency` requests under way; cancelled, keep what came."""
         writer = asyncio.create_task(self._write(into, on_progress))
-        work = asyncio.gather(*(self._lane(_Lane(list(reversed(items)))) for items in lanes))
+        work = asyncio.create_task(self._lanes(lanes))
         try:
             # A writer that fails (a full disk) must end the run, not let it work for nothing.
             await asyncio.wait([work, writer], return_when=asyncio.FIRST_COMPLETED)
@@ -76,10 +76,15 @@ class Collector:
             await writer
         return self.outcome
 
-    async def _lane(self, lane: _Lane) -> None:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(self._concurrency, len(lane.work))):
-                group.create_task(self._work(lane))
+    async def _lanes(self, lanes: Sequence[Sequence[tuple[Target, Question, int]]]) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for items in lanes:
+                    lane = _Lane(list(reversed(items)))
+                    for _ in range(min(self._concurrency, len(items))):
+                        group.create_task(self._work(lane))
+        except ExceptionGroup as several:
+            raise several.exceptions[0] from None
 
     async def _work(self, lane: _Lane) -> None:
         while lane.work and not lane.lost:

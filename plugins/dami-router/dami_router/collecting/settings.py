@@ -1,7 +1,8 @@
-"""What a run asks for and how it grades: everything that, if changed, would make other rollouts of the same questions."""
+"""How a run asks and grades: everything that, if changed, would make other rollouts of the same questions."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,8 +19,9 @@ _OURS = ("model", "messages", "stream", "n", "max_tokens", "temperature", "seed"
 class Settings:
     """How each question is asked: `template` has `{query}` where the question goes.
 
-    `max_tokens` and `seed` None leave them to the server. `body` holds further fields of each request, such as
-    `top_p`. Raises MisuseError where these contradict each other.
+    `max_tokens` and `seed` None leave them to the server. `body` holds further fields of each request, such
+    as `top_p`. `pair` names the endpoints behind a live server, whose answers are told apart by λ alone.
+    Raises MisuseError where these contradict each other.
     """
 
     grade: str
@@ -30,6 +32,7 @@ class Settings:
     seed: int | None = None
     body: Mapping[str, Any] = field(default_factory=dict)
     keep_thoughts: bool = False
+    pair: str | None = None
 
     def __post_init__(self) -> None:
         if _PLACE not in self.template:
@@ -52,3 +55,11 @@ class Settings:
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as they are kept beside the rollouts."""
         return {**asdict(self), "body": dict(self.body)}
+
+    def differences(self, known: object) -> list[str]:
+        """Return what is not as in settings that were kept; `pair` only where both know it."""
+        now = json.loads(json.dumps(self.as_dict()))
+        if not isinstance(known, dict) or known.keys() != now.keys():
+            return ["unknown settings"]
+        other = [name for name in now if now[name] != known[name]]
+        return [name for name in other if name != "pair" or None not in (now[name], known[name])]

@@ -1,0 +1,61 @@
+"""What a file of rollouts says of each λ: accuracy, tokens, thoughts, and how many answers were cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from dami_router.rollouts import Rollout
+
+__all__ = ["HEADER", "Tally", "summed_up"]
+
+HEADER = ("λ", "model", "answers", "accuracy", "mean tokens", "thinking", "cut off")
+
+
+@dataclass
+class Tally:
+    """Sums over one λ's rollouts. `graded` says whether `correct` means anything."""
+
+    lambda_: float
+    model: str
+    graded: bool
+    n: int = 0
+    correct: float = 0.0
+    tokens: int = 0
+    think: int = 0
+    cut: int = 0
+
+    def add(self, row: Rollout) -> None:
+        """Count one rollout."""
+        self.n += 1
+        self.correct += row.correct
+        self.tokens += row.tokens
+        self.think += bool(row.think)
+        self.cut += row.finish_reason == "length"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the means for JSON; accuracy is null where nothing was graded."""
+        return {
+            "lambda": self.lambda_,
+            "model": self.model,
+            "n": self.n,
+            "accuracy": self.correct / self.n if self.graded else None,
+            "mean_tokens": self.tokens / self.n,
+            "think_share": self.think / self.n,
+            "cut_off_share": self.cut / self.n,
+        }
+
+    def row(self) -> list[str]:
+        """Return the means for people."""
+        accuracy = f"{self.correct / self.n:.1%}" if self.graded else "-"
+        shares = [f"{count / self.n:.0%}" for count in (self.think, self.cut)]
+        return [f"{self.lambda_:g}", self.model, str(self.n), accuracy, f"{self.tokens / self.n:,.1f}", *shares]
+
+
+def summed_up(rows: Iterable[Rollout], *, graded: bool) -> list[Tally]:
+    """Return the tallies by λ, ascending."""
+    found: dict[float, Tally] = {}
+    for row in rows:
+        found.setdefault(row.lambda_, Tally(row.lambda_, row.model or "-", graded)).add(row)
+    return [found[lambda_] for lambda_ in sorted(found)]
