@@ -11,15 +11,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Literal, TypeVar, cast
 from urllib.parse import urlsplit
 
-from dami_router.errors import DamiError, RecipeError
-from dami_router.estimators.base import Estimator
+from dami_router.chain_config import effort_table, read_chain
 from dami_router.estimators.chain import Chain
-from dami_router.estimators.effort import EFFORTS, Effort
-from dami_router.estimators.fixed import Fixed
-from dami_router.estimators.installed import installed, named
 from dami_router.family import Family
 from dami_router.family import Variant as ManifestVariant
 from dami_router.pair import EndpointSpec, PairSpec
@@ -182,8 +178,8 @@ def _config(document: Document, folder: Path, environment: Mapping[str, str]) ->
         name=name,
         variants=variants,
         backends=backends,
-        estimator=_estimator(top, folder),
-        effort_shift=_effort_table(top, "effort_shift", -1.0) if top.has("effort_shift") else {},
+        estimator=read_chain(top, folder),
+        effort_shift=effort_table(top, "effort_shift", -1.0) if top.has("effort_shift") else {},
         policy=_policy(top.section("policy"), _reach(variants, backends)),
         timeouts=_numbers(top, "timeouts", Timeouts()),
         retries=_numbers(top, "retries", Retries()),
@@ -299,46 +295,6 @@ def _secret(section: Section, key: str, variable: str, environment: Mapping[str,
         return value
     trouble = "holds no usable key" if value else "is not set"
     raise section.error(key, f"the environment variable {variable:.100} {trouble}", f"export {variable:.100}=...")
-
-
-def _estimator(top: Section, folder: Path) -> Chain:
-    if not top.has("estimator"):
-        return Chain((Effort(),), Fixed(0.5))
-    section = top.section("estimator")
-    section.only("chain", "fixed", "timeout")
-    chain: list[Estimator] = []
-    for i, entry in enumerate(section.data.get("chain") or []):
-        chain.append(_link(section, i, entry, folder))
-    return Chain(tuple(chain), Fixed(section.number("fixed", 0.5, 0.0, 1.0)), section.number("timeout", 0.5, 0.001))
-
-
-def _link(section: Section, index: int, entry: Any, folder: Path) -> Estimator:
-    """One estimator: its name alone, or `name: settings`; a trained one's folder, or one that a distribution brings."""
-    place = (*section.place, "chain", index)
-    data = {entry: None} if isinstance(entry, str) else entry
-    if not isinstance(data, dict) or len(data) != 1:
-        raise section.document.error(place, "expected the name of an estimator, or `name: settings`")
-    link = Section(section.document, place, data)
-    strangers = [name for name in installed() if name not in ("effort", "trained")]
-    link.only("effort", "trained", *strangers)
-    (name,) = data
-    try:
-        if name == "trained":
-            return named(str(folder / link.text("trained")))
-        if name in strangers:
-            return named(name, **link.section(name).data if link.has(name) else {})
-    except DamiError as error:
-        if isinstance(error, RecipeError):
-            raise
-        raise link.error(name, error.message, error.hint) from None
-    return Effort(_effort_table(link, "effort", 0.0)) if link.has("effort") else Effort()
-
-
-def _effort_table(section: Section, key: str, low: float) -> dict[str, float]:
-    table = section.section(key)
-    table.only(*EFFORTS)
-    given = {effort: table.number(effort, None, low, 1.0) for effort in table.data}
-    return given if low < 0 else {**EFFORTS, **given}
 
 
 def _policy(section: Section, lowest: float | None) -> PolicySpec:

@@ -22,29 +22,45 @@ _LOG = logging.getLogger(__name__)
 _READERS: Mapping[str, Reader] = {"tgi": TgiReader(), "openai": OpenAIReader(), "live": LiveReader()}
 
 
+_REFRESH_S = 60.0
+"""How often what a server can do is looked at again, where somebody wants to know."""
+
+
 class Prober:
-    """Probes all replicas once at `start`, then every `interval` seconds, until `stop`."""
+    """Probes all replicas once at `start`, then every `interval` seconds, until `stop`.
+
+    The replicas in `explored` are asked once a minute what they can do: a server may come back with other flags.
+    """
 
     def __init__(self, fleet: Fleet, transport: Calls, spec: ProbeSpec) -> None:
         self._fleet, self._transport, self._spec = fleet, transport, spec
-        self._task: asyncio.Task[None] | None = None
+        self.explored: set[Replica] = set()
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Probe everything, then go on in the background."""
         await self.probe_all()
-        self._task = asyncio.create_task(self._watch(), name="dami-probe")
+        self._tasks = [
+            asyncio.create_task(self._watch(), name="dami-probe"),
+            asyncio.create_task(self._refresh(), name="dami-explore"),
+        ]
 
     async def stop(self) -> None:
         """Stop probing."""
-        if self._task is not None:
-            self._task.cancel()
+        for task in self._tasks:
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await self._task
+                await task
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self._spec.interval)
             await self.probe_all()
+
+    async def _refresh(self) -> None:
+        while True:
+            await asyncio.sleep(max(_REFRESH_S, self._spec.interval))
+            await asyncio.gather(*map(self.explore, self.explored), return_exceptions=True)
 
     async def probe_all(self) -> None:
         """Probe all replicas at the same time."""
@@ -65,7 +81,8 @@ class Prober:
             self._note(replica, "dead", type(error).__name__)
         else:
             known = replica.identity
-            if known is not None and known.model == identity.model:
+            # A server that was away may have come back with other flags.
+            if known is not None and known.model == identity.model and replica.health == "alive":
                 able = identity.capabilities or known.capabilities
                 identity = Identity(identity.model, identity.revision, able, identity.info)
             replica.identity = identity
@@ -89,7 +106,8 @@ class Prober:
         identity = replica.identity
         if replica.health != "alive" or identity is None:
             return
-        with suppress(TimeoutError, OSError, UnansweredError):
+        # As in `probe`: a strange server may provoke anything.
+        with suppress(Exception):
             found = await _READERS[replica.spec.protocol].explore(identity, post)
             replica.identity = Identity(identity.model, identity.revision, found, identity.info)
 

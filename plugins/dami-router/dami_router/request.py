@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, Literal
@@ -29,7 +29,10 @@ class BadRequestError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request: where it goes, and what the router reads of it."""
+    """One request: where it goes, and what the router reads of it.
+
+    `messages` is None for a request without a chat, `prompt` its text, empty where it is not one text.
+    """
 
     path: str
     shape: Shape
@@ -40,6 +43,8 @@ class Request:
     effort: str | None = None
     conversation: bytes | None = None
     follow_up: bool = False
+    messages: Sequence[Mapping[str, Any]] | None = field(default=None, repr=False)
+    prompt: str | None = field(default=None, repr=False)
     model_spans: tuple[tuple[int, int], ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -89,6 +94,8 @@ def read_request(path: str, shape: Shape, body: bytes, headers: Mapping[str, str
         effort=effort if isinstance(effort, str) else None,
         conversation=_conversation(messages, members.get("user")) if messages else None,
         follow_up=any(_role(message) == "assistant" for message in messages or ()),
+        messages=[message for message in messages if isinstance(message, dict)] if messages is not None else None,
+        prompt=_prompt(members) if messages is None else None,
         model_spans=spans,
         headers=headers or {},
     )
@@ -149,6 +156,13 @@ def _text(members: Mapping[str, Any], messages: list[Any] | None) -> str:
         if _role(message) == "user":
             return _plain(message.get("content"))
     return _plain(members.get("prompt", members.get("inputs")))
+
+
+def _prompt(members: Mapping[str, Any]) -> str:
+    """Return the one text that a request without a chat is about; empty where there are none, several, or ids."""
+    prompt = members.get("prompt", members.get("inputs"))
+    only = prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else prompt
+    return only if isinstance(only, str) else ""
 
 
 def _plain(content: object) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 from dami_router.budget import Budget, Entry
 from dami_router.config import Protocol, RouterConfig, VariantSpec, load_config
 from dami_router.conversations import Conversations
+from dami_router.endpoints import Endpoints
 from dami_router.errors import FailureError
 from dami_router.estimators.base import Estimate, Query
 from dami_router.fleet import Fleet, Replica
@@ -123,6 +124,7 @@ class Router:
         self.fleet = Fleet(config)
         self.transport: Calls = calls or Transport(config.timeouts)
         self.prober = Prober(self.fleet, self.transport, config.probe)
+        self.estimator = config.estimator.bind(Endpoints(config, self.fleet, self.transport, self.prober))
         self.budget = _budget(config)
         self.on_failure = _ignore
         self._conversations = Conversations()
@@ -171,7 +173,7 @@ class Router:
             if lambda_ is None:
                 raise UnknownModelError(model, did_you_mean(model, ["dami", *self._lambdas]))
             return Estimate(lambda_, "pinned")
-        found = await self.config.estimator.estimate(Query(request.text, request.effort))
+        found = await self.estimator.estimate(_query(request))
         shift = self.config.effort_shift.get(request.effort or "", 0.0)
         if not shift or found.estimator == "effort":
             return found
@@ -308,6 +310,10 @@ class Router:
                 f"a server does not serve the variant that router.yml says:\n{lines}",
                 hint="correct `url` or `variant`; where the server has another name for it, give that as `model`",
             )
+
+
+def _query(request: Request) -> Query:
+    return Query(request.text, request.effort, request.messages, request.prompt)
 
 
 def _budget(config: RouterConfig) -> Budget | None:

@@ -5,24 +5,32 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from dami_router.estimators.base import Estimate, EstimationError, Estimator, Query
+from dami_router.estimators.base import AsksServers, Estimate, EstimationError, Estimator, Query
 from dami_router.estimators.fixed import Fixed
+from dami_router.served import Servers
 
 __all__ = ["Chain"]
 
 _LOG = logging.getLogger(__name__)
+_GRACE = 1.1
+"""An estimator with a limit of its own keeps it itself; the chain's comes a little later."""
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Ask `estimators` in order, each for at most `timeout` seconds; then `last`."""
+    """Ask `estimators` in order, each for at most `timeout` seconds, or its own limit; then `last`."""
 
     estimators: Sequence[Estimator]
     last: Fixed
     timeout: float = 0.5
     name: str = "chain"
+
+    def bind(self, servers: Servers) -> Chain:
+        """Return the chain with servers for those links that ask any."""
+        bound = [link.bind(servers) if isinstance(link, AsksServers) else link for link in self.estimators]
+        return replace(self, estimators=tuple(bound))
 
     async def estimate(self, query: Query) -> Estimate:
         """Return the first answer with a λ in [0, 1]; a failing or slow estimator is passed over."""
@@ -33,13 +41,15 @@ class Chain:
         return await self.last.estimate(query)
 
     async def _ask(self, estimator: Estimator, query: Query) -> Estimate | None:
+        own = getattr(estimator, "timeout", None)
+        limit = _GRACE * own if isinstance(own, int | float) else self.timeout
         try:
-            async with asyncio.timeout(self.timeout):
+            async with asyncio.timeout(limit):
                 found = await estimator.estimate(query)
         except EstimationError:
             return None
         except TimeoutError:
-            _LOG.warning("estimator %s gave no answer within %g s", estimator.name, self.timeout)
+            _LOG.warning("estimator %s gave no answer within %g s", estimator.name, limit)
             return None
         except Exception as error:
             # A stranger's estimator must not take requests down. Its message may hold the query.

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dami_router.errors import MisuseError
-from dami_router.estimators.base import Estimate, EstimationError, Estimator, Query
+from dami_router.estimators.base import AsksServers, Estimate, EstimationError, Estimator, Query
 from dami_router.estimators.basis import Basis
 from dami_router.estimators.bradley_terry import ideal
 from dami_router.estimators.cuts import Cuts
 from dami_router.features import STATISTICS, Encoder, statistics
+from dami_router.served import Servers
 
 __all__ = ["Preference", "numbers_of"]
 
@@ -47,6 +48,15 @@ class Preference:
     name: str = "preference"
     about: Mapping[str, Any] = field(default_factory=dict)
     trained_on: frozenset[str] = frozenset()
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds for an estimate where servers are asked for the evidence; None where a router's limit holds."""
+        return getattr(self.asks, "timeout", None) if self.evidence else None
+
+    def bind(self, servers: Servers) -> Preference:
+        """Return the estimator with servers to ask for its evidence."""
+        return replace(self, asks=self.asks.bind(servers)) if isinstance(self.asks, AsksServers) else self
 
     async def estimate(self, query: Query) -> Estimate:
         """Return λ(q), with μ, κ and what was measured; raises EstimationError where evidence cannot be had."""

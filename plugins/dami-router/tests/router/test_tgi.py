@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.contract import check, contract
 from fakes.tgi import WORDS, native_event, refused
 from fakes.upstream import Upstream
 from fakes.world import World, router_yml
@@ -16,10 +15,6 @@ from fakes.world import World, router_yml
 from dami_router.config import parse_config
 from dami_router.errors import FailureError
 from dami_router.router import Router
-
-CONTRACT = Path(
-    os.environ.get("DAMI_TGI_CONTRACT", Path(__file__).parents[5] / "shared" / "contracts" / "tgi_openapi.json")
-)
 
 
 @pytest.mark.parametrize("path", ["/generate", "/"])
@@ -175,39 +170,6 @@ def test_capabilities_are_found_out(world: World, prefill: bool, template: bool)
     assert dict(world.loop.run(explore()).capabilities) == {
         "log_probs": True, "prompt_log_probs": prefill, "top_n": True, "chat_template": template,
     }  # fmt: skip
-
-
-def contract() -> dict[str, Any]:
-    if not CONTRACT.is_file():
-        pytest.skip(f"TGI's own description is not here: {CONTRACT.name}; DAMI_TGI_CONTRACT may name it")
-    return dict(json.loads(CONTRACT.read_text(encoding="utf-8")))
-
-
-def check(schema: dict[str, Any], value: Any, document: dict[str, Any], at: str = "") -> None:
-    """Assert that a value has what a schema of TGI's description requires, and the right types."""
-    if "$ref" in schema:
-        schema = document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]]
-    if value is None:
-        # The description is wrong about nullables in streams, so null is let through everywhere.
-        return
-    for part in schema.get("allOf", []):
-        check(part, value, document, at)
-    kinds: dict[str, Any] = {
-        "object": dict,
-        "array": list,
-        "string": str,
-        "integer": int,
-        "number": (int, float),
-        "boolean": bool,
-    }
-    assert isinstance(value, kinds.get(schema.get("type", ""), object)), f"{at}: {value!r} is no {schema['type']}"
-    if isinstance(value, dict):
-        assert set(schema.get("required", [])) <= set(value), at
-        for name, part in schema.get("properties", {}).items():
-            if name in value:
-                check(part, value[name], document, f"{at}.{name}")
-    for item in value if isinstance(value, list) else ():
-        check(schema.get("items", {}), item, document, f"{at}[]")
 
 
 def test_the_fake_tgi_speaks_as_its_own_description_says(world: World) -> None:

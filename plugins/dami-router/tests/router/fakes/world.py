@@ -86,17 +86,18 @@ class World:
 
     def upstream(self, name: str, script: Script | None = None) -> Upstream:
         """Start an OpenAI-compatible server that serves `name`."""
-        return self._start(Upstream(script, models={"object": "list", "data": [{"id": name, "object": "model"}]}))
+        return self.start(Upstream(script, models={"object": "list", "data": [{"id": name, "object": "model"}]}))
 
     def tgi(self, name: str, **options: Any) -> FakeTgi:
         """Start a strict fake TGI."""
-        return self._start(FakeTgi(name, **options))
+        return self.start(FakeTgi(name, **options))
 
     def live(self, script: Script | None = None, **described: Any) -> FakeLive:
         """Start a fake live server."""
-        return self._start(FakeLive(script, **described))
+        return self.start(FakeLive(script, **described))
 
-    def _start(self, server: Any) -> Any:
+    def start(self, server: Any) -> Any:
+        """Start a server that ends with the test."""
         self.loop.run(server.start())
         self._upstreams.append(server)
         return server

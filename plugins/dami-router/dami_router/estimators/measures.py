@@ -1,0 +1,58 @@
+"""From log-probabilities to how sure the endpoints are of a direct answer; the forms are ours.
+
+All scores are at least 0, and more is surer; λ falls as they rise.
+
+- own confidence: c = exp(mean log p) of the Instruct model's tokens, in (0, 1];
+- discrepancy: D = mean(log p_I − log p_T) over the tokens of the Instruct model's answer, p_T the Thinking model's
+  probability of them; the score is e^{−D}, how likely they are to one model against the other;
+- entropies: r = e^{−H_T}/(e^{−H_I} + e^{−H_T}), H the mean entropy of each model's own first tokens, the ratio that
+  weighs models in DaWin (arXiv 2410.03782); the score is 1 − r.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from dami_router.served import EstimationError, Probe, UnableError
+
+__all__ = ["confidence", "discrepancy", "entropy", "entropy_ratio"]
+
+
+def confidence(probe: Probe) -> float:
+    """Return exp of the mean log-probability over all tokens of a probe, in (0, 1]."""
+    return math.exp(math.fsum(token.logprob for token in probe.tokens) / len(probe.tokens))
+
+
+def discrepancy(probe: Probe, other: Sequence[float]) -> float:
+    """Return D: the answer's mean log-probability by its own model less that by another model, any sign.
+
+    Both are sums over the same text divided by the count of the probe's tokens, so that it also holds where the other
+    server cuts the text into another number of tokens.
+    """
+    if not other:
+        raise EstimationError("no token of the answer was scored")
+    own = [token.logprob for token in probe.tokens[: probe.spoken]]
+    return (math.fsum(own) - math.fsum(other)) / len(own)
+
+
+def entropy(probe: Probe) -> float:
+    """Return the mean entropy of a probe's next-token distributions, in nats.
+
+    Of each distribution the likeliest tokens are known; the rest counts as one outcome, which makes it a lower bound.
+    Raises UnableError where none are known.
+    """
+    if not all(len(token.top) > 1 for token in probe.tokens):
+        raise UnableError("the server gives no likeliest tokens", "top_n")
+    return math.fsum(_entropy(map(math.exp, token.top)) for token in probe.tokens) / len(probe.tokens)
+
+
+def _entropy(probabilities: Iterable[float]) -> float:
+    known = list(probabilities)
+    rest = 1.0 - math.fsum(known)
+    return math.fsum(-p * math.log(p) for p in (*known, rest) if p > 0.0)
+
+
+def entropy_ratio(instruct: float, thinking: float) -> float:
+    """Return e^{−H_T}/(e^{−H_I} + e^{−H_T}) in (0, 1): the Thinking model's share."""
+    return 1.0 / (1.0 + math.exp(min(thinking - instruct, 700.0)))
