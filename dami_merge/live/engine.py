@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dami_merge.build.endpoints import Pair
 from dami_merge.live.attention import KeyValues, Run, Step
 from dami_merge.live.generation import Completion, CompletionBuilder, Event, Generation, PromptToken, Row
 from dami_merge.live.loading import Loaded, load, order_of_endpoints, order_of_recipe
@@ -57,6 +58,8 @@ class Engine:
         self.max_rows = max_rows
         self.warnings: tuple[str, ...] = ()
         """What comparing the endpoints had to say."""
+        self.endpoints: Pair | None = None
+        """Where the weights came from."""
         self._eos = texts.eos if texts else frozenset()
         self._prefill = prefill
         self._one_lambda = one_lambda
@@ -124,7 +127,7 @@ class Engine:
             loaded.model, loaded.texts, name=loaded.name, max_length=max_length or loaded.positions or 4096,
             max_rows=max_rows, prefill=prefill, one_lambda=mode == "uniform",
         )  # fmt: skip
-        made.warnings = loaded.warnings
+        made.warnings, made.endpoints = loaded.warnings, loaded.endpoints
         return made
 
     @property

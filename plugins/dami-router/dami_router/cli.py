@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rollout": ("dami-router", "Ask every question of every variant, and grade the answers; resumable."),
     "train": ("dami-router", "Train an estimator of λ(q) on graded rollouts."),
     "eval": ("dami-router", "Say what an estimator is worth, against every static λ and the oracle."),
+    "live": ("dami-merge", "Serve any λ, per request, from two checkpoints in memory."),
     "lab": ("dami-merge", "Write the tiny Instruct/Thinking pair into a folder."),
     "demo": ("dami-merge", "Merge, answer, route and report on the tiny pair, end to end."),
 }

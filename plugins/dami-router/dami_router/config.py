@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar, cast
-from urllib.parse import urlsplit
 
+from dami_router.backend_config import BackendSpec, Protocol, read_backends, secret
 from dami_router.chain_config import effort_table, read_chain
 from dami_router.estimators.chain import Chain
 from dami_router.family import Family
 from dami_router.family import Variant as ManifestVariant
-from dami_router.pair import EndpointSpec, PairSpec
+from dami_router.pair import PairSpec
 from dami_router.pinning import LIVE
 from dami_router.policy import RULES, Figures, Rule
 from dami_router.section import Section
@@ -26,13 +26,13 @@ from dami_router.strict_yaml import Document, load, parse
 
 __all__ = [
     "BackendSpec", "BreakerSpec", "BudgetSpec", "Limits", "PolicySpec", "ProbeSpec", "Protocol", "Retries",
-    "RouterConfig", "Timeouts", "VariantSpec", "load_config", "parse_config",
+    "RouterConfig", "Timeouts", "VariantSpec", "load_config", "load_section", "parse_config",
 ]  # fmt: skip
 
 T = TypeVar("T")
-Protocol = Literal["tgi", "openai", "live"]
+_SERVED = ("family", "variants", "backends")
 _TOP = (
-    "family", "variants", "backends", "estimator", "effort_shift", "policy", "timeouts", "retries", "breaker", "limits",
+    *_SERVED, "estimator", "effort_shift", "policy", "timeouts", "retries", "breaker", "limits",
     "probe", "api_keys_env", "thinking",
 )  # fmt: skip
 
@@ -47,22 +47,6 @@ class VariantSpec:
     revision: str | None = None
     opens_think: bool = False
     figures: Mapping[str, Figures] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class BackendSpec:
-    """One served variant: base URL without `/v1`, protocol, and the name under which the server has it.
-
-    Protocol `live` has every λ: `variant` is then `live`, and `pair` what must be behind it, if that was said.
-    """
-
-    variant: str
-    url: str
-    protocol: Protocol
-    model: str | None = None
-    api_key: str | None = field(default=None, repr=False)
-    identity: bool = True
-    pair: PairSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -169,11 +153,40 @@ def parse_config(text: str, environment: Mapping[str, str] | None = None, folder
     return _config(parse(text, "router.yml"), folder, os.environ if environment is None else environment)
 
 
+def load_section(
+    path: Path | None,
+    name: str,
+    variants: tuple[VariantSpec, ...],
+    backends: tuple[BackendSpec, ...],
+    environment: Mapping[str, str] | None = None,
+) -> RouterConfig:
+    """Read a router.yml for a server that knows its own models: `family`, `variants` and `backends` are refused."""
+    document = load(path) if path else parse("{}", "router.yml")
+    top = Section.of(document, (), document.data)
+    for key in _SERVED:
+        if top.has(key):
+            raise top.error(key, "this server knows its own models", f"leave `{key}` out")
+    top.only(*_TOP)
+    folder = path.parent if path else Path()
+    return _settings(top, folder, os.environ if environment is None else environment, name, variants, backends)
+
+
 def _config(document: Document, folder: Path, environment: Mapping[str, str]) -> RouterConfig:
     top = Section.of(document, (), document.data)
     top.only(*_TOP)
     name, variants, pair = _variants(top, folder)
-    backends = tuple(_backends(top, variants, pair, environment))
+    backends = tuple(read_backends(top, variants, pair, environment))
+    return _settings(top, folder, environment, name, variants, backends)
+
+
+def _settings(
+    top: Section,
+    folder: Path,
+    environment: Mapping[str, str],
+    name: str,
+    variants: tuple[VariantSpec, ...],
+    backends: tuple[BackendSpec, ...],
+) -> RouterConfig:
     return RouterConfig(
         name=name,
         variants=variants,
@@ -186,17 +199,13 @@ def _config(document: Document, folder: Path, environment: Mapping[str, str]) ->
         breaker=_numbers(top, "breaker", BreakerSpec()),
         limits=_numbers(top, "limits", Limits()),
         probe=_numbers(top, "probe", ProbeSpec()),
-        api_keys=tuple(_secret(top, "api_keys_env", name, environment) for name in top.texts("api_keys_env")),
+        api_keys=tuple(secret(top, "api_keys_env", name, environment) for name in top.texts("api_keys_env")),
         thinking=cast(Literal["pass", "split"], top.choice("thinking", ("pass", "split"), "pass")),
     )
 
 
 def _variants(top: Section, folder: Path) -> tuple[str, tuple[VariantSpec, ...], PairSpec | None]:
-    if (
-        not top.has("family")
-        and not top.has("variants")
-        and all(b.data.get("protocol") == LIVE for b in top.items("backends"))
-    ):
+    if not (top.has("family") or top.has("variants")) and _only_live(top):
         return "dami", (), None
     if top.has("family") == top.has("variants"):
         raise top.error("", "expected either `family` or a list of `variants`", "`family: ./OUT` names a built family")
@@ -229,72 +238,13 @@ def _from_manifest(variant: ManifestVariant) -> VariantSpec:
     )
 
 
-def _backends(
-    top: Section, variants: tuple[VariantSpec, ...], pair: PairSpec | None, environment: Mapping[str, str]
-) -> list[BackendSpec]:
-    found: list[BackendSpec] = []
-    for item in top.items("backends"):
-        spec = _live(item, pair) if item.data.get("protocol") == LIVE else _served(item, variants)
-        key = _secret(item, "api_key_env", item.text("api_key_env"), environment) if item.has("api_key_env") else None
-        identity = item.choice("identity", ("check", "off"), "check") == "check"
-        urls = item.texts("url")
-        if not urls:
-            raise item.error("url", "is missing")
-        for url in urls:
-            base = _base(item, url)
-            _once(item, url, [other for other in found if other.url == base], spec)
-            found.append(replace(spec, url=base, api_key=key, identity=identity))
-    return found
-
-
-def _served(item: Section, variants: tuple[VariantSpec, ...]) -> BackendSpec:
-    item.only("variant", "url", "protocol", "model", "api_key_env", "identity")
-    variant = item.choice("variant", [variant.id for variant in variants], item.text("variant"))
-    protocol = cast(Protocol, item.choice("protocol", ("tgi", "openai", LIVE), item.text("protocol")))
-    return BackendSpec(variant, "", protocol, item.optional("model"))
-
-
-def _live(item: Section, pair: PairSpec | None) -> BackendSpec:
-    """A server of every λ; what must be behind it is the family's pair, or what the entry says."""
-    if item.has("variant"):
-        raise item.error("variant", "a live server has every λ, and so no variant", "leave `variant` out")
-    item.only("url", "protocol", "api_key_env", "identity", "instruct", "thinking")
-    if item.has("instruct") or item.has("thinking"):
-        if pair is not None:
-            raise item.error("instruct", "the family's manifest names the endpoints already")
-        pair = PairSpec(EndpointSpec(item.text("instruct")), EndpointSpec(item.text("thinking")))
-    return BackendSpec(LIVE, "", "live", pair=pair)
-
-
-def _once(item: Section, url: str, others: list[BackendSpec], spec: BackendSpec) -> None:
-    if any(other.variant == spec.variant for other in others):
-        raise item.error("url", f"{url} is given twice for {spec.variant}")
-    if others and not spec.protocol == others[0].protocol == "openai":
-        raise item.error("url", f"{url} is given for two variants; only `openai` servers have several models")
+def _only_live(top: Section) -> bool:
+    return top.has("backends") and all(item.data.get("protocol") == LIVE for item in top.items("backends"))
 
 
 def _reach(variants: tuple[VariantSpec, ...], backends: tuple[BackendSpec, ...]) -> float | None:
     """Return the lowest λ that can be answered; None with a live server, whose cost in tokens nobody knows."""
     return None if any(spec.protocol == LIVE for spec in backends) else min(v.lambda_ for v in variants)
-
-
-def _base(item: Section, url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        sound = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) > 0
-    except ValueError:
-        sound = False
-    if not sound or parts.query or parts.fragment or parts.username or not url.isascii() or " " in url:
-        raise item.error("url", f"expected http://HOST[:PORT][/PATH], found {url:.100}")
-    return url.rstrip("/").removesuffix("/v1")
-
-
-def _secret(section: Section, key: str, variable: str, environment: Mapping[str, str]) -> str:
-    value = environment.get(variable, "").strip()
-    if value and value.isascii() and value.isprintable():
-        return value
-    trouble = "holds no usable key" if value else "is not set"
-    raise section.error(key, f"the environment variable {variable:.100} {trouble}", f"export {variable:.100}=...")
 
 
 def _policy(section: Section, lowest: float | None) -> PolicySpec:

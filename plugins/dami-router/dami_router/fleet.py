@@ -43,11 +43,11 @@ class Replica:
         """Whether it answers at any λ."""
         return self.spec.protocol == "live"
 
-    @property
-    def opens_think(self) -> bool:
-        """Whether its chat template ends inside a `<think>` block."""
+    def opens_think(self, lambda_: float) -> bool:
+        """Say whether the chat template that it uses at λ ends inside a `<think>` block."""
         told = self.identity.info.get("live") if self.live and self.identity else None
-        return bool(told.get("opens_think")) if isinstance(told, dict) else self.variant.opens_think
+        least = told.get("opens_think_from") if isinstance(told, dict) else None
+        return lambda_ >= least if isinstance(least, int | float) else self.variant.opens_think
 
     def at(self, lambda_: float) -> float:
         """Return the λ of its answer to a query that wants `lambda_`."""

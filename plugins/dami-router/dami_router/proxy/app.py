@@ -36,6 +36,7 @@ _GENERATION: Mapping[str, Shape] = {
     "/v1/chat/completions": "openai", "/v1/completions": "openai",
     "/generate": "tgi", "/generate_stream": "tgi", "/": "tgi",
 }  # fmt: skip
+Post = Callable[[bytes], Awaitable[tuple[int, object]]]
 # Of the client's headers only these reach a server; its key never does.
 _FORWARDED = (b"content-type", b"accept", b"user-agent", b"x-request-id", b"traceparent", b"tracestate")
 
@@ -43,10 +44,13 @@ _FORWARDED = (b"content-type", b"accept", b"user-agent", b"x-request-id", b"trac
 class Proxy:
     """An ASGI application for one configuration; its lifespan probes the servers and closes the connections.
 
-    `calls` replaces HTTP where the servers are inside this process.
+    `calls` replaces HTTP where the servers are inside this process; `posts` are further routes: a body in, a
+    status and JSON out.
     """
 
-    def __init__(self, config: RouterConfig, calls: Calls | None = None) -> None:
+    def __init__(
+        self, config: RouterConfig, calls: Calls | None = None, posts: Mapping[str, Post] | None = None
+    ) -> None:
         limits = config.limits
         self.router = Router(config, calls)
         self.admission = Admission(limits.concurrency, limits.queue, limits.queue_wait)
@@ -54,6 +58,7 @@ class Proxy:
         self.router.on_failure = self.metrics.failed
         self._keys = [key.encode() for key in config.api_keys]
         self._config = config
+        self._posts = posts or {}
         self._gets: Mapping[str, Callable[[Send], Awaitable[None]]] = {
             "/health": self._health, "/v1/models": self._models, "/info": self._info, "/metrics": self._metrics,
         }  # fmt: skip
@@ -114,13 +119,19 @@ class Proxy:
             await self._generate(scope, path, _GENERATION[path], receive, send)
         elif path == "/v1/route" and method == "POST":
             self._authorise(scope)
-            body = await read_body(scope, receive, self._config.limits.body_bytes)
+            body = await self._body(scope, receive)
             decision = await self._decided(self._read(scope, "/v1/chat/completions", "openai", body))
             await send_json(send, 200, decision)
-        elif path in self._gets or path in _GENERATION or path == "/v1/route":
+        elif path in self._posts and method == "POST":
+            self._authorise(scope)
+            await send_json(send, *await self._posts[path](await self._body(scope, receive)))
+        elif path in self._gets or path in _GENERATION or path in self._posts or path == "/v1/route":
             raise HttpError(405, f"{method:.20} is not allowed here")
         else:
             raise HttpError(404, "no such path", code="not_found")
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        return await read_body(scope, receive, self._config.limits.body_bytes)
 
     def _authorise(self, scope: Scope) -> None:
         if not self._keys:
@@ -134,7 +145,7 @@ class Proxy:
 
     async def _generate(self, scope: Scope, path: str, shape: Shape, receive: Receive, send: Send) -> None:
         began = time.perf_counter()
-        body = await read_body(scope, receive, self._config.limits.body_bytes)
+        body = await self._body(scope, receive)
         request = self._read(scope, path, shape, body)
         exchange = Exchange(self.router, self.metrics, request, began, split=self._config.thinking == "split")
         task = asyncio.current_task()

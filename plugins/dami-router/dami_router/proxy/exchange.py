@@ -72,7 +72,7 @@ class Exchange:
     def _rewrite(self, answered: Answered) -> Rewrite | None:
         if not self._split or self._request.path != "/v1/chat/completions":
             return None
-        opened = answered.replica.opens_think
+        opened = answered.replica.opens_think(answered.lambda_)
         return SplitEvents(opened) if answered.reply.stream else lambda body: split_body(body, opened)
 
     def _count(self, variant: str, status: int, tokens: int | None) -> None:

@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from dami_router.config import RouterConfig
 from dami_router.errors import FailureError
 
-__all__ = ["serve"]
+if TYPE_CHECKING:
+    from dami_router.proxy.app import Proxy
+
+__all__ = ["require_serving", "serve"]
 
 
-def serve(config: RouterConfig, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT; requests under way are finished within `limits.drain` seconds.
-
-    `ready` is called with the address once requests are taken. Raises FailureError where the port
-    is taken, a server serves the wrong model, or the extra `serve` is not installed.
-    """
+def require_serving() -> None:
+    """Raise FailureError where what serving needs is not installed."""
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401
 
-        from dami_router.proxy.app import Proxy
+        from dami_router.proxy import app  # noqa: F401
     except ImportError as error:
         raise FailureError(
-            f"`dami serve` needs {error.name}, which is not installed", hint="pip install 'dami-router[serve]'"
+            f"serving needs {error.name}, which is not installed", hint="pip install 'dami-router[serve]'"
         ) from None
+
+
+def serve(config: RouterConfig, host: str, port: int, ready: Callable[[str], None], proxy: Proxy | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; requests under way are finished within `limits.drain` seconds.
+
+    `ready` is called with the address once requests are taken. `proxy` is the application, where it is not simply
+    that of `config`. Raises FailureError where the port is taken, a server serves the wrong model, or the extra
+    `serve` is not installed.
+    """
+    require_serving()
+    import uvicorn
+
+    from dami_router.proxy.app import Proxy
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: object = None) -> None:
@@ -33,7 +46,7 @@ def serve(config: RouterConfig, host: str, port: int, ready: Callable[[str], Non
                 bound = self.servers[0].sockets[0].getsockname()[1]
                 ready(f"http://{f'[{host}]' if ':' in host else host}:{bound}")
 
-    proxy = Proxy(config)
+    proxy = proxy or Proxy(config)
     # Without this, uvicorn would raise SIGTERM again after its clean end, and the exit code would be that of a kill.
     signal.signal(signal.SIGTERM, lambda *_: None)
     server = Server(
@@ -55,7 +68,7 @@ def serve(config: RouterConfig, host: str, port: int, ready: Callable[[str], Non
         server.run()
     except SystemExit:
         # uvicorn has said why: a taken port, or a start-up that failed.
-        raise FailureError(f"dami serve could not start at {host}:{port}", hint="the reason is above") from None
+        raise FailureError(f"no server could start at {host}:{port}", hint="the reason is above") from None
     if not server.started:
         proxy.router.require_usable()
-        raise FailureError(f"dami serve could not start at {host}:{port}", hint="the reason is above")
+        raise FailureError(f"no server could start at {host}:{port}", hint="the reason is above")

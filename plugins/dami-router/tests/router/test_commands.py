@@ -107,7 +107,7 @@ def test_what_keeps_it_from_serving_is_one_message(world: World, tmp_path: Path,
     wrong = dami("serve", str(path), "--port", "0")
     assert (wrong.returncode, "serves v-l100, expected v-l000" in wrong.stderr) == (1, True)
     taken = dami("serve", str(config), "--port", str(world.upstream("x").port))
-    assert (taken.returncode, "could not start" in taken.stderr) == (1, True)
+    assert (taken.returncode, "no server could start" in taken.stderr) == (1, True)
     nobody = dami("ask", str(config), "x", "--model", "v-l1000")
     assert (nobody.returncode, "did you mean `v-l100`?" in nobody.stderr) == (2, True)
     assert not any("Traceback" in done.stderr for done in (wrong, taken, nobody))

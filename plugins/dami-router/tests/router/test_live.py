@@ -186,7 +186,7 @@ def test_thoughts_are_split_as_the_server_s_template_says(world: World) -> None:
     async def script(call: object, writer: object) -> None:
         await plain(data={"choices": [{"message": {"content": "a thought</think>4"}}]})(call, writer)  # type: ignore[arg-type]
 
-    client = world.router(("live", world.live(script, opens_think=True)), extra="thinking: split")
+    client = world.router(("live", world.live(script, opens_think_from=0.5)), extra="thinking: split")
     assert client.chat().json["choices"][0]["message"] == {"content": "4", "reasoning_content": "a thought"}
 
 

@@ -15,7 +15,7 @@ class FakeLive(Upstream):
         super().__init__(script or _echo)
         self.described = {
             "instruct": {"name": "org/Instruct"}, "thinking": {"name": "org/Thinking"}, "path": "uniform",
-            "opens_think": False, "capabilities": {"log_probs": True, "prompt_log_probs": True}, **described,
+            "opens_think_from": None, "capabilities": {"log_probs": True, "prompt_log_probs": True}, **described,
         }  # fmt: skip
 
     async def get(self, call: Call, writer: asyncio.StreamWriter) -> None:

@@ -1,0 +1,98 @@
+"""What a live server says of itself at `/info`: TGI's fields, and under `live` which pair it holds and what it can do.
+
+A router compares the pair with what it expects: names, commits, and sha256 of the weights. Those of files from
+the Hub's cache are known by their names there; others are read in the background, and told once they are known.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dami_merge.build.hashing import file_sha256
+from dami_merge.checkpoint import Checkpoint
+from dami_merge.live import Engine
+from dami_merge.live.texts import Texts
+
+__all__ = ["Description"]
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_STEPS = 20
+_ABLE = {"log_probs": True, "prompt_log_probs": True, "top_n": True}
+
+
+@dataclass
+class Description:
+    """Describes an engine; `path` is how its family spreads λ, as a manifest says it."""
+
+    engine: Engine
+    path: object
+    files: dict[str, dict[str, str]] = field(default_factory=lambda: {"instruct": {}, "thinking": {}})
+
+    def start(self) -> None:
+        """Begin to read the files' hashes in the background."""
+        threading.Thread(target=self.hash, name="dami-hash", daemon=True).start()
+
+    def hash(self) -> None:
+        """Find out the sha256 of all weight files."""
+        for side, checkpoint in self._sides().items():
+            found = {name: _sha256(checkpoint, name) for name in sorted({t.file for t in checkpoint.tensors.values()})}
+            self.files[side] = {name: digest for name, digest in found.items() if digest}
+
+    def info(self) -> Mapping[str, Any]:
+        """Return what `/info` says."""
+        engine = self.engine
+        sides = {side: self._endpoint(side, checkpoint) for side, checkpoint in self._sides().items()}
+        texts = engine.texts
+        live = {
+            **sides, "path": self.path, "opens_think_from": _opens_think_from(texts) if texts else None,
+            "capabilities": {**_ABLE, "chat_template": bool(texts and texts.template(0.0))},
+            "max_rows": engine.max_rows,
+        }  # fmt: skip
+        return {
+            "model_id": engine.name, "model_sha": None, "model_pipeline_tag": "text-generation",
+            "max_input_tokens": engine.max_length - 1, "max_total_tokens": engine.max_length,
+            "max_client_batch_size": 1, "max_best_of": 1, "live": live,
+        }  # fmt: skip
+
+    def _sides(self) -> Mapping[str, Checkpoint]:
+        pair = self.engine.endpoints
+        return {"instruct": pair.instruct, "thinking": pair.thinking} if pair else {}
+
+    def _endpoint(self, side: str, checkpoint: Checkpoint) -> dict[str, Any]:
+        return {"name": name_of(checkpoint), "commit": checkpoint.commit, "files": self.files[side]}
+
+
+def name_of(checkpoint: Checkpoint) -> str:
+    """Return an endpoint's name for strangers: its Hub id, or its folder's own name without the way there."""
+    path = checkpoint.ref.path
+    return path if checkpoint.commit else Path(path).expanduser().resolve().name
+
+
+def _sha256(checkpoint: Checkpoint, name: str) -> str | None:
+    assert checkpoint.folder is not None
+    path = checkpoint.folder / name
+    known = path.resolve().name
+    if _SHA256.fullmatch(known) and path.is_symlink():
+        return known
+    try:
+        return file_sha256(path)
+    except OSError:
+        return None
+
+
+def _opens_think_from(texts: Texts) -> float | None:
+    """Return the least λ whose chat template opens a `<think>` block in the prompt; None where none does."""
+    if not texts.opens_think(1.0):
+        return None
+    low, high = 0.0, 1.0
+    if texts.opens_think(low):
+        return low
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if texts.opens_think(middle) else (middle, high)
+    return round(high, 6)
