@@ -13,12 +13,12 @@ import torch
 from click.testing import CliRunner
 
 from dami_merge.cli.build import build
-from dami_merge.cli.check import check
 from dami_merge.cli.explain import explain
 from dami_merge.depth import Anatomy
 from dami_merge.interpolation import interpolate
 from dami_merge.lab import SHIPPED_ROLLOUTS
 from dami_merge.recipe import Recipe, load_recipe, parse_recipe
+from dami_router.commands.check import check
 from dami_router.rollouts import Rollout, read_rollouts
 
 FOLDER = Path(__file__).parent.parent / "merge_configs"

@@ -1,4 +1,4 @@
-"""`dami check`: what is wrong with a recipe, before any weights are read."""
+"""What `dami check` says of a recipe, before any weights are read."""
 
 from __future__ import annotations
 
@@ -6,25 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import click
-
-from dami_router.cli import command
 from dami_router.output import Output
 
 _GB = 1e9
 
 
-@command(
-    "check",
-    examples=("dami check merge_configs/qwen3-4b-2507.yml", "dami check recipe.yml --json"),
-    help="Find what is wrong with a recipe before any weights are read: unknown keys, endpoints that "
-    "do not fit together, λ that cannot be resolved. Reads configs and safetensors headers only, from "
-    "local folders or from the Hub. Exit code 0: ready to merge; 1: the endpoints do not allow it; "
-    "2: the recipe is wrong.",
-)
-@click.argument("config", type=click.Path(path_type=Path))
-def check(output: Output, config: Path) -> int:
-    """Check one recipe and say what a merge will take."""
+def check_recipe(output: Output, config: Path) -> int:
+    """Check one recipe and say what a merge will take; returns 1 where its endpoints do not allow one."""
     from dami_merge.checkpoint import open_checkpoint
     from dami_merge.compatibility import compare
     from dami_merge.recipe import load_recipe

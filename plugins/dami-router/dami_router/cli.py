@@ -23,7 +23,7 @@ from dami_router.suggestions import did_you_mean
 __all__ = ["COMMANDS", "Shell", "command", "main"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "check": ("dami-merge", "Find what is wrong with a recipe before any weights are read."),
+    "check": ("dami-router", "Find what is wrong with a recipe or a router.yml before anything is merged or served."),
     "explain": ("dami-merge", "Show λ for every layer and module of a recipe."),
     "build": ("dami-merge", "Build a family of variants in one pass; resumable."),
     "verify": ("dami-merge", "Prove that a built family is what its manifest says."),

@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from dami_router.cli import command
-from dami_router.output import Output, table
+from dami_router.output import Output
 
 if TYPE_CHECKING:
     from dami_router.config import RouterConfig
-    from dami_router.fleet import Replica
 
 __all__ = ["serve"]
 
@@ -53,45 +52,12 @@ def serve(output: Output, config: Path, host: str, port: int, check: bool) -> in
 
 
 def _check(output: Output, path: Path, config: RouterConfig) -> int:
-    import asyncio
+    from dami_router.commands.servers import probe
+    from dami_router.config_advice import left_out
 
-    from dami_router.router import Router
-
-    async def look() -> Router:
-        router = Router(config)
-        async with router:
-            await asyncio.gather(*(router.prober.explore(replica) for replica in router.fleet.replicas))
-        return router
-
-    router = asyncio.run(look())
-    found = [_facts(replica) for replica in router.fleet.replicas]
-    ok = all(facts["health"] == "alive" for facts in found)
-    left_out = sorted(v.id for v in config.variants if v.id not in router.considered)
-    note = f"\nleft out, since another variant is as accurate and as cheap: {', '.join(left_out)}" if left_out else ""
-    text = table(_HEADER, [_row(facts) for facts in found]) + note
-    output.result(text, {"ok": ok, "backends": found, "dominated": left_out})
-    if ok:
+    servers, beaten = probe(config), left_out(config)
+    note = f"\nleft out, since another variant is as accurate and as cheap: {', '.join(beaten)}" if beaten else ""
+    output.result(servers.text() + note, {"ok": servers.ok, "backends": list(servers.found), "dominated": beaten})
+    if servers.ok:
         output.hint(f"dami serve {path}")
-    return 0 if ok else 1
-
-
-_HEADER = ("variant", "λ", "protocol", "url", "health", "what it can do, or what is wrong")
-
-
-def _facts(replica: Replica) -> dict[str, Any]:
-    return {
-        "variant": replica.variant.id,
-        "lambda": None if replica.live else replica.variant.lambda_,
-        "protocol": replica.spec.protocol,
-        "url": replica.spec.url,
-        "health": replica.health,
-        "trouble": replica.trouble,
-        "capabilities": dict(replica.identity.capabilities) if replica.identity else {},
-    }
-
-
-def _row(facts: dict[str, Any]) -> list[str]:
-    can = ", ".join(name.replace("_", " ") for name, able in facts["capabilities"].items() if able)
-    lambda_ = "any" if facts["lambda"] is None else f"{facts['lambda']:g}"
-    first = [facts["variant"], lambda_, facts["protocol"], facts["url"], facts["health"]]
-    return [*first, facts["trouble"] or can]
+    return 0 if servers.ok else 1

@@ -1,0 +1,148 @@
+"""`dami check`: what is wrong with a recipe or a router.yml, before anything is merged or served.
+
+Which of the two a file is, its keys say. Each kind is checked by the distribution that knows it,
+through the entry-point group `dami.checks`: a name, and a function that takes the output and the
+path and returns the exit code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dami_router.cli import command
+from dami_router.errors import MisuseError
+from dami_router.output import Output, table
+from dami_router.suggestions import did_you_mean
+
+if TYPE_CHECKING:
+    from dami_router.config import RouterConfig
+
+__all__ = ["GROUP", "check", "check_router", "kind_of"]
+
+GROUP = "dami.checks"
+_RECIPE = (
+    "merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype", "tokenizer",
+    "tokenizer_source", "chat_template",
+)  # fmt: skip
+_ROUTER = ("backends", "variants", "estimator", "policy", "timeouts", "retries", "breaker", "limits", "probe")
+
+
+@command(
+    "check",
+    examples=(
+        "dami check merge_configs/qwen3-4b-2507.yml",
+        "dami check recipe.yml --json",
+        "dami check router.yml",
+        "dami check router.yml --probe",
+    ),
+    help="Find what is wrong with a recipe or a router.yml before anything is merged or served. Of a recipe: unknown "
+    "keys, endpoints that do not fit together, λ that cannot be resolved, from configs and safetensors headers "
+    "alone, in local folders or on the Hub. Of a router.yml: unknown keys and values, variants without a server, "
+    "settings that do nothing; with --probe, every server is asked who it is, as `dami serve --check` does. Exit "
+    "code 0: ready; 1: the endpoints or servers do not allow it; 2: the file is wrong.",
+)
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--probe", is_flag=True, help="Of a router.yml: ask every server who it is and what it can do.")
+def check(output: Output, config: Path, probe: bool) -> int:
+    """Check one file."""
+    from dami_router.strict_yaml import load
+
+    if kind_of(load(config).data) == "router":
+        return check_router(output, config, probe=probe)
+    if probe:
+        raise MisuseError(f"{config}: is a recipe; --probe is for a router.yml")
+    return _checker("recipe", "dami-merge")(output, config)
+
+
+def kind_of(data: dict[str, Any]) -> str:
+    """Return `router` or `recipe`: what most of the top-level keys belong to, misspelt ones too."""
+
+    def belonging(known: tuple[str, ...]) -> int:
+        return sum(did_you_mean(key, known) is not None for key in data)
+
+    return "router" if belonging(_ROUTER) > belonging(_RECIPE) else "recipe"
+
+
+def check_router(output: Output, path: Path, *, probe: bool = False) -> int:
+    """Check a router.yml; returns 1 where a server is down or serves something else."""
+    from dami_router.commands.servers import probe as ask
+    from dami_router.config import load_config
+    from dami_router.config_advice import advise, left_out
+
+    config = load_config(path)
+    findings, beaten = advise(config), left_out(config)
+    servers = ask(config) if probe else None
+    ok = servers is None or servers.ok
+    facts = {**_facts(config), "dominated": beaten, "findings": [finding.as_dict() for finding in findings]}
+    told = {"servers": list(servers.found)} if servers else {}
+    lines = [*_lines(config, beaten), *([servers.text()] if servers else []), *map(str, findings)]
+    output.result("\n".join([*lines, _verdict(len(findings), ok)]), {"ok": ok, "config": str(path), **facts, **told})
+    if ok:
+        output.hint(f"dami serve {path}" if probe else f"dami check {path} --probe   or   dami serve {path}")
+    return 0 if ok else 1
+
+
+def _checker(kind: str, distribution: str) -> Callable[[Output, Path], int]:
+    for point in entry_points(group=GROUP):
+        if point.name == kind:
+            checker: Callable[[Output, Path], int] = point.load()
+            return checker
+    raise MisuseError(
+        f"checking a {kind} is part of {distribution}, which is not installed", hint=f"pip install {distribution}"
+    )
+
+
+def _facts(config: RouterConfig) -> dict[str, Any]:
+    policy = config.policy
+    return {
+        "name": config.name,
+        "variants": [
+            {"id": v.id, "lambda": v.lambda_, "opens_think": v.opens_think, "benchmarks": sorted(v.figures)}
+            for v in config.variants
+        ],
+        "backends": [
+            {"variant": b.variant, "url": b.url, "protocol": b.protocol, "identity": b.identity}
+            for b in config.backends
+        ],
+        "estimators": [*(estimator.name for estimator in config.estimator.estimators), "fixed"],
+        "fixed": config.estimator.last.lambda_,
+        "policy": {"choose": policy.rule, "lambda_min": policy.lambda_min, "lambda_max": policy.lambda_max},
+        "asks_for_keys": bool(config.api_keys),
+    }
+
+
+def _lines(config: RouterConfig, beaten: list[str]) -> list[str]:
+    policy, chain = config.policy, config.estimator
+    names = [*(estimator.name for estimator in chain.estimators), f"fixed {chain.last.lambda_:g}"]
+    said = [policy.rule, f"λ from {policy.lambda_min:g} to {policy.lambda_max:g}"]
+    said += ["sticky"] if policy.sticky else []
+    said += [f"mean {policy.budget.unit} {policy.budget.mean:g} over {policy.budget.window}"] if policy.budget else []
+    rows = [[v.id, f"{v.lambda_:g}", _servers(config, v.id), _measured(v.figures)] for v in config.variants]
+    rows += [["live", "any", _servers(config, "live"), "-"]] if _servers(config, "live") else []
+    lines = [
+        table(("variant", "λ", "servers", "measured on"), rows),
+        f"estimators   {', then '.join(names)}; each for at most {chain.timeout:g} s",
+        f"policy       {', '.join(said)}",
+        f"limits       {config.limits.concurrency} requests at a time, {config.limits.queue} waiting",
+        f"keys         {'asked of clients' if config.api_keys else 'not asked of clients'}",
+    ]
+    return [*lines, *([f"left out     {', '.join(beaten)}: another is as accurate and as cheap"] if beaten else [])]
+
+
+def _servers(config: RouterConfig, variant: str) -> str:
+    return ", ".join(f"{b.url} ({b.protocol})" for b in config.backends if b.variant == variant)
+
+
+def _measured(figures: Any) -> str:
+    return ", ".join(sorted(figures)) or "-"
+
+
+def _verdict(findings: int, ok: bool) -> str:
+    if not ok:
+        return "not ready: a server is down, or serves something else"
+    return f"ready to serve, {findings} warning{'s' if findings > 1 else ''}" if findings else "ready to serve"

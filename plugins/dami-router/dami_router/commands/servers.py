@@ -1,0 +1,63 @@
+"""What `dami serve --check` and `dami check --probe` share: every server asked who it is and what it can do."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from dami_router.config import RouterConfig
+from dami_router.fleet import Replica
+from dami_router.output import table
+from dami_router.router import Router
+
+__all__ = ["Servers", "probe"]
+
+_HEADER = ("variant", "λ", "protocol", "url", "health", "what it can do, or what is wrong")
+
+
+@dataclass(frozen=True)
+class Servers:
+    """What was found: a mapping for each server."""
+
+    found: tuple[dict[str, Any], ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether each answers, and serves what router.yml says."""
+        return all(facts["health"] == "alive" for facts in self.found)
+
+    def text(self) -> str:
+        """Return a table for people."""
+        return table(_HEADER, [_row(facts) for facts in self.found])
+
+
+def probe(config: RouterConfig) -> Servers:
+    """Ask every server of a configuration; generates one token on each that is alive."""
+
+    async def look() -> Router:
+        router = Router(config)
+        async with router:
+            await asyncio.gather(*(router.prober.explore(replica) for replica in router.fleet.replicas))
+        return router
+
+    return Servers(tuple(_facts(replica) for replica in asyncio.run(look()).fleet.replicas))
+
+
+def _facts(replica: Replica) -> dict[str, Any]:
+    return {
+        "variant": replica.variant.id,
+        "lambda": None if replica.live else replica.variant.lambda_,
+        "protocol": replica.spec.protocol,
+        "url": replica.spec.url,
+        "health": replica.health,
+        "trouble": replica.trouble,
+        "capabilities": dict(replica.identity.capabilities) if replica.identity else {},
+    }
+
+
+def _row(facts: dict[str, Any]) -> list[str]:
+    can = ", ".join(name.replace("_", " ") for name, able in facts["capabilities"].items() if able)
+    lambda_ = "any" if facts["lambda"] is None else f"{facts['lambda']:g}"
+    first = [facts["variant"], lambda_, facts["protocol"], facts["url"], facts["health"]]
+    return [*first, facts["trouble"] or can]
