@@ -44,7 +44,7 @@ class Endpoint:
     @property
     def opens_think(self) -> bool:
         """Whether the variant's chat template ends inside a `<think>` block."""
-        return any(replica.opens_think for replica in self._replicas)
+        return any(replica.opens_think(self.lambda_) for replica in self._replicas)
 
     def can(self, ability: Ability) -> bool | None:
         """Say whether some replica can; None where nobody has found out."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
+from typing import Any
 
 from dami_router.collecting.asking import Target
 from dami_router.collecting.journal import Key
 from dami_router.config import VariantSpec
 from dami_router.datasets import Question
 from dami_router.errors import MisuseError
+from dami_router.fleet import Replica
 from dami_router.pinning import LIVE, pin
 from dami_router.router import Router
 from dami_router.suggestions import listed
@@ -29,8 +33,7 @@ def targets(router: Router, only: Sequence[float] = (), lambdas: Sequence[float]
             raise MisuseError("--lambdas is for live servers, and router.yml has none", hint="--only chooses variants")
         if only:
             raise MisuseError("--only chooses variants, --lambdas what a live server is asked for: give one of the two")
-        opens = any(replica.opens_think for replica in live)
-        return [Target(x, LIVE, pin(x), opens) for x in sorted({_rounded(x) for x in lambdas})]
+        return [_live(x, live) for x in sorted({_rounded(x) for x in lambdas})]
     if not router.config.variants:
         raise MisuseError("a live server has every λ: say which to ask for", hint="--lambdas 0,0.25,0.5,0.75,1")
     found = [target for v in router.config.variants if (target := _target(router, v)) is not None]
@@ -54,8 +57,14 @@ def pair_of(router: Router, wanted: Sequence[Target]) -> str | None:
         told = replica.identity.info.get("live") if replica.identity else None
         ends = [told.get(side) for side in ("instruct", "thinking")] if isinstance(told, dict) else []
         if ends and all(isinstance(end, dict) for end in ends):
-            return " → ".join(f"{end.get('name')}@{end.get('commit') or '-'}" for end in ends if isinstance(end, dict))
+            return " → ".join(_told(end) for end in ends)
     return None
+
+
+def _told(end: Any) -> str:
+    """Name an endpoint as a live server describes it, with its commit, else the digest of its files' digests."""
+    files = json.dumps(end.get("files"), sort_keys=True)
+    return f"{end.get('name')}@{end.get('commit') or hashlib.sha256(files.encode()).hexdigest()[:16]}"
 
 
 def _target(router: Router, variant: VariantSpec) -> Target | None:
@@ -63,7 +72,11 @@ def _target(router: Router, variant: VariantSpec) -> Target | None:
     if router.fleet.of(variant.id):
         return Target(lambda_, variant.id, variant.id, variant.opens_think)
     live = router.fleet.of(LIVE)
-    return Target(lambda_, LIVE, pin(lambda_), any(replica.opens_think for replica in live)) if live else None
+    return _live(lambda_, live) if live else None
+
+
+def _live(lambda_: float, servers: Sequence[Replica]) -> Target:
+    return Target(lambda_, LIVE, pin(lambda_), any(server.opens_think(lambda_) for server in servers))
 
 
 def lanes(

@@ -126,10 +126,9 @@ class _Run:
         from dami_router.collecting.plan import pair_of, targets
         from dami_router.router import Router
 
-        router = Router.from_file(config)
-        wanted = targets(router, only, lambdas)
-        async with router:
+        async with Router.from_file(config) as router:
             router.require_usable()
+            wanted = targets(router, only, lambdas)
             settings = replace(self._settings, pair=pair_of(router, wanted))
             with journal(self._out, settings, self._dataset.name) as opened:
                 if opened.repaired:
