@@ -16,13 +16,13 @@ from dami_merge.live_server.jobs import EngineThread, Job, Told
 from dami_merge.live_server.openai_form import read_chat, read_completion
 from dami_merge.live_server.tgi_form import read_generate
 from dami_merge.live_server.tokens import Written
+from dami_router.calls import BrokenError, Reply
 from dami_router.config import Timeouts
 from dami_router.errors import DamiError, MisuseError
 from dami_router.fleet import Replica
 from dami_router.pinning import pinned
 from dami_router.proxy.wire import HttpError, error_body
 from dami_router.request import Request, Shape
-from dami_router.transport import BrokenError, Reply
 
 __all__ = ["EngineCalls"]
 

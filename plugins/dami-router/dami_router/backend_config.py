@@ -95,6 +95,7 @@ def _base(item: Section, url: str) -> str:
         sound = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) > 0
     except ValueError:
         sound = False
-    if not sound or parts.query or parts.fragment or parts.username or not url.isascii() or " " in url:
+    plain = url.isascii() and url.isprintable() and " " not in url
+    if not sound or not plain or parts.query or parts.fragment or parts.username:
         raise item.error("url", f"expected http://HOST[:PORT][/PATH], found {url:.100}")
     return url.rstrip("/").removesuffix("/v1")

@@ -19,12 +19,12 @@ from dami_router.backends.logprobs import LogProbs
 from dami_router.backends.openai_logprobs import OpenAILogProbs
 from dami_router.backends.tgi_logprobs import TgiLogProbs
 from dami_router.breaker import Breaker
+from dami_router.calls import Calls, UnansweredError
 from dami_router.config import BreakerSpec, RouterConfig
 from dami_router.estimators.base import Query
 from dami_router.fleet import Fleet, Replica
 from dami_router.probing import Prober
 from dami_router.served import Ability, EstimationError, Probe, Prompt, UnableError
-from dami_router.transport import Calls, UnansweredError
 
 __all__ = ["Endpoint", "Endpoints"]
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from dami_router.backends.base import Identity
 from dami_router.breaker import Breaker
 from dami_router.config import BackendSpec, Protocol, RouterConfig, VariantSpec
 from dami_router.pinning import pin
-
-if TYPE_CHECKING:
-    from yarl import URL
 
 __all__ = ["Fleet", "Replica"]
 
@@ -31,7 +28,6 @@ class Replica:
     trouble: str = ""
     identity: Identity | None = None
     outstanding: int = 0
-    _urls: dict[str, URL] = field(default_factory=dict)
 
     @property
     def usable(self) -> bool:
@@ -64,15 +60,6 @@ class Replica:
         if self.spec.protocol == "tgi":
             return None
         return self.spec.model or (self.identity.model if self.identity else self.variant.id)
-
-    def url(self, path: str) -> URL:
-        """Return the address of a path; parsed once."""
-        found = self._urls.get(path)
-        if found is None:
-            from yarl import URL
-
-            found = self._urls[path] = URL(self.spec.url + path)
-        return found
 
 
 class Fleet:

@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from dami_router.calls import UnansweredError
 from dami_router.fleet import Fleet, Replica
-from dami_router.transport import UnansweredError
 
 __all__ = ["Metrics"]
 

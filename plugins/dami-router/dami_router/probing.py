@@ -12,9 +12,9 @@ from dami_router.backends.base import Identity, ProbeError, Reader, WrongIdentit
 from dami_router.backends.live import LiveReader
 from dami_router.backends.openai import OpenAIReader
 from dami_router.backends.tgi import TgiReader
+from dami_router.calls import CallError, Calls
 from dami_router.config import ProbeSpec
 from dami_router.fleet import Fleet, Replica
-from dami_router.transport import Calls, UnansweredError
 
 __all__ = ["Prober"]
 
@@ -74,8 +74,8 @@ class Prober:
             self._note(replica, "wrong", str(error))
         except ProbeError as error:
             self._note(replica, "dead", str(error))
-        except (TimeoutError, UnansweredError):
-            self._note(replica, "dead", f"no answer within {self._spec.timeout:g} s")
+        except CallError as error:
+            self._note(replica, "dead", error.words)
         except Exception as error:
             # Whatever a strange server provokes, probing must go on.
             self._note(replica, "dead", type(error).__name__)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dami_router.budget import Budget, Entry
+from dami_router.calls import Calls, Reply, StaleError, UnansweredError
 from dami_router.config import Protocol, RouterConfig, VariantSpec, load_config
 from dami_router.conversations import Conversations
 from dami_router.endpoints import Endpoints
@@ -30,7 +31,7 @@ from dami_router.policy import choose, dominated, fallbacks
 from dami_router.probing import Prober
 from dami_router.request import Request, read_request
 from dami_router.suggestions import did_you_mean
-from dami_router.transport import Calls, Reply, StaleError, Transport, UnansweredError
+from dami_router.transport import Transport
 
 __all__ = ["Answered", "Decision", "NoAnswerError", "NoVariantError", "Router", "UnknownModelError"]
 

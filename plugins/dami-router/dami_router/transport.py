@@ -1,6 +1,6 @@
-"""Calls to servers: aiohttp sessions, time limits, and what a failure means.
+"""Calls to servers over HTTP/1.1: addresses, time limits, and what a failure means.
 
-aiohttp is imported when a transport is opened: only serving needs it.
+The pool of connections is imported when a transport is opened: only serving needs its parser.
 """
 
 from __future__ import annotations
@@ -8,15 +8,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from dami_router.config import Timeouts
+from dami_router import __version__
+from dami_router.calls import BrokenError, CallError, Calls, Reply, StaleError, UnansweredError
+from dami_router.config import BackendSpec, Timeouts
 from dami_router.errors import FailureError
 from dami_router.fleet import Replica
 from dami_router.request import Request
 
 if TYPE_CHECKING:
-    import aiohttp
+    from dami_router.pool import Call, Pool
 
 __all__ = ["BrokenError", "Calls", "Reply", "StaleError", "Transport", "UnansweredError"]
 
@@ -25,115 +29,48 @@ _MAX_REPLY = 256 << 20
 _RETRIED = frozenset({401, 403, 408, 424, 429, 500, 502, 503, 504})
 
 
-class UnansweredError(Exception):
-    """A call that gave no usable reply, before its first byte counted. `why` is one bounded word."""
+@dataclass
+class HttpReply:
+    """A server's reply, its first bytes read: of a stream, `call` is the rest. Must be closed.
 
-    def __init__(self, why: str, *, status: int = 0, retry_after: str | None = None) -> None:
-        super().__init__(why)
-        self.why, self.status, self.retry_after = why, status, retry_after
+    A stream may be silent for `idle` seconds and must be over at `end`, by the loop's time.
+    """
 
-    @property
-    def counts(self) -> bool:
-        """Whether it speaks against the replica: being busy does not."""
-        return self.status not in (424, 429)
-
-
-class StaleError(UnansweredError):
-    """The connection ended before any byte of the reply: it may only have been an old one."""
-
-
-class BrokenError(Exception):
-    """The reply broke off, or stalled, after its first byte."""
-
-
-class Reply(Protocol):
-    """A reply whose first bytes are there: all of them, unless it is a stream. Must be closed."""
-
-    @property
-    def status(self) -> int:
-        """The HTTP status."""
-        ...
-
-    @property
-    def headers(self) -> Sequence[tuple[bytes, bytes]]:
-        """The headers as they came."""
-        ...
-
-    @property
-    def first(self) -> bytes:
-        """The first bytes."""
-        ...
+    status: int
+    headers: Sequence[tuple[bytes, bytes]]
+    first: bytes
+    call: Call | None = None
+    idle: float = 0.0
+    end: float = 0.0
 
     @property
     def stream(self) -> bool:
-        """Whether more may follow."""
-        ...
-
-    def rest(self) -> AsyncIterator[bytes]:
-        """Yield what follows the first bytes as it comes; raises BrokenError."""
-        ...
-
-    def close(self) -> None:
-        """End the call: whoever answers stops working on it, unless the reply was read to its end."""
-        ...
-
-
-class Calls(Protocol):
-    """How requests reach replicas: over HTTP, or inside this process. `open` before, `close` after."""
-
-    async def open(self) -> None:
-        """Get ready."""
-        ...
-
-    async def close(self) -> None:
-        """End everything."""
-        ...
-
-    async def send(self, replica: Replica, request: Request, lambda_: float, *, fresh: bool = False) -> Reply:
-        """Send a request that wants λ and wait for the reply's first bytes; raises UnansweredError."""
-        ...
-
-    async def get(self, replica: Replica, path: str, timeout: float) -> tuple[int, Any]:
-        """Fetch JSON from a replica, for a probe."""
-        ...
-
-    async def post(self, replica: Replica, path: str, data: Mapping[str, Any], timeout: float) -> tuple[int, Any]:
-        """Send JSON to a replica, for a probe."""
-        ...
-
-
-class _HttpReply:
-    """A reply over HTTP."""
-
-    def __init__(
-        self, response: aiohttp.ClientResponse, first: bytes, *, stream: bool, idle: float, end: float
-    ) -> None:
-        self.status = response.status
-        self.headers = response.raw_headers
-        self.first = first
-        self.stream = stream
-        self._response, self._idle, self._end = response, idle, end
+        """Whether it comes bit by bit."""
+        return self.call is not None
 
     async def rest(self) -> AsyncIterator[bytes]:
         """Yield what follows the first bytes as it comes; raises BrokenError."""
-        import aiohttp
-
-        read, now = self._response.content.readany, asyncio.get_running_loop().time
-        while True:
+        if self.call is None:
+            return
+        now = asyncio.get_running_loop().time
+        while (at := now()) < self.end:
             try:
-                async with asyncio.timeout_at(min(now() + self._idle, self._end)):
-                    chunk = await read()
-            except TimeoutError:
-                raise BrokenError("took too long" if now() >= self._end else "stalled") from None
-            except (aiohttp.ClientError, OSError):
-                raise BrokenError("broke off") from None
+                chunk = await self.call.read(min(at + self.idle, self.end))
+            except CallError as error:
+                if error.why != "timeout":
+                    raise BrokenError("broke off") from None
+                if now() < self.end:
+                    raise BrokenError("stalled") from None
+                break
             if not chunk:
                 return
             yield chunk
+        raise BrokenError("took too long")
 
     def close(self) -> None:
         """End the call: the server sees the connection close unless the reply was read to its end."""
-        self._response.close()
+        if self.call is not None:
+            self.call.close()
 
 
 class Transport:
@@ -141,27 +78,21 @@ class Transport:
 
     def __init__(self, timeouts: Timeouts) -> None:
         self._timeouts = timeouts
-        self._session: aiohttp.ClientSession | None = None
-        self._fresh: aiohttp.ClientSession | None = None
+        self._pool: Pool | None = None
+        self._addresses: dict[Replica, _Address] = {}
 
     async def open(self) -> None:
-        """Make the sessions; one keeps connections shorter than servers do, one never keeps any."""
+        """Get ready; no connection is made yet."""
         try:
-            import aiohttp
-        except ImportError:
-            raise FailureError("routing needs aiohttp", hint="pip install 'dami-router[serve]'") from None
-
-        limit = aiohttp.ClientTimeout(total=None, sock_connect=self._timeouts.connect)
-        kept = aiohttp.TCPConnector(limit=0, keepalive_timeout=self._timeouts.keepalive)
-        common: dict[str, Any] = {"auto_decompress": False, "timeout": limit, "cookie_jar": aiohttp.DummyCookieJar()}
-        self._session = aiohttp.ClientSession(connector=kept, **common)
-        self._fresh = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True), **common)
+            from dami_router.pool import Pool
+        except ImportError as error:
+            raise FailureError(f"routing needs {error.name}", hint="pip install 'dami-router[serve]'") from None
+        self._pool = Pool(self._timeouts.connect, self._timeouts.keepalive)
 
     async def close(self) -> None:
         """Close all connections."""
-        for session in (self._session, self._fresh):
-            if session is not None:
-                await session.close()
+        if self._pool is not None:
+            self._pool.close()
 
     async def send(self, replica: Replica, request: Request, lambda_: float, *, fresh: bool = False) -> Reply:
         """Send a request and wait for its first bytes; raises UnansweredError, or StaleError on an old connection.
@@ -169,106 +100,121 @@ class Transport:
         A stream is returned at its first event, any other reply whole. A stream that begins with
         an error, as TGI's do with status 200, is no answer. Only a live server is told λ.
         """
-        import aiohttp
-
-        end = asyncio.get_running_loop().time() + self._timeouts.total
-        limit = self._timeouts.first_byte if request.stream else self._timeouts.total
-        response: aiohttp.ClientResponse | None = None
-        try:
-            async with asyncio.timeout(limit):
-                response = await self._post(replica, request, lambda_, fresh)
-                if response.status in _RETRIED:
-                    await _discard(response)
-                    raise UnansweredError(
-                        f"status_{response.status}",
-                        status=response.status,
-                        retry_after=response.headers.get("Retry-After"),
-                    )
-                return await self._begin(response, end)
-        except BaseException as error:
-            if response is not None:
-                response.close()
-            if isinstance(error, TimeoutError):
-                connecting = isinstance(error, aiohttp.ConnectionTimeoutError)
-                raise UnansweredError("connect_timeout" if connecting else "timeout") from None
-            if isinstance(error, aiohttp.ClientConnectorError):
-                raise UnansweredError("refused") from None
-            if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError) and response is None:
-                raise UnansweredError("disconnected") if fresh else StaleError("disconnected") from None
-            if isinstance(error, aiohttp.ClientResponseError | ValueError):
-                raise UnansweredError("not_http") from None
-            if isinstance(error, aiohttp.ClientError | OSError):
-                raise UnansweredError("broke_off") from None
-            raise
-
-    async def _post(self, replica: Replica, request: Request, lambda_: float, fresh: bool) -> aiohttp.ClientResponse:
-        session = self._fresh if fresh else self._session
-        assert session is not None, "open() comes first"
-        headers = {**request.headers, "Accept-Encoding": "identity", **_key(replica)}
+        now = asyncio.get_running_loop().time()
+        until = now + (self._timeouts.first_byte if request.stream else self._timeouts.total)
         body = request.body_for(replica.served_as(lambda_))
-        return await session.post(replica.url(request.path), data=body, headers=headers, allow_redirects=False)
+        try:
+            call = await self._begin(replica, "POST", request.path, request.headers, body, until, fresh=fresh)
+            try:
+                return await self._reply(call, now + self._timeouts.total)
+            except BaseException:
+                call.close()
+                raise
+        except UnansweredError:
+            raise
+        except CallError as error:
+            stale = error.why == "disconnected" and not fresh
+            raise (StaleError if stale else UnansweredError)(error.why) from None
 
-    async def _begin(self, response: aiohttp.ClientResponse, end: float) -> Reply:
-        idle = self._timeouts.idle
-        if response.content_type == "text/event-stream":
-            first = await _first_event(response)
+    async def _reply(self, call: Call, end: float) -> Reply:
+        if call.status in _RETRIED:
+            after = call.header(b"retry-after") or None
+            raise UnansweredError(f"status_{call.status}", status=call.status, retry_after=after)
+        if call.header(b"content-type").partition(";")[0].strip().lower() == "text/event-stream":
+            first = await _first_event(call)
             if begins_with_error(first):
                 raise UnansweredError("stream_error")
-            return _HttpReply(response, first, stream=True, idle=idle, end=end)
-        body = await _whole(response)
-        return _HttpReply(response, body, stream=False, idle=idle, end=end)
+            return HttpReply(call.status, call.headers, first, call, self._timeouts.idle, end)
+        reply = HttpReply(call.status, call.headers, await _whole(call))
+        call.close()
+        return reply
+
+    async def _begin(
+        self,
+        replica: Replica,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        until: float,
+        *,
+        fresh: bool,
+    ) -> Call:
+        from dami_router.pool import Call
+
+        assert self._pool is not None, "open() comes first"
+        address = self._addresses.get(replica)
+        if address is None:
+            address = self._addresses[replica] = _Address(replica.spec)
+        head = address.head(method, path, headers, len(body))
+        return await Call.begin(self._pool, address.origin, head, body, until, fresh=fresh)
 
     async def get(self, replica: Replica, path: str, timeout: float) -> tuple[int, Any]:
-        """Fetch JSON from a replica, for a probe; the body is None where it is no JSON."""
-        return await self._probe("GET", replica, path, None, timeout)
+        """Fetch JSON from a replica, for a probe; the body is None where it is no JSON. Raises CallError."""
+        return await self._probe("GET", replica, path, {}, b"", timeout)
 
     async def post(self, replica: Replica, path: str, data: Mapping[str, Any], timeout: float) -> tuple[int, Any]:
-        """Send JSON to a replica, for a probe."""
-        return await self._probe("POST", replica, path, data, timeout)
+        """Send JSON to a replica, for a probe. Raises CallError."""
+        body = json.dumps(data).encode()
+        return await self._probe("POST", replica, path, {"content-type": "application/json"}, body, timeout)
 
     async def _probe(
-        self, method: str, replica: Replica, path: str, data: Mapping[str, Any] | None, timeout: float
+        self, method: str, replica: Replica, path: str, headers: Mapping[str, str], body: bytes, timeout: float
     ) -> tuple[int, Any]:
-        assert self._fresh is not None, "open() comes first"
-        async with (
-            asyncio.timeout(timeout),
-            self._fresh.request(
-                method, replica.url(path), json=data, headers=_key(replica), allow_redirects=False
-            ) as response,
-        ):
-            body = await _whole(response)
+        until = asyncio.get_running_loop().time() + timeout
+        # A probe is about the server, not about an old connection to it.
+        call = await self._begin(replica, method, path, headers, body, until, fresh=True)
         try:
-            return response.status, json.loads(body)
+            data = await _whole(call)
+        finally:
+            call.close()
+        try:
+            return call.status, json.loads(data)
         except (ValueError, RecursionError):
-            return response.status, None
+            return call.status, None
 
 
-def _key(replica: Replica) -> dict[str, str]:
-    return {"Authorization": f"Bearer {replica.spec.api_key}"} if replica.spec.api_key else {}
+class _Address:
+    """Where a replica is: the origin to connect to, and what every request to it says."""
+
+    def __init__(self, spec: BackendSpec) -> None:
+        from dami_router.pool import Origin
+
+        parts = urlsplit(spec.url)
+        tls = parts.scheme == "https"
+        self.origin = Origin(parts.hostname or "", parts.port or (443 if tls else 80), tls)
+        self._base = parts.path
+        self._common = f"host: {parts.netloc}\r\naccept-encoding: identity\r\n"
+        if spec.api_key:
+            self._common += f"authorization: Bearer {spec.api_key}\r\n"
+
+    def head(self, method: str, path: str, headers: Mapping[str, str], length: int) -> bytes:
+        """Return a request's first line and headers. Those given hold printable ASCII, with names in lower case."""
+        given = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        if "user-agent" not in headers:
+            given += f"user-agent: dami-router/{__version__}\r\n"
+        size = f"content-length: {length}\r\n" if length or method == "POST" else ""
+        return f"{method} {self._base}{path} HTTP/1.1\r\n{self._common}{given}{size}\r\n".encode("ascii")
 
 
-async def _whole(response: aiohttp.ClientResponse) -> bytes:
+async def _whole(call: Call) -> bytes:
     parts, size = [], 0
-    while chunk := await response.content.readany():
+    while chunk := await call.read():
         parts.append(chunk)
         size += len(chunk)
         if size > _MAX_REPLY:
-            raise UnansweredError("too_large")
-    return b"".join(parts)
+            raise CallError("too_large")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def _discard(response: aiohttp.ClientResponse) -> None:
-    await response.content.read(1 << 16)
-
-
-async def _first_event(response: aiohttp.ClientResponse) -> bytes:
+async def _first_event(call: Call) -> bytes:
     """Read until the first event is whole, or until it is clear that it is no error."""
-    first = bytearray()
-    while chunk := await response.content.readany():
+    first = b""
+    while chunk := await call.read():
         first += chunk
         if b"\n\n" in first or b"\r\n\r\n" in first or len(first) > 1 << 16:
             break
-    return bytes(first)
+    return first
 
 
 def begins_with_error(data: bytes) -> bool:

@@ -126,7 +126,7 @@ class Collector:
         row["answer"] = asked.text if self._settings.keep_thoughts else asked.answer
         optional = {"expected": question.expected, "finish_reason": asked.finish_reason}
         row |= {key: value for key, value in optional.items() if value is not None}
-        return row | {"think": asked.think, "latency_s": round(asked.latency_s, 3)}
+        return row | {"think": asked.think, "latency_s": round(asked.latency_s, 6)}
 
     async def _write(self, into: Journal, on_progress: Callable[[], None]) -> None:
         """Write rows as they come, all that wait in one go; None ends it."""

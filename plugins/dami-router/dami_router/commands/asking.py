@@ -27,7 +27,8 @@ async def _router(config: Path) -> AsyncIterator[Router]:
     except NoVariantError:
         raise FailureError("no server of any variant answers", hint=hint) from None
     except NoAnswerError as error:
-        raise FailureError(f"no server answered: {error.last.why} after {error.attempts} call(s)", hint=hint) from None
+        calls = f"after {error.attempts} call(s)"
+        raise FailureError(f"no server answered {calls}; the last: {error.last.words}", hint=hint) from None
 
 
 async def decide(config: Path, query: str, model: str, effort: str | None) -> Decision:

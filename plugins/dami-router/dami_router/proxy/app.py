@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from dami_router import __version__
 from dami_router.admission import Admission, OverloadedError
+from dami_router.calls import Calls
 from dami_router.config import RouterConfig
 from dami_router.metrics import Metrics
 from dami_router.proxy.exchange import Exchange
@@ -27,7 +28,6 @@ from dami_router.proxy.wire import (
 )
 from dami_router.request import BadRequestError, Request, Shape, read_request
 from dami_router.router import NoVariantError, Router, UnknownModelError
-from dami_router.transport import Calls
 
 __all__ = ["Proxy"]
 

@@ -97,22 +97,10 @@ def _unanswered(error: NoAnswerError, decision: Decision) -> HttpError:
         return HttpError(429, "every server that could answer is overloaded", code="overloaded", headers=ours)
     calls = f"{error.attempts} call{'s' if error.attempts > 1 else ''}"
     asked = ", ".join(error.tried) or decision.name()
-    message = f"no server answered after {calls} to {asked}; the last: {_WHY.get(error.last.why, error.last.why)}"
+    message = f"no server answered after {calls} to {asked}; the last: {error.last.words}"
     return HttpError(502, message, code="upstream_failed", headers=ours)
 
 
 def _nobody(decision: Decision | None) -> HttpError:
     what = "that can take this request" if decision is None else f"of {', '.join(decision.order)}"
     return HttpError(503, f"no server {what} is usable now", code="no_variant", headers=[(b"retry-after", b"1")])
-
-
-_WHY = {
-    "refused": "the connection was refused",
-    "connect_timeout": "no connection in time",
-    "timeout": "no reply in time",
-    "disconnected": "the connection was closed before a reply",
-    "broke_off": "the reply broke off in its middle",
-    "stream_error": "the stream began with an error",
-    "not_http": "the reply is not HTTP",
-    "too_large": "the reply is too large",
-}

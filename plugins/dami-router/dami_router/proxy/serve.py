@@ -61,6 +61,7 @@ def serve(config: RouterConfig, host: str, port: int, ready: Callable[[str], Non
             server_header=False,
             date_header=False,
             ws="none",
+            proxy_headers=False,
             timeout_graceful_shutdown=max(1, round(config.limits.drain)),
         )
     )
