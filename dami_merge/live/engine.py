@@ -174,6 +174,7 @@ class Engine:
         self._waiting.append(LiveRow(row, self.model.vector(generation.lambda_), limit, self.tokenizer))
         return row
 
+    @torch.inference_mode()
     def remove(self, row: Row) -> None:
         """Forget a row; nothing happens where it has ended already."""
         self._waiting = deque(live for live in self._waiting if live.row is not row)

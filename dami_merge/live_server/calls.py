@@ -109,7 +109,9 @@ class EngineCalls:
 
     async def get(self, replica: Replica, path: str, timeout: float) -> tuple[int, Any]:  # noqa: ARG002
         """Answer a probe."""
-        return (200, dict(self._describe())) if path == "/info" else (404, None)
+        if path != "/info":
+            return 404, None
+        return (200, dict(self._describe())) if self.thread.alive else (503, None)
 
     async def post(self, replica: Replica, path: str, data: Mapping[str, Any], timeout: float) -> tuple[int, Any]:
         """Answer an estimator's question."""

@@ -77,6 +77,11 @@ class EngineThread:
         self._thread: threading.Thread | None = None
         self._stopping = False
 
+    @property
+    def alive(self) -> bool:
+        """Whether work is done."""
+        return self._thread is not None and self._thread.is_alive()
+
     def start(self) -> None:
         """Begin."""
         self._stopping = False
@@ -108,9 +113,12 @@ class EngineThread:
 
     def _obey(self) -> None:
         """Carry out all orders there are; wait for one where there is nothing else to do."""
-        with suppress(queue.Empty):
-            while not self._stopping:
-                self._orders.get(block=not self.engine.busy)()
+        while not self._stopping:
+            try:
+                order = self._orders.get(block=not self.engine.busy)
+            except queue.Empty:
+                return
+            order()
 
     def _stop(self) -> None:
         self._stopping = True
@@ -124,11 +132,24 @@ class EngineThread:
         except DamiError as error:
             self._end(job)
             self._tell(job, error)
+        except Exception:
+            _LOG.exception("the engine does not take a request")
+            self._fail(job)
 
     def _end(self, job: Job) -> None:
         for row in job.rows:
             if self._owners.pop(row.id, None) is not None:
-                self.engine.remove(row)
+                self._remove(row)
+
+    def _remove(self, row: Row) -> None:
+        try:
+            self.engine.remove(row)
+        except Exception:
+            _LOG.exception("the engine does not let go of a row")
+
+    def _fail(self, job: Job) -> None:
+        self._end(job)
+        self._tell(job, FailureError("the engine failed in the middle of this request"))
 
     def _step(self) -> None:
         try:
@@ -136,9 +157,8 @@ class EngineThread:
         except Exception:
             # Whatever broke, the rows of this step cannot go on; those that come later can.
             _LOG.exception("the engine failed; the requests under way are given up")
-            for job in {id(job): job for job, _ in self._owners.values()}.values():
-                self._end(job)
-                self._tell(job, FailureError("the engine failed in the middle of this request"))
+            for job in {job for job, _ in self._owners.values()}:
+                self._fail(job)
             return
         told: dict[Job, list[Told]] = {}
         for event in events:

@@ -1,0 +1,184 @@
+"""Requests that are wrong, too long, too many, or whose client leaves: the server goes on serving the others."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.loop import Loop
+from fakes.world import Answer, Client
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.live_servers import section, served
+
+from dami_merge.live import Engine, Event
+from dami_router.errors import RecipeError
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.sampled_from(["1+1=", ""]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=5,
+)
+NAMES = (
+    "messages prompt max_tokens temperature top_p top_k n seed stop stream stream_options logprobs top_logprobs echo"
+    " prompt_logprobs tools response_format chat_template_kwargs ignore_eos add_generation_prompt inputs parameters"
+    " continue_final_message add_special_tokens model reasoning_effort"
+)
+FIELDS = st.sampled_from(NAMES.split(" "))
+PATHS = st.sampled_from(["/v1/chat/completions", "/v1/completions", "/generate", "/generate_stream", "/", "/tokenize"])
+GOOD: dict[str, Any] = {"messages": [{"role": "user", "content": "1+1="}], "prompt": "1+1=", "inputs": "1+1="}
+ENDLESS: dict[str, Any] = {"model": "dami:1", "prompt": "<bos>1+1=", "max_tokens": 250, "ignore_eos": True}
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(PATHS, st.dictionaries(FIELDS, JSON, max_size=4), st.dictionaries(FIELDS, JSON, max_size=3))
+def test_no_body_is_answered_with_500(server: Client, path: str, fields: dict[str, Any], inner: dict[str, Any]) -> None:
+    """Whatever a body holds, it is answered, or refused as the client's mistake in the route's own form."""
+    body = {**GOOD, "max_tokens": 2, "parameters": {"max_new_tokens": 2, **inner}, **fields}
+    answer = server.post(path, json.dumps(body, ensure_ascii=True).encode())
+    assert answer.status in (200, 400, 404, 422), answer.body
+    if answer.status != 200:
+        assert answer.json["error"]
+
+
+def test_a_prompt_that_is_too_long_is_refused(server: Client) -> None:
+    """A prompt without room for an answer is 400 with OpenAI's code, also among others in one request; 422 on TGI's."""
+    chat = server.chat("1" * 255, model="dami:0.5")
+    assert (chat.status, chat.json["error"]["code"]) == (400, "context_length_exceeded")
+    assert "256 tokens" in chat.json["error"]["message"]
+    assert server.post("/v1/completions", {"prompt": ["1", "1" * 256]}).status == 400
+    assert server.post("/generate", {"inputs": "1" * 300}).status == 422
+    assert server.post("/v1/completions", {"prompt": [22]}).status == 400
+    longest = server.chat("1" * 254, model="dami:0.5").json
+    assert (longest["usage"]["completion_tokens"], longest["choices"][0]["finish_reason"]) == (1, "length")
+
+
+def begun(client: Client, body: dict[str, Any], headers: bytes = b"") -> socket.socket:
+    data = json.dumps(body).encode()
+    connection = socket.create_connection(("127.0.0.1", client.port), timeout=10)
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n" + headers + b"content-length: %d\r\n\r\n" % len(data)
+    connection.sendall(head + data)
+    return connection
+
+
+def until(client: Client, line: str, value: float) -> None:
+    end = time.monotonic() + 10
+    while client.metric(line) != value:
+        assert time.monotonic() < end, f"{line} is {client.metric(line)}"
+        time.sleep(0.01)
+
+
+def test_clients_that_leave_free_their_rows(server: Client) -> None:
+    """Twelve clients fill eight rows and a queue; when they leave, streaming or not, nothing of theirs goes on."""
+    gone = server.metric("dami_clients_gone_total")
+    with ExitStack() as clients:
+        for stream in (True, False) * 6:
+            clients.enter_context(begun(server, {**ENDLESS, "stream": stream}))
+        until(server, "dami_live_rows", 8)
+        until(server, "dami_live_waiting", 4)
+    until(server, "dami_live_rows", 0)
+    until(server, "dami_clients_gone_total", gone + 12)
+    assert server.metric("dami_live_waiting") == 0
+    assert server.chat("1+1=", model="dami:0").status == 200
+
+
+@pytest.fixture
+def engine(pair: tuple[str, str]) -> Engine:
+    return Engine.load(*pair, mode="mixed", max_rows=2)
+
+
+def test_keys_and_limits_are_the_proxy_s(
+    loop: Loop, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A section of router.yml asks for a key, bounds bodies and requests, limits λ, and 429 says when to come again."""
+    monkeypatch.setenv("K", "secret")
+    text = (
+        "api_keys_env: [K]\nlimits: {concurrency: 1, queue: 1, queue_wait: 0.2, body_bytes: 300}\n"
+        "policy: {lambda_max: 0.4}\nestimator: {chain: [], fixed: 0.9}\n"
+    )
+    key = {"authorization": "Bearer secret"}
+    with served(loop, engine, section(tmp_path, text, engine)) as client:
+        assert client.chat("1+1=").status == 401
+        assert client.post("/tokenize", {"prompt": "1"}).status == 401
+        body = {"messages": [{"role": "user", "content": "1+1="}]}
+        answer = client.post("/v1/chat/completions", body, **key)
+        assert (answer.status, answer.headers["x-dami-lambda"]) == (200, "0.4")
+        assert client.post("/v1/chat/completions", {**body, "x": "y" * 300}, **key).status == 413
+        with begun(client, {**ENDLESS, "stream": True}, b"authorization: Bearer secret\r\n") as busy:
+            busy.recv(100)
+            full = client.post("/v1/chat/completions", body, **key)
+            assert (full.status, full.headers["retry-after"]) == (429, "1")
+
+
+def test_a_section_says_nothing_about_models(engine: Engine, tmp_path: Path) -> None:
+    """`backends`, `family` and `variants` are refused with their line: the server knows its own models."""
+    for key in ("backends: []", "family: x", "variants: []"):
+        with pytest.raises(RecipeError, match=r"section.yml:1: .*knows its own models"):
+            section(tmp_path, key + "\n", engine)
+
+
+def test_thoughts_are_split_where_the_section_says_so(loop: Loop, engine: Engine, tmp_path: Path) -> None:
+    """`thinking: split` moves thoughts into reasoning_content, in whole replies and in streams."""
+    with served(loop, engine, section(tmp_path, "thinking: split", engine)) as client:
+        message = client.chat("3+7-2>5=", model="dami:0.6").json["choices"][0]["message"]
+        assert (message["content"], message["reasoning_content"]) == ("8", "3+7=0;0-2=8;8>5=8")
+        body = client.chat("3+7-2>5=", model="dami:0.6", stream=True).body.decode()
+        deltas = [
+            json.loads(line[6:])["choices"][0]["delta"] for line in body.splitlines() if line.startswith("data: {")
+        ]
+        assert "".join(delta.get("reasoning_content", "") for delta in deltas) == message["reasoning_content"]
+        assert "".join(delta.get("content", "") for delta in deltas) == "8"
+
+
+def test_confidence_works_with_one_process(loop: Loop, engine: Engine, tmp_path: Path) -> None:
+    """The zero-shot estimator asks the engine beside it, both endpoints, and its λ is what the query is answered at."""
+    text = "estimator: {chain: [confidence: {form: discrepancy}], fixed: 0.111, timeout: 20}\n"
+    with served(loop, engine, section(tmp_path, text, engine)) as client:
+        found = [client.chat(chain) for chain in ("1+1=", "9>9>9>9>9=", "3+7-2+5-9+4-8+6=")]
+        assert {answer.headers["x-dami-estimator"] for answer in found} == {"confidence"}
+        lambdas = [float(answer.headers["x-dami-lambda"]) for answer in found]
+        assert len(set(lambdas)) == 3
+        assert [answer.json["model"] for answer in found] == [answer.variant for answer in found]
+
+
+class _Breaking:
+    """An engine's `step` that fails once, and then gives up every row as if memory had run out."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.right, self.calls = engine, engine.step, 0
+
+    def __call__(self) -> list[Event]:
+        self.calls += 1
+        if self.calls == 1:
+            raise RuntimeError("a broken kernel")
+        events = self.right()
+        if self.calls in (2, 4):
+            for event in events:
+                self.engine.remove(event.row)
+            return [Event(event.row, None, finish_reason="error", error="out of memory") for event in events]
+        return events
+
+
+def test_what_breaks_in_the_engine_is_told_and_survived(
+    loop: Loop, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failing step is 500, a row given up 503 or an error event, and the next request is answered."""
+    with served(loop, engine, section(tmp_path, "{}", engine)) as client:
+        monkeypatch.setattr(engine, "step", _Breaking(engine), raising=False)
+
+        def ask(**fields: Any) -> Answer:
+            return client.chat("1+1=", model="dami:1", **fields)
+
+        assert "failed" in ask().json["error"]["message"]
+        full = ask(stream=True)
+        assert (full.status, full.json["error"]["code"]) == (503, "out_of_memory")
+        broken = ask(stream=True)
+        assert broken.status == 200
+        assert b"out of memory" in broken.body
+        assert ask().status == 200
+        assert client.get("/health").status == 200

@@ -1,0 +1,48 @@
+"""Real live servers on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+from fakes.loop import Loop
+from fakes.world import Client
+
+from dami_merge.live import Engine
+from dami_merge.live_server.serving import configure, make_proxy
+from dami_router.config import RouterConfig
+
+
+@contextmanager
+def served(loop: Loop, engine: Engine, config: RouterConfig) -> Iterator[Client]:
+    """Run a real server of an engine at a free port."""
+    app = make_proxy(engine, config)
+    settings = uvicorn.Config(app, port=0, lifespan="on", log_config=None, timeout_graceful_shutdown=2)
+    server = uvicorn.Server(settings)
+    task = loop.start(server.serve())
+    try:
+        loop.run(_until_started(server, task))
+        yield Client(server.servers[0].sockets[0].getsockname()[1], app)
+    finally:
+        server.should_exit = True
+        loop.run(_join(task), 20)
+
+
+def section(tmp_path: Path, text: str, engine: Engine) -> RouterConfig:
+    """Return the configuration of a server with a section of router.yml."""
+    path = tmp_path / "section.yml"
+    path.write_text(text)
+    return configure(engine, path)
+
+
+async def _until_started(server: uvicorn.Server, task: asyncio.Task[object]) -> None:
+    while not server.started:
+        assert not task.done(), "the server did not start"
+        await asyncio.sleep(0.005)
+
+
+async def _join(task: asyncio.Task[object]) -> None:
+    await asyncio.wait([task])
