@@ -4,17 +4,19 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow test-tgi lint bench docs clean
+.PHONY: setup demo test test-slow test-tgi test-litellm lint bench docs clean
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml plugins/dami-router/pyproject.toml constraints.txt requirements-dev.txt
+$(STAMP): pyproject.toml $(wildcard plugins/*/pyproject.toml) constraints.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "dami-merge needs Python 3.11 or newer; found $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	@echo 'Setting up $(VENV): once, a few minutes.' >&2
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
-	  --editable 'plugins/dami-router[all]' --editable . --requirement requirements-dev.txt
+	  --editable 'plugins/dami-router[all]' --editable . --editable plugins/hf-dami --requirement requirements-dev.txt
+	# Without LiteLLM, which wants another huggingface_hub: see test-litellm.
+	$(BIN)/python -m pip install --quiet --no-deps --editable plugins/litellm-dami
 	@touch $@
 
 demo: $(STAMP)
@@ -34,6 +36,16 @@ $(VENV)-tgi/.installed:
 
 test-tgi: $(STAMP) $(VENV)-tgi/.installed
 	DAMI_TGI_PYTHON=$(VENV)-tgi/bin/python $(BIN)/python -m pytest -m tgi
+
+# The adapter in the real LiteLLM, in an environment of its own.
+$(VENV)-litellm/.installed: plugins/dami-router/pyproject.toml plugins/litellm-dami/pyproject.toml
+	$(PYTHON) -m venv $(VENV)-litellm
+	$(VENV)-litellm/bin/python -m pip install --quiet \
+	  --editable plugins/dami-router --editable 'plugins/litellm-dami[proxy]' litellm==1.106.2
+	@touch $@
+
+test-litellm: $(STAMP) $(VENV)-litellm/.installed
+	DAMI_LITELLM_PYTHON=$(abspath $(VENV)-litellm)/bin/python $(BIN)/python -m pytest -m litellm
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

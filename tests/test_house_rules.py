@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted([*ROOT.glob("dami_merge/**/*.py"), *ROOT.glob("plugins/*/dami_*/**/*.py")])
+SOURCES = sorted([*ROOT.glob("dami_merge/**/*.py"), *ROOT.glob("plugins/*/*dami*/**/*.py")])
 TESTS = sorted([*ROOT.glob("tests/**/test_*.py"), *ROOT.glob("plugins/*/tests/**/test_*.py")])
 
 

@@ -94,8 +94,8 @@ class Shell(click.Group):
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None:
             near = did_you_mean(name, self.list_commands(ctx))
-            advice = f"did you mean `dami {near}`?" if near else "see `dami --help`"
-            raise MisuseError(f"dami: no command `{name}`", hint=advice)
+            advice = f"did you mean `{ctx.info_name} {near}`?" if near else f"see `{ctx.info_name} --help`"
+            raise MisuseError(f"{ctx.info_name}: no command `{name}`", hint=advice)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -138,7 +138,7 @@ def _missing(name: str) -> click.Command:
     help="Control how hard a language model thinks: merge, describe and route between an "
     "Instruct (λ=0) and a Thinking (λ=1) checkpoint.",
 )
-@click.version_option(__version__, prog_name="dami")
+@click.version_option(__version__)
 def dami() -> None:
     """Hold the commands; does nothing itself."""
 
@@ -146,11 +146,13 @@ def dami() -> None:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 failed, 2 misused.
 
-    Errors meant for the user are one message without traceback, unless DAMI_DEBUG=1.
+    Errors meant for the user are one message without traceback, unless DAMI_DEBUG=1. DAMI_PROGRAM is
+    the name to appear under, where another command runs this one.
     """
     try:
         given = list(arguments) if arguments is not None else None
-        code = dami.main(args=given, prog_name="dami", standalone_mode=False)
+        program = os.environ.get("DAMI_PROGRAM") or "dami"
+        code = dami.main(args=given, prog_name=program, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(2)

@@ -143,14 +143,23 @@ EVERY_LAMBDA = VariantSpec(LIVE, math.nan, frozenset())
 """What a live server is in place of a variant."""
 
 
-def load_config(path: Path, environment: Mapping[str, str] | None = None) -> RouterConfig:
-    """Read a router.yml; raises RecipeError (exit code 2) with file and line for what is wrong in it."""
-    return _config(load(path), path.parent, os.environ if environment is None else environment)
+def load_config(
+    path: Path, environment: Mapping[str, str] | None = None, *, needs_backends: bool = True
+) -> RouterConfig:
+    """Read a router.yml; raises RecipeError (exit code 2) with file and line for what is wrong in it.
+
+    Who only decides, and leaves sending to somebody else, can do without `backends`.
+    """
+    return _config(load(path), path.parent, os.environ if environment is None else environment, needs_backends)
 
 
-def parse_config(text: str, environment: Mapping[str, str] | None = None, folder: Path = Path()) -> RouterConfig:
+def parse_config(
+    text: str, environment: Mapping[str, str] | None = None, folder: Path = Path(), *, needs_backends: bool = True
+) -> RouterConfig:
     """Read a configuration from YAML text; a relative family is looked for in `folder`."""
-    return _config(parse(text, "router.yml"), folder, os.environ if environment is None else environment)
+    return _config(
+        parse(text, "router.yml"), folder, os.environ if environment is None else environment, needs_backends
+    )
 
 
 def load_section(
@@ -171,11 +180,12 @@ def load_section(
     return _settings(top, folder, os.environ if environment is None else environment, name, variants, backends)
 
 
-def _config(document: Document, folder: Path, environment: Mapping[str, str]) -> RouterConfig:
+def _config(document: Document, folder: Path, environment: Mapping[str, str], needs_backends: bool) -> RouterConfig:
     top = Section.of(document, (), document.data)
     top.only(*_TOP)
     name, variants, pair = _variants(top, folder)
-    backends = tuple(read_backends(top, variants, pair, environment))
+    given = needs_backends or top.has("backends")
+    backends = tuple(read_backends(top, variants, pair, environment)) if given else ()
     return _settings(top, folder, environment, name, variants, backends)
 
 

@@ -66,6 +66,7 @@ class Fleet:
     """The replicas of a configuration."""
 
     def __init__(self, config: RouterConfig) -> None:
+        self._variants = {variant.id for variant in config.variants}
         self.replicas = [
             Replica(spec, config.variant(spec.variant), Breaker(config.breaker.failures, config.breaker.open_s))
             for spec in config.backends
@@ -76,7 +77,12 @@ class Fleet:
         return [r for r in self.replicas if r.variant.id == variant and _speaks(r, protocol)]
 
     def offered(self, protocol: Protocol | None = None) -> set[str]:
-        """Return the variants that have a usable replica, healthy ones if there are any at all."""
+        """Return the variants that have a usable replica, healthy ones if there are any at all.
+
+        Without any replica somebody else does the sending, and every variant is on offer.
+        """
+        if not self.replicas:
+            return set(self._variants)
         usable = [r for r in self.replicas if r.usable and _speaks(r, protocol)]
         healthy = [r for r in usable if r.health != "dead"]
         return {r.variant.id for r in healthy or usable}

@@ -125,7 +125,9 @@ class Router:
         self.fleet = Fleet(config)
         self.transport: Calls = calls or Transport(config.timeouts)
         self.prober = Prober(self.fleet, self.transport, config.probe)
-        self.estimator = config.estimator.bind(Endpoints(config, self.fleet, self.transport, self.prober))
+        self.estimator = config.estimator
+        if config.backends:
+            self.estimator = self.estimator.bind(Endpoints(config, self.fleet, self.transport, self.prober))
         self.budget = _budget(config)
         self.on_failure = _ignore
         self._conversations = Conversations()
@@ -245,6 +247,13 @@ class Router:
             self.budget.settle(entry, answered.variant.id, tokens, lambda_ if answered.replica.live else None)
         if self.config.policy.sticky:
             self._conversations.answered(request.conversation, lambda_)
+
+    def answered_elsewhere(self, request: Request, variant: str, entry: Entry | None, tokens: int | None) -> None:
+        """Note an answer of a variant that somebody else did the sending for."""
+        if entry is not None and self.budget is not None:
+            self.budget.settle(entry, variant, tokens)
+        if self.config.policy.sticky:
+            self._conversations.answered(request.conversation, self._lambdas[variant])
 
     async def send(self, request: Request, decision: Decision) -> Answered:
         """Ask the decision's variants in order until one begins to answer; raises NoAnswerError, NoVariantError.

@@ -1,0 +1,95 @@
+"""The decision on one request: dami-router's estimators and policy, in LiteLLM's process.
+
+Knows nothing of LiteLLM. Whatever goes wrong, a request gets a decision: at the worst the constant
+that ends every chain of estimators.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+
+from dami_router.config import RouterConfig, load_config
+from dami_router.errors import MisuseError
+from dami_router.policy import nearest
+from dami_router.request import Request
+from dami_router.router import Decision, Router, UnknownModelError
+
+__all__ = ["VARIABLE", "Decider", "Source", "router_file"]
+
+VARIABLE = "DAMI_ROUTER"
+Source = str | Path | RouterConfig
+"""A router.yml, or what was read from one."""
+
+_LOG = logging.getLogger(__name__)
+
+
+def router_file() -> Path:
+    """Return the router.yml that DAMI_ROUTER names; raises MisuseError where it names none."""
+    named = os.environ.get(VARIABLE, "").strip()
+    if not named:
+        raise MisuseError(
+            f"the environment variable {VARIABLE} is not set: expected the path of a router.yml",
+            hint=f"add `environment_variables: {{{VARIABLE}: /path/to/router.yml}}` to LiteLLM's config.yaml",
+        )
+    return Path(named)
+
+
+class Decider:
+    """Decides for one configuration.
+
+    With `backends` in it, servers are probed, and estimators that ask servers can do so; this goes on
+    in the background from the first decision until the event loop ends. Without, nobody is asked.
+    """
+
+    def __init__(self, source: Source) -> None:
+        config = source if isinstance(source, RouterConfig) else load_config(Path(source), needs_backends=False)
+        if any(backend.protocol == "live" for backend in config.backends):
+            raise MisuseError(
+                "router.yml has a live server: it takes any λ, and LiteLLM has no model for each",
+                hint="leave it out here, or make it the one LiteLLM model that clients ask",
+            )
+        self.config = config
+        self.router = Router(config)
+        self._running: asyncio.Task[None] | None = None
+        self._ready = asyncio.Event()
+
+    async def decide(self, request: Request) -> Decision | None:
+        """Return the decision on a request; None where its model is no name of ours. Never raises."""
+        try:
+            await self._open()
+            return await self.router.decide(request)
+        except UnknownModelError:
+            return None
+        except Exception as error:
+            # The message may hold the query.
+            _LOG.warning("no estimate (%s): the constant decides", type(error).__name__)
+            return self._constant()
+
+    def _constant(self) -> Decision:
+        """Return the decision of the chain's end, without asking anybody."""
+        lambda_ = self.config.estimator.last.lambda_
+        wanted = nearest(lambda_, [variant.lambda_ for variant in self.config.variants])
+        variant = next(v for v in self.config.variants if v.lambda_ == wanted)
+        return Decision(lambda_, variant.id, "fixed", 0.0, (variant.id,))
+
+    async def _open(self) -> None:
+        if not self.config.backends:
+            return
+        if self._running is None or self._running.done():
+            self._ready = asyncio.Event()
+            self._running = asyncio.create_task(self._run(self._ready), name="litellm-dami")
+        await self._ready.wait()
+
+    async def _run(self, ready: asyncio.Event) -> None:
+        """Keep the router open until the loop cancels its tasks: LiteLLM tells nobody when it ends."""
+        try:
+            async with self.router:
+                ready.set()
+                await asyncio.Event().wait()
+        except Exception as error:
+            _LOG.warning("servers cannot be asked: %s", type(error).__name__)
+        finally:
+            ready.set()

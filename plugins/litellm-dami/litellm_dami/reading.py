@@ -1,0 +1,35 @@
+"""A request as LiteLLM holds it, as the router reads one: roles, texts and hints, nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from dami_router.request import Request, read_request
+
+__all__ = ["request_of"]
+
+_HINTS = ("reasoning_effort", "reasoning", "user", "stream")
+
+
+def request_of(data: Mapping[str, Any], model: str) -> Request:
+    """Return a chat, completion, responses or messages request of LiteLLM's for the router, under another model's name.
+
+    Pictures, tools and LiteLLM's own objects are left out: the router looks at texts only.
+    """
+    body: dict[str, Any] = {"model": model} | {name: data[name] for name in _HINTS if name in data}
+    asked = data.get("messages") or data.get("input")
+    if isinstance(asked, list):
+        body["messages"] = [_lean(message) for message in asked if isinstance(message, Mapping)]
+    else:
+        body["prompt"] = data.get("prompt") if asked is None else asked
+    return read_request("/v1/chat/completions", "openai", json.dumps(body, default=str).encode())
+
+
+def _lean(message: Mapping[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    if isinstance(content, list):
+        texts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+        content = [{"type": "text", "text": text} for text in texts if isinstance(text, str)]
+    return {"role": message.get("role"), "content": content}

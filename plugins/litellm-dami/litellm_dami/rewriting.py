@@ -1,0 +1,110 @@
+"""What the hook does to a request: `dami` becomes the variant of its λ, and the decision is kept to be shown.
+
+Plain functions of LiteLLM's plain data, so that they can be read and tested without LiteLLM.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dami_router.budget import Entry
+from dami_router.request import Request
+from dami_router.router import Decision
+from litellm_dami.deciding import Decider
+from litellm_dami.reading import request_of
+
+__all__ = ["CALLS", "Rewriter"]
+
+CALLS = frozenset(
+    {"completion", "acompletion", "text_completion", "atext_completion", "responses", "aresponses"}
+    | {"anthropic_messages", "aanthropic_messages"}
+)
+"""LiteLLM's names for the calls that a language model answers; of others only the model's name would be ours."""
+
+_REMEMBERED = 4096
+
+
+@dataclass
+class _Decided:
+    """A decision under way, with what is needed when its answer is there; holds no text."""
+
+    decision: Decision
+    request: Request
+    entry: Entry | None
+
+
+class Rewriter:
+    """Rewrites requests for `model` (and `model:0.5`, λ pinned) and remembers the decisions of the last 4096 calls."""
+
+    def __init__(self, decider: Decider, model: str = "dami") -> None:
+        self._decider, self._model = decider, model
+        self._decided: OrderedDict[str, _Decided] = OrderedDict()
+
+    async def before(self, data: dict[str, Any], call_type: str) -> None:
+        """Decide on a request and put the variant's id in place of its model; leave every other request as it is."""
+        name = self._ours(data.get("model"))
+        if name is None or call_type not in CALLS:
+            return
+        request = request_of(data, name)
+        decision = await self._decider.decide(request)
+        if decision is None:
+            return
+        data["model"] = decision.variant
+        _show(data, decision)
+        self._remember(str(data.get("litellm_call_id")), request, decision)
+
+    def headers(self, data: Mapping[str, Any], answered: object = None) -> dict[str, str] | None:
+        """Return the reply's headers, named as `dami serve` names them; None where nothing was decided.
+
+        `answered` is the LiteLLM model that answered, where that is known: a fallback may have taken over.
+        """
+        found = self._decided.get(str(data.get("litellm_call_id")))
+        if found is None:
+            return None
+        return {
+            "x-dami-lambda": f"{found.decision.lambda_:.4g}",
+            "x-dami-variant": self._variant(answered, found.decision),
+            "x-dami-estimator": found.decision.estimator,
+            "x-dami-route-ms": f"{found.decision.route_ms:.3f}",
+        }
+
+    def after(self, call_id: str, answered: object, tokens: object) -> None:
+        """Note an answer, once: budget and conversation know what it cost and which variant (`answered`) gave it."""
+        found = self._decided.get(call_id)
+        if found is None:
+            return
+        variant = self._variant(answered, found.decision)
+        cost = tokens if isinstance(tokens, int) else None
+        self._decider.router.answered_elsewhere(found.request, variant, found.entry, cost)
+        found.entry = None
+
+    def _ours(self, model: object) -> str | None:
+        """Return the router's name for a model of ours: `dami`, `dami:0.5`; None for any other."""
+        if isinstance(model, str) and (model == self._model or model.startswith(f"{self._model}:")):
+            return "dami" + model.removeprefix(self._model)
+        return None
+
+    def _variant(self, answered: object, decision: Decision) -> str:
+        """Return the variant that answered: the decided one unless LiteLLM names another of ours."""
+        known = {variant.id for variant in self._decider.config.variants}
+        return answered if isinstance(answered, str) and answered in known else decision.variant
+
+    def _remember(self, call_id: str, request: Request, decision: Decision) -> None:
+        lean = replace(request, body=b"", text="", messages=None, prompt=None)
+        entry = self._decider.router.spend(decision) if request.model == "dami" else None
+        self._decided[call_id] = _Decided(decision, lean, entry)
+        if len(self._decided) > _REMEMBERED:
+            self._decided.popitem(last=False)
+
+
+def _show(data: dict[str, Any], decision: Decision) -> None:
+    """Put the decision where LiteLLM's spend logs and logging integrations take it from."""
+    held = data.get("litellm_metadata")
+    if not isinstance(held, dict):
+        held = data["metadata"] = data["metadata"] if isinstance(data.get("metadata"), dict) else {}
+    shown = {key: value for key, value in decision.as_dict().items() if key != "order"}
+    known = held.get("spend_logs_metadata")
+    held["spend_logs_metadata"] = {**(known if isinstance(known, dict) else {}), "dami": shown}
