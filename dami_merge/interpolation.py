@@ -67,18 +67,25 @@ class BlockInterpolator:
         _check(instruct, thinking)
         ends = {0.0: instruct, 1.0: thinking}
         between = any(lambda_ not in ends for lambda_ in lambdas)
-        a, b, difference, work = self._buffers(_wide(instruct.dtype), instruct.numel())
-        if between:
+        wide = _wide(instruct.dtype)
+        a, b, difference, work = self._buffers(wide, instruct.numel())
+        if wide == instruct.dtype:
+            a, b = instruct, thinking
+        elif between:
             a.copy_(instruct)
             b.copy_(thinking)
+        if between:
             torch.sub(b, a, out=difference)
         for lambda_, target in zip(lambdas, out, strict=True):
             if lambda_ in ends:
                 target.copy_(ends[lambda_])
                 continue
             from_thinking, step = _step(lambda_)
-            torch.mul(difference, step, out=work).add_(b if from_thinking else a)
-            target.copy_(work if target.dtype == instruct.dtype else work.to(instruct.dtype))
+            # No rounding is left where the target is as wide as the arithmetic.
+            made = target if target.dtype == wide == instruct.dtype else work
+            torch.mul(difference, step, out=made).add_(b if from_thinking else a)
+            if made is work:
+                target.copy_(work if target.dtype == instruct.dtype else work.to(instruct.dtype))
 
     def _buffers(self, dtype: torch.dtype, count: int) -> tuple[torch.Tensor, ...]:
         if dtype not in self._memory:

@@ -13,7 +13,7 @@ from dami_merge.build.endpoints import Pair
 from dami_merge.live.attention import KeyValues, Run, Step
 from dami_merge.live.generation import Completion, CompletionBuilder, Event, Generation, PromptToken, Row
 from dami_merge.live.loading import Loaded, load, order_of_endpoints, order_of_recipe
-from dami_merge.live.model import Batch, LanguageModel, Logits
+from dami_merge.live.model import Batch, LanguageModel, Logits, out_of_memory
 from dami_merge.live.policy import Mode
 from dami_merge.live.rows import LiveRow
 from dami_merge.live.sampling import pick, score
@@ -197,7 +197,7 @@ class Engine:
             try:
                 return failed + self._advance()
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
             failed.append(self._give_up_newest())
 
@@ -298,6 +298,7 @@ class Engine:
         owners += [(live.vector, run.count) for live, run in zip(reading, step.runs, strict=True)]
         return Batch(ids, step, tuple(owners), max(live.left for live in self._live))
 
+    @torch.inference_mode()
     def _drop(self, slot: int) -> None:
         self._cache.drop(slot, len(self._live))
         del self._live[slot]
@@ -320,8 +321,3 @@ def _score_prompt(live: LiveRow, run: Run, start: int, logits: Logits) -> list[P
         picked = score(logits(range(start + at, start + at + len(tokens))), tokens, top)
         found += [PromptToken(p.token, p.log_prob, p.top) for p in picked]
     return found
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    # On the CPU torch has no class of its own for it.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -15,7 +15,7 @@ from dami_merge.live.spread import Spread, Vector
 from dami_merge.live.weights import Merger
 from dami_merge.schedule import Schedule
 
-__all__ = ["Batch", "LanguageModel", "Logits", "PairModel", "PlainModel"]
+__all__ = ["Batch", "LanguageModel", "Logits", "PairModel", "PlainModel", "out_of_memory"]
 
 Logits = Callable[[Sequence[int]], torch.Tensor]
 """The logits (places, vocabulary) of some of a pass's tokens, distinct and ascending; good until the next pass."""
@@ -65,6 +65,7 @@ class PlainModel:
     def __init__(self, model: Any) -> None:
         self._body, self._head = model.get_decoder(), model.get_output_embeddings()
         self.device = torch.device(model.device)
+        self.config: dict[str, Any] = model.config.to_dict()
         self.vocabulary = int(model.config.vocab_size)
 
     def vector(self, lambda_: float | Schedule | None) -> Vector:  # noqa: ARG002
@@ -96,11 +97,12 @@ class PairModel(PlainModel):
     ) -> None:
         self._body, self._head = model.get_decoder(), model.get_output_embeddings()
         self.device = device
+        self.config: dict[str, Any] = model.config.to_dict()
         self.vocabulary = int(model.config.vocab_size)
         self.merger = Merger(pairs, device)
         self.policy = Policy(mode)
         self._blend = blend
-        self._pairs = pairs
+        self.pairs = pairs
         self._spread = spread
         self._wide = torch.float64 if pairs[0].ends.dtype == torch.float64 else torch.float32
         self._known: tuple[tuple[tuple[Vector, int], ...], Lambdas] | None = None
@@ -108,8 +110,8 @@ class PairModel(PlainModel):
     @property
     def nbytes(self) -> dict[str, int]:
         """Bytes of weights: both `endpoints`, and the `merged` buffer once it is there."""
-        merged = sum(pair.merged.nbytes for pair in self._pairs if pair.merged is not None)
-        return {"endpoints": sum(pair.ends.nbytes for pair in self._pairs), "merged": merged}
+        merged = sum(pair.merged.nbytes for pair in self.pairs if pair.merged is not None)
+        return {"endpoints": sum(pair.ends.nbytes for pair in self.pairs), "merged": merged}
 
     @property
     def source(self) -> Source:
@@ -122,12 +124,9 @@ class PairModel(PlainModel):
 
     def forward(self, batch: Batch) -> Logits:
         """Pass the tokens through all layers, with the weights that the policy chooses."""
-        vectors = {vector for vector, _ in batch.owners}
-        decision = self.policy.choose(vectors, self.merger.holds, batch.ahead)
-        if decision.merge:
-            self.merger.merge(next(iter(vectors)))
-        if decision.source is not Source.MIXED:
-            self._blend.set(decision.source)
+        source = self._source(batch)
+        if source is not Source.MIXED:
+            self._blend.set(source)
             return super().forward(batch)
         lambdas = self._lambdas(batch)
         self._blend.set(Source.MIXED, lambdas)
@@ -139,6 +138,21 @@ class PairModel(PlainModel):
 
         return logits
 
+    def _source(self, batch: Batch) -> Source:
+        vectors = {vector for vector, _ in batch.owners}
+        decision = self.policy.choose(vectors, self.merger.holds, batch.ahead)
+        if decision.merge:
+            try:
+                self.merger.merge(next(iter(vectors)))
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or self.policy.mode == "uniform":
+                    raise
+                # Nothing is lost: both endpoints are here. What the buffer took so far goes back to the rows.
+                self.merger.release()
+                self.policy.mode = "mixed"
+                return Source.MIXED
+        return decision.source
+
     def _lambdas(self, batch: Batch) -> Lambdas:
         # The same rows, one token on, is what nearly every pass is.
         if self._known is None or self._known[0] != batch.owners:
@@ -146,6 +160,11 @@ class PairModel(PlainModel):
             counts = torch.tensor([count for _, count in batch.owners], device=self.device)
             self._known = (batch.owners, Lambdas(rows.repeat_interleave(counts, dim=0).T[:, :, None].contiguous()))
         return self._known[1]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error of torch means that there is no memory left; on the CPU it has no class of its own."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _at(hidden: torch.Tensor, places: Sequence[int]) -> torch.Tensor:

@@ -78,20 +78,22 @@ def _draw(logits: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
     asked = [sampler.generation for sampler in samplers]
     temperatures = _column([g.temperature for g in asked], logits)
     size = logits.shape[-1]
-    # From the likeliest on. Stable, so that equal logits keep their order whatever shares the batch.
-    scaled, order = (logits / temperatures).sort(dim=-1, descending=True, stable=True)
+    # From the likeliest on, which is 0 at any temperature. Stable, so that equal logits keep their order.
+    ordered, order = logits.double().sort(dim=-1, descending=True, stable=True)
+    scaled = (ordered - ordered[:, :1]) / temperatures
     ranks = torch.arange(size, device=logits.device)
     kept = ranks < _column([float(g.top_k or size) for g in asked], logits)
     # fp64: a running sum of 150,000 probabilities in fp32 would be off by more than the unlikely ones weigh.
-    probabilities = scaled.double().masked_fill(~kept, -torch.inf).softmax(dim=-1)
+    probabilities = scaled.masked_fill(~kept, -torch.inf).softmax(dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities
     # Measured before the token itself: the one that crosses top_p is in, and so is always the first.
     probabilities = probabilities.masked_fill((before >= _column([g.top_p for g in asked], logits)) & (ranks > 0), 0.0)
     cumulative = probabilities.cumsum(dim=-1)
-    marks = _column([sampler.number for sampler in samplers], logits).double() * cumulative[:, -1:]
+    marks = _column([sampler.number for sampler in samplers], logits) * cumulative[:, -1:]
     rank = torch.searchsorted(cumulative, marks, right=True).clamp_(max=size - 1)
-    # Rounding may put the mark at the very end, where tokens have no probability left.
-    rank = rank.minimum((probabilities > 0).sum(dim=-1, keepdim=True) - 1)
+    # Rounding may put the mark at the very end, where tokens have no probability left. A model that has lost its
+    # numbers (NaN) leaves nothing to choose from; its row goes on with any token, the others with theirs.
+    rank = rank.minimum((probabilities > 0).sum(dim=-1, keepdim=True) - 1).clamp_(min=0)
     return order.gather(-1, rank)[:, 0]
 
 

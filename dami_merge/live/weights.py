@@ -18,6 +18,7 @@ __all__ = ["Merger", "common_dtype", "load_pairs"]
 
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 _BLOCK = {"cpu": 1 << 16, "cuda": 1 << 24}
+"""Elements at once: on a CPU what its caches hold, on a GPU what fills it."""
 _SHOWN = 3
 
 
@@ -95,14 +96,23 @@ class Merger:
 
     def merge(self, vector: Vector) -> None:
         """Make the buffer hold the weights at these λ, one for each group."""
-        self.holds = None
-        if self._interpolator is None:
-            self._interpolator = BlockInterpolator(self._size, str(self._device))
+        before, self.holds = self.holds, None
         for pair in self._pairs:
             if pair.merged is None:
                 pair.merged = torch.empty_like(pair.ends[0])
-            self._merge_one(self._interpolator, pair, vector[pair.group])
+        if self._interpolator is None:
+            self._interpolator = BlockInterpolator(self._size, str(self._device))
+        for pair in self._pairs:
+            # Along a path some layers have arrived before others set out.
+            if before is None or before[pair.group] != vector[pair.group]:
+                self._merge_one(self._interpolator, pair, vector[pair.group])
         self.holds = vector
+
+    def release(self) -> None:
+        """Give the buffer back."""
+        self.holds = None
+        for pair in self._pairs:
+            pair.merged = None
 
     def _merge_one(self, interpolator: BlockInterpolator, pair: PairTensor, lambda_: float) -> None:
         assert pair.merged is not None

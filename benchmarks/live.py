@@ -1,0 +1,256 @@
+"""What rows at λ of their own cost beside one merged model, and what a change of λ costs.
+
+    python benchmarks/live.py [--shape small] [--device cpu] [--dtype float32] [--rounds 5] [--json]
+    python benchmarks/live.py --shape qwen3-4b --device cuda --dtype bfloat16 --rows 1 8 32 --json
+
+Makes a pair with random weights in memory (nothing is written or downloaded) and runs the engine's own loop over
+it: every row at a λ of its own (`mixed`), all rows at one λ from the merged buffer (`uniform`), and over a plain
+model of Transformers with the merged weights (`plain`). In turns; medians. A GPU must hold three models and the
+keys and values: 25 GB for qwen3-4b in bf16.
+
+`mixed_decode_ratio`: tokens a second, mixed over plain, at the second of `--rows`. `lambda_change_over_stream`: the
+time of a merge over the time of the plainest loop that reads two models and writes one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dami_merge.checkpoint import Checkpoint
+from dami_merge.depth import Anatomy
+from dami_merge.live import Engine, Generation
+from dami_merge.live.attention import register
+from dami_merge.live.blend import Blend, PairTensor
+from dami_merge.live.model import PairModel, PlainModel
+from dami_merge.live.skeleton import exchange, parameter_names, skeleton
+from dami_merge.live.spread import Spread
+from dami_merge.path import Uniform
+from dami_merge.recipe import ModelRef
+from dami_merge.setting import Fixed
+
+SHAPES: dict[str, dict[str, int]] = {
+    "tiny": {"hidden": 256, "layers": 4, "heads": 4, "kv": 2, "forward": 768, "vocabulary": 4096},
+    "small": {"hidden": 1024, "layers": 8, "heads": 16, "kv": 8, "forward": 3072, "vocabulary": 32_768},
+    "qwen3-0.6b": {"hidden": 1024, "layers": 28, "heads": 16, "kv": 8, "forward": 3072, "vocabulary": 151_936},
+    "qwen3-4b": {"hidden": 2560, "layers": 36, "heads": 32, "kv": 8, "forward": 9728, "vocabulary": 151_936},
+}
+TARGETS = {"mixed_decode_ratio": 0.45, "lambda_change_over_stream": 1.8, "endpoint_weights_over_two_models": 1.0}
+PROMPT, STEPS, LAMBDA = 64, 24, 0.6
+
+
+def main() -> int:
+    """Measure and print; exit 1 where a target is missed."""
+    options = _options()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    with torch.inference_mode():
+        figures = measure(options)
+    print(json.dumps(figures, indent=2, ensure_ascii=False) if options.json else _text(figures))
+    return 0 if all(figures["met"].values()) else 1
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Return all figures."""
+    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    before = _memory(device)
+    pair = make_pair(SHAPES[options.shape], device, dtype)
+    one_model = pair.nbytes["endpoints"] // 2
+    loaded = _memory(device) - before
+    figures: dict[str, Any] = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "shape": options.shape,
+        "dtype": options.dtype,
+        "rounds": options.rounds,
+        "model_gb": round(one_model / 1e9, 3),
+        "endpoints_gb": round(2 * one_model / 1e9, 3),
+        "memory_for_endpoints_gb": round(loaded / 1e9, 3),
+    }
+    figures["mixed_peak_over_weights_gb"] = round(_peak_while(device, lambda: decode(pair, 8, "mixed", 4)) / 1e9, 3)
+    figures |= change(pair, options.rounds)
+    figures["merged_buffer_gb"] = round(pair.nbytes["merged"] / 1e9, 3)
+    figures["decode"] = [compare(pair, plain_model(pair), rows, options.rounds) for rows in options.rows]
+    headline = figures["decode"][min(1, len(options.rows) - 1)]
+    figures["mixed_decode_ratio"] = headline["mixed_ratio"]
+    figures["uniform_decode_ratio"] = headline["uniform_ratio"]
+    figures["endpoint_weights_over_two_models"] = round(pair.nbytes["endpoints"] / (2 * one_model), 3)
+    figures["met"] = {
+        name: (figures[name] >= target if "ratio" in name else figures[name] <= target)
+        for name, target in TARGETS.items()
+    }
+    return figures
+
+
+def make_pair(shape: dict[str, int], device: torch.device, dtype: torch.dtype) -> PairModel:
+    """Return a pair with random weights; the second endpoint is the first and a little noise."""
+    register()
+    side = Checkpoint(ModelRef("random"), None, _config(shape), {})
+    model = skeleton(side)
+    shapes = parameter_names(model)
+    spread = Spread(list(shapes), Anatomy.of(shapes, side.config), Fixed(Uniform()))
+    torch.manual_seed(0)
+    pairs = {}
+    for name, size in shapes.items():
+        ends = torch.empty((2, *size), dtype=dtype, device=device)
+        if len(size) == 1:
+            ends.fill_(1.0)
+        else:
+            ends[0].normal_(std=0.02)
+            ends[1].copy_(ends[0]).add_(torch.randn_like(ends[0]), alpha=0.002)
+        pairs[name] = PairTensor(name, spread.groups[name], ends)
+    blend = Blend()
+    exchange(model, blend, pairs, device)
+    return PairModel(model, blend, list(pairs.values()), spread, device, "auto")
+
+
+def plain_model(pair: PairModel) -> PlainModel:
+    """Return Transformers' own model on the weights that the pair's buffer holds, without copying them."""
+    weights = {p.name: torch.nn.Parameter(p.merged, requires_grad=False) for p in pair.pairs if p.merged is not None}
+    model = skeleton(Checkpoint(ModelRef("random"), None, dict(pair.config), {}))
+    model.load_state_dict(weights, strict=False, assign=True)
+    model.tie_weights()
+    rotary = model.model.rotary_emb
+    model.model.rotary_emb = type(rotary)(model.config).to(pair.device)
+    return PlainModel(model)
+
+
+def compare(pair: PairModel, plain: PlainModel, rows: int, rounds: int) -> dict[str, float]:
+    """Time decoding with the three models in turn."""
+    ways: dict[str, Callable[[], float]] = {
+        "mixed": lambda: decode(pair, rows, "mixed", STEPS),
+        "uniform": lambda: decode(pair, rows, "uniform", STEPS),
+        "plain": lambda: decode(plain, rows, "plain", STEPS),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            times[name].append(way())
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {
+        "rows": rows,
+        **{f"{name}_tokens_per_s": round(rows / seconds, 2) for name, seconds in medians.items()},
+        **{f"{name}_step_ms": round(seconds * 1e3, 2) for name, seconds in medians.items()},
+        "mixed_ratio": round(medians["plain"] / medians["mixed"], 3),
+        "uniform_ratio": round(medians["plain"] / medians["uniform"], 3),
+    }
+
+
+def decode(model: PlainModel, rows: int, way: str, steps: int) -> float:
+    """Return the seconds of a step in which each of `rows` rows gets a token; the best half of the steps counts."""
+    if isinstance(model, PairModel):
+        model.policy.mode = "mixed" if way == "mixed" else "uniform"
+    engine = Engine(model, max_length=PROMPT + steps + 8, max_rows=rows, prefill=rows * PROMPT)
+    for i in range(rows):
+        lambda_ = (i + 1) / (rows + 1) if way == "mixed" else LAMBDA
+        engine.add(Generation([(7 * i + j) % 1000 for j in range(PROMPT)], lambda_, max_new_tokens=steps + 4))
+    engine.step()
+    engine.step()
+    times = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        engine.step()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def change(pair: PairModel, rounds: int) -> dict[str, float]:
+    """Time a change of λ, and a loop that reads as much and writes as much."""
+    vectors = [pair.vector(0.1 + 0.01 * i) for i in range(rounds)]
+    pair.merger.merge(pair.vector(LAMBDA))
+    changes, streams = [], []
+    for vector in vectors:
+        changes.append(_timed(pair.device, lambda v=vector: pair.merger.merge(v)))  # type: ignore[misc]
+        streams.append(_timed(pair.device, lambda: stream(pair)))
+    pair.merger.merge(pair.vector(LAMBDA))
+    change_s, stream_s = statistics.median(changes), statistics.median(streams)
+    moved = 3 * pair.nbytes["endpoints"] / 2
+    return {
+        "lambda_change_ms": round(change_s * 1e3, 2),
+        "stream_ms": round(stream_s * 1e3, 2),
+        "stream_gb_per_s": round(moved / stream_s / 1e9, 1),
+        "lambda_change_over_stream": round(change_s / stream_s, 3),
+    }
+
+
+def stream(pair: PairModel) -> None:
+    """Read two models and write one: one exclusive or of their bits a parameter."""
+    for tensor in pair.pairs:
+        assert tensor.merged is not None
+        kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.ends.element_size()]
+        torch.bitwise_xor(tensor.ends[0].view(kind), tensor.ends[1].view(kind), out=tensor.merged.view(kind))
+
+
+def _timed(device: torch.device, work: Callable[[], object]) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def _peak_while(device: torch.device, work: Callable[[], object]) -> int:
+    """Return by how many bytes memory rose above what was taken before."""
+    before = _memory(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    work()
+    return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before, 0)
+
+
+def _config(shape: dict[str, int]) -> dict[str, Any]:
+    return {
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": shape["hidden"],
+        "num_hidden_layers": shape["layers"], "num_attention_heads": shape["heads"], "head_dim": 128,
+        "num_key_value_heads": shape["kv"], "intermediate_size": shape["forward"],
+        "vocab_size": shape["vocabulary"], "tie_word_embeddings": True, "max_position_embeddings": 4096,
+    }  # fmt: skip
+
+
+def _text(figures: dict[str, Any]) -> str:
+    lines = [f"{name}: {value}" for name, value in figures.items() if name not in ("decode", "met")]
+    lines += [", ".join(f"{name} {value}" for name, value in row.items()) for row in figures["decode"]]
+    missed = [name for name, met in figures["met"].items() if not met]
+    return "\n".join([*lines, f"missed: {', '.join(missed) or 'nothing'}"])
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="small")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 16])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=0, help="torch threads on a CPU (default: torch's own)")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

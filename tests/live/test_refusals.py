@@ -1,0 +1,215 @@
+"""What makes no sense, does not fit or has no room is told in one sentence, and the rest goes on."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.live import make_live_pair
+from support.pairs import Pair, make_pair
+
+from dami_merge.live import Engine, Generation
+from dami_router.errors import CheckpointError, DamiError, MisuseError
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """A Qwen3 pair."""
+    return make_live_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture(scope="module")
+def engine(pair: Pair) -> Engine:
+    """The pair, loaded."""
+    return Engine.load(str(pair.instruct), str(pair.thinking))
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"prompt": []}, "the prompt is empty"),
+        ({"lambda_": 1.2}, r"λ: expected a number in \[0, 1\], found 1.2"),
+        ({"lambda_": -0.1}, r"λ: expected a number in \[0, 1\], found -0.1"),
+        ({"lambda_": float("nan")}, "λ: expected a number"),
+        ({"max_new_tokens": 0}, "max_new_tokens: expected a whole number of at least 1, found 0"),
+        ({"temperature": -1.0}, "temperature: expected a number of at least 0"),
+        ({"temperature": float("inf")}, "temperature: expected"),
+        ({"top_p": 0.0}, "top_p: expected a number above 0"),
+        ({"top_k": -1}, "top_k: expected a whole number of at least 0"),
+        ({"top_log_probs": 21}, "top_log_probs: expected a whole number from 0 to 20, found 21"),
+        ({"prompt_log_probs": -1}, "prompt_log_probs: expected a whole number from 0 to 20"),
+        ({"stop": ("",)}, "stop: expected texts of 1 to"),
+        ({"stop": ("a",) * 17}, "stop: expected at most 16"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused(asked: dict[str, Any], message: str) -> None:
+    """Each bad value is named with what was expected and what was found."""
+    with pytest.raises(MisuseError, match=message):
+        Generation(**{"prompt": [1], "lambda_": 0.5, **asked})
+
+
+@pytest.mark.parametrize(
+    ("generation", "message"),
+    [
+        (Generation([1, 48], 0.5), "token ids outside 0 to 47"),
+        (Generation([-1], 0.5), "token ids outside"),
+        (Generation([1] * 512, 0.5), "the prompt has 512 tokens; at most 511"),
+        (Generation([1]), "no λ given"),
+    ],
+)
+def test_a_request_that_does_not_fit_the_model_is_refused(engine: Engine, generation: Generation, message: str) -> None:
+    """add refuses it at once and keeps nothing of it; a row beside it is not disturbed."""
+    engine.add(Generation([1], 0.5, max_new_tokens=2, ignore_eos=True))
+    with pytest.raises(MisuseError, match=message):
+        engine.add(generation)
+    assert engine.waiting == 1
+    assert [bool(event.finish_reason) for _ in range(2) for event in engine.step()] == [False, True]
+    assert not engine.busy
+
+
+def test_a_schedule_outside_the_segment_is_refused(engine: Engine) -> None:
+    """A row's schedule is checked layer by layer when it is added."""
+    from dami_merge.schedule import parse_lambda
+
+    schedule = parse_lambda("ramp(0, 1.5)")
+    with pytest.raises(MisuseError, match=r"λ: expected a number in \[0, 1\], found 1.5"):
+        engine.add(Generation([1], schedule))
+    with pytest.raises(MisuseError, match="layer index"):
+        engine.add(Generation([1], parse_lambda("step(0, 1, at=40)")))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "fast"}, "mode: expected one of auto, mixed, uniform"),
+        ({"dtype": "int8"}, "dtype: expected one of bfloat16"),
+        ({"device": "cuda:7"}, "device 'cuda:7' is not there"),
+        ({"device": "toaster"}, "device 'toaster' is not there"),
+        ({"path": "late(-1)"}, "expected a number of at least 0"),
+        ({"chat_template": "both"}, "expected instruct, thinking or from"),
+        ({"max_length": 513}, "max_length: the model was made for 512 tokens, found 513"),
+        ({"max_length": 1}, "max_length"),
+        ({"max_rows": 0}, "max_rows"),
+    ],
+)
+def test_bad_options_are_refused(pair: Pair, options: dict[str, Any], message: str) -> None:
+    """Every option that makes no sense is named."""
+    with pytest.raises(MisuseError, match=message):
+        Engine.load(str(pair.instruct), str(pair.thinking), **options)
+
+
+def test_unsupported_modules_are_named_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mixture of experts is refused by the names of its modules, and nothing is loaded by then."""
+    monkeypatch.setattr("dami_merge.live.loading.local", lambda *_: pytest.fail("downloads"))
+    monkeypatch.setattr("dami_merge.live.loading.load_pairs", lambda *_: pytest.fail("loads"))
+    moe = make_pair(tmp_path, "qwen3_moe")
+    with pytest.raises(CheckpointError, match=r"Qwen3MoeExperts \(`model.layers.*experts`\)") as caught:
+        Engine.load(str(moe.instruct), str(moe.thinking))
+    assert "Qwen3MoeTopKRouter" in caught.value.message
+    assert "dami build" in (caught.value.hint or "")
+
+
+def changed(pair: Pair, folder: Path, **config: Any) -> Pair:
+    """A copy of a pair with other config values on both sides."""
+    import shutil
+
+    made = Pair(folder / "a", folder / "b")
+    for source, target in zip(pair, made, strict=True):
+        shutil.copytree(source, target)
+        known = json.loads((target / "config.json").read_text())
+        (target / "config.json").write_text(json.dumps({**known, **config}))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "mystery"}, "model_type 'mystery' is unknown to Transformers"),
+        ({"model_type": "vit"}, "ViTConfig describes no language model"),
+        ({"model_type": ["qwen3"]}, "is unknown to Transformers"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rotary embedding `dynamic`"),
+        ({"num_hidden_layers": 5, "layer_types": None}, "lacks .* of the model's .* tensors, such as `model.layers.3"),
+        ({"intermediate_size": 64}, r"`model.layers.0.mlp.gate_proj.weight` is \[48, 32\]; its config.json makes it"),
+        ({"hidden_act": "no_such"}, "config.json makes no model"),
+    ],
+)
+def test_configs_that_do_not_fit_are_refused(pair: Pair, tmp_path: Path, config: dict[str, Any], message: str) -> None:
+    """What a config says that cannot be, or is not supported, is named."""
+    made = changed(pair, tmp_path, **config)
+    with pytest.raises(CheckpointError, match=message):
+        Engine.load(str(made.instruct), str(made.thinking))
+
+
+def test_endpoints_of_different_architecture_are_refused(pair: Pair, tmp_path: Path) -> None:
+    """The comparison of `dami check` comes first, and its finding is the message."""
+    other = make_live_pair(tmp_path, "llama")
+    with pytest.raises(CheckpointError, match="architectures differ"):
+        Engine.load(str(pair.instruct), str(other.thinking))
+    with pytest.raises(DamiError, match="no such folder"):
+        Engine.load(str(pair.instruct), "./nothing/here/at/all")
+
+
+def test_no_code_of_a_checkpoint_is_run(pair: Pair, tmp_path: Path) -> None:
+    """An auto_map that names Python files is passed over: the architecture is Transformers' own."""
+    made = changed(pair, tmp_path, auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"})
+    for side in made:
+        (side / "evil.py").write_text("raise SystemExit('ran')")
+    engine = Engine.load(str(made.instruct), str(made.thinking))
+    assert engine.generate([[1, 2]], [0.5], max_new_tokens=2, ignore_eos=True)[0].finish_reason == "length"
+
+
+@contextmanager
+def little_memory(headroom: int) -> Iterator[None]:
+    """Let this process map no more than `headroom` bytes on top of what it has."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + headroom, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits memory this way")
+def test_out_of_memory_costs_the_newest_row_only(tmp_path: Path) -> None:
+    """A prompt too large for the memory that is left fails; the rows before it write what they would have."""
+    wide = make_live_pair(tmp_path, max_position_embeddings=9000, intermediate_size=8192, num_hidden_layers=1)
+    engine = Engine.load(str(wide.instruct), str(wide.thinking), prefill=9000)
+    asked = [Generation([i + 1, 2], 0.5, max_new_tokens=6, ignore_eos=True) for i in range(2)]
+    expected = engine.complete(asked)
+    rows = [engine.add(generation) for generation in asked]
+    events = engine.step()
+    # The widest layer alone would take 6,000 × 2 × 8,192 numbers: 393 MB.
+    big = engine.add(Generation([3] * 6000, 0.5))
+    with little_memory(64 << 20):
+        failure, *late = engine.step()
+    assert (failure.row, failure.token, failure.finish_reason) == (big, None, "error")
+    assert "out of memory with 3 rows" in (failure.error or "")
+    events += late
+    while engine.busy:
+        events += engine.step()
+    for row, whole in zip(rows, expected, strict=True):
+        assert tuple(event.token for event in events if event.row is row) == whole.tokens
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits memory this way")
+def test_a_merge_that_finds_no_memory_is_done_without(tmp_path: Path) -> None:
+    """Where the buffer of a merge has no room, `auto` goes on with both endpoints and the row never knows."""
+    large = make_live_pair(tmp_path, hidden_size=512, intermediate_size=8192, num_hidden_layers=2)
+    engine = Engine.load(str(large.instruct), str(large.thinking))
+    generation = Generation([1, 2], 0.5, max_new_tokens=16, ignore_eos=True)
+    engine.add(generation)
+    # The buffer would take 25 million numbers: 101 MB, in parts of 17 MB.
+    with little_memory(8 << 20):
+        events = [event for _ in range(16) for event in engine.step()]
+    assert events[-1].finish_reason == "length"
+    assert engine.model.nbytes["merged"] == 0  # type: ignore[attr-defined]
+    assert tuple(event.token for event in events) == engine.complete([generation])[0].tokens
