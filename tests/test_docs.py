@@ -20,7 +20,7 @@ from dami_merge.schedule import SCHEDULES, parse_lambda
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(
-    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("merge_configs/*.md"), *ROOT.glob("plugins/*/*.md")]
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*_configs/*.md"), *ROOT.glob("plugins/*/*.md")]
 )
 WHOLE = {"merge_method": "dami", "base_model": "a", "models": [{"model": "b"}], "parameters": {"lambda": 0.5}}
 LAYERS = 36
