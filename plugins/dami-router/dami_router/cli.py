@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("dami-router", "Answer one query with the variant of its λ."),
     "rollout": ("dami-router", "Ask every question of every variant, and grade the answers; resumable."),
     "train": ("dami-router", "Train an estimator of λ(q) on graded rollouts."),
+    "calibrate": ("dami-router", "Fit confidence to a wanted mean λ or mean tokens; no labels; resumable."),
     "eval": ("dami-router", "Say what an estimator is worth, against every static λ and the oracle."),
     "live": ("dami-merge", "Serve any λ, per request, from two checkpoints in memory."),
     "lab": ("dami-merge", "Write the tiny Instruct/Thinking pair into a folder."),

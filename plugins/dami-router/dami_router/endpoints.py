@@ -24,7 +24,7 @@ from dami_router.config import BreakerSpec, RouterConfig
 from dami_router.estimators.base import Query
 from dami_router.fleet import Fleet, Replica
 from dami_router.probing import Prober
-from dami_router.served import Ability, EstimationError, Probe, Prompt, UnableError
+from dami_router.served import Ability, BusyError, EstimationError, Probe, Prompt, UnableError
 
 __all__ = ["Endpoint", "Endpoints"]
 
@@ -72,7 +72,7 @@ class Endpoint:
     @asynccontextmanager
     async def _ask(self, ability: Ability, timeout: float) -> AsyncIterator[tuple[Replica, LogProbs, Post]]:
         if timeout <= 0:
-            raise EstimationError("no time is left")
+            raise BusyError("no time is left")
         replica = self._pick(ability)
         breaker = self._breakers[replica]
 
@@ -97,7 +97,7 @@ class Endpoint:
             raise
         except (TimeoutError, UnansweredError):
             breaker.failed()
-            raise EstimationError(f"the server at λ = {self.lambda_:g} gives no answer") from None
+            raise BusyError(f"the server at λ = {self.lambda_:g} gives no answer") from None
         except BaseException:
             breaker.abandoned()
             raise
@@ -113,8 +113,10 @@ class Endpoint:
         self._prober.explored.update(self._replicas)
         alive = [r for r in self._replicas if r.usable and r.health != "dead" and self._breakers[r].ready]
         able = [r for r in alive if _known(r, ability) is not False]
+        if not alive:
+            raise BusyError(f"no server at λ = {self.lambda_:g} answers")
         if not able:
-            raise EstimationError(f"no server at λ = {self.lambda_:g} " + (f"gives {ability}" if alive else "answers"))
+            raise EstimationError(f"no server at λ = {self.lambda_:g} gives {ability}")
         random.shuffle(able)
         return min(able, key=lambda replica: replica.outstanding)
 

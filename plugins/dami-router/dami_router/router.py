@@ -125,9 +125,9 @@ class Router:
         self.fleet = Fleet(config)
         self.transport: Calls = calls or Transport(config.timeouts)
         self.prober = Prober(self.fleet, self.transport, config.probe)
-        self.estimator = config.estimator
-        if config.backends:
-            self.estimator = self.estimator.bind(Endpoints(config, self.fleet, self.transport, self.prober))
+        # Whoever only decides, with no server behind it, asks none either.
+        self.endpoints = Endpoints(config, self.fleet, self.transport, self.prober) if config.backends else None
+        self.estimator = config.estimator.bind(self.endpoints) if self.endpoints else config.estimator
         self.budget = _budget(config)
         self.on_failure = _ignore
         self._conversations = Conversations()

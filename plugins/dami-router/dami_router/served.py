@@ -14,7 +14,7 @@ from dami_router.errors import FailureError
 if TYPE_CHECKING:
     from dami_router.estimators.base import Query
 
-__all__ = ["Ability", "EstimationError", "Probe", "Prompt", "Server", "Servers", "Token", "UnableError"]
+__all__ = ["Ability", "BusyError", "EstimationError", "Probe", "Prompt", "Server", "Servers", "Token", "UnableError"]
 
 Ability = Literal["log_probs", "prompt_log_probs", "top_n"]
 """What a server may or may not be able to give, by the names under which it was probed."""
@@ -22,6 +22,10 @@ Ability = Literal["log_probs", "prompt_log_probs", "top_n"]
 
 class EstimationError(FailureError):
     """An estimator cannot say anything about this query; the next one in the chain is asked."""
+
+
+class BusyError(EstimationError):
+    """No server answers now; one may later."""
 
 
 class UnableError(EstimationError):

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from dami_router.backends.base import Post
 from dami_router.estimators.base import Query
-from dami_router.served import Ability, EstimationError, Probe, Prompt, Token, UnableError
+from dami_router.served import Ability, BusyError, EstimationError, Probe, Prompt, Token, UnableError
 from dami_router.thinking import CLOSE, OPEN
 
 __all__ = ["CLOSED", "LogProbs", "asked", "at", "made_probe", "number", "read_chat", "required", "whole_numbers"]
@@ -37,8 +37,10 @@ class LogProbs(Protocol):
 
 
 async def asked(post: Post, path: str, data: dict[str, Any]) -> Any:
-    """Return the reply's JSON; raises EstimationError for any status but 200."""
+    """Return the reply's JSON; raises EstimationError for any status but 200, BusyError for those that may pass."""
     status, reply = await post(path, data)
+    if status in (408, 424, 429) or status >= 500:
+        raise BusyError(f"{path} gives status {status}")
     if status != 200 or reply is None:
         raise EstimationError(f"{path} gives status {status}" + ("" if reply is not None else " and no JSON"))
     return reply

@@ -1,0 +1,102 @@
+"""What answering a query at a λ costs: λ itself, or tokens as they were measured."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from dami_router.config import VariantSpec
+from dami_router.errors import MisuseError
+from dami_router.rollouts import Rollout
+
+__all__ = ["Cost", "LambdaCost", "TokenCosts", "Unit", "tokens_of_rollouts", "tokens_of_variants"]
+
+Unit = Literal["lambda", "tokens"]
+_SAME = 1e-6
+
+
+class Cost(Protocol):
+    """The cost of an answer."""
+
+    def __call__(self, query: str, lambda_: float) -> float:
+        """Return the expected cost of one query's answer at λ."""
+        ...
+
+
+class LambdaCost:
+    """λ is its own cost."""
+
+    def __call__(self, query: str, lambda_: float) -> float:  # noqa: ARG002
+        """Return λ."""
+        return lambda_
+
+
+@dataclass(frozen=True)
+class TokenCosts:
+    """Mean tokens by λ, and for some queries their own; between two known λ a straight line, where `between` is set."""
+
+    means: Mapping[float, float]
+    own: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
+    between: bool = False
+
+    def __call__(self, query: str, lambda_: float) -> float:
+        """Return the tokens of this query's answer at λ; MisuseError for a λ that was not measured."""
+        found = _at(self.own.get(query, {}), lambda_, self.between)
+        found = _at(self.means, lambda_, self.between) if found is None else found
+        if found is None:
+            raise MisuseError(
+                f"nobody measured the tokens of answers at λ={lambda_:g}, only at {_list(self.means)}",
+                hint="give rollouts of every variant with --rollouts, or ask for --mean-lambda",
+            )
+        return found
+
+
+def tokens_of_variants(variants: Iterable[VariantSpec]) -> TokenCosts:
+    """Return what the manifest measured: each variant's mean over its benchmarks."""
+    means = {
+        v.lambda_: math.fsum(f.mean_tokens for f in v.figures.values()) / len(v.figures) for v in variants if v.figures
+    }
+    if not means:
+        raise MisuseError(
+            "no variant has measured tokens, so nobody knows what a mean of tokens is",
+            hint="give --rollouts r.jsonl, or put them into the manifest: dami eval r.jsonl --write-manifest",
+        )
+    return TokenCosts(means)
+
+
+def tokens_of_rollouts(rollouts: Iterable[Rollout], *, between: bool = False) -> TokenCosts:
+    """Return what rollouts cost: each query's own tokens, and each λ's mean. Nothing else of a rollout is read."""
+    sums: dict[str, dict[float, tuple[float, int]]] = {}
+    for rollout in rollouts:
+        total, count = sums.setdefault(rollout.query, {}).get(rollout.lambda_, (0.0, 0))
+        sums[rollout.query][rollout.lambda_] = (total + rollout.tokens, count + 1)
+    own = {query: {x: total / count for x, (total, count) in cells.items()} for query, cells in sums.items()}
+    columns: dict[float, list[float]] = {}
+    for cells in own.values():
+        for x, tokens in cells.items():
+            columns.setdefault(x, []).append(tokens)
+    if not columns:
+        raise MisuseError("no rollouts")
+    return TokenCosts({x: math.fsum(c) / len(c) for x, c in columns.items()}, own, between)
+
+
+def _at(known: Mapping[float, float], lambda_: float, between: bool) -> float | None:
+    if lambda_ in known:
+        return known[lambda_]
+    grid = sorted(known)
+    for x in grid:
+        if abs(x - lambda_) < _SAME:
+            return known[x]
+    if not between or not grid or not grid[0] <= lambda_ <= grid[-1]:
+        return None
+    i = bisect_left(grid, lambda_)
+    low, high = grid[i - 1], grid[i]
+    share = (lambda_ - low) / (high - low)
+    return (1 - share) * known[low] + share * known[high]
+
+
+def _list(means: Mapping[float, float]) -> str:
+    return ", ".join(f"{x:g}" for x in sorted(means))

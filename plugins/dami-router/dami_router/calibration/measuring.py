@@ -1,0 +1,99 @@
+"""Asking the served endpoints about many queries: a few at a time, each tried again for a while where it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from dami_router.calibration.journal import Journal, Scores
+from dami_router.estimators.base import EstimationError, Query
+from dami_router.estimators.calibrated import FORMS, Form
+from dami_router.estimators.confidence import Choice, Confidence, Measured, digest
+from dami_router.served import BusyError
+
+__all__ = ["Collection", "collect", "forms_of", "key_of"]
+
+_PAUSES = (0.2, 1.0, 5.0)
+_EVERY_S = 10.0
+
+
+@dataclass
+class Collection:
+    """How a run went: how many queries it measured, and why others gave nothing."""
+
+    measured: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+
+
+def key_of(text: str) -> str:
+    """Return a query's digest, as text."""
+    return digest(Query(text), "calibration", 0).hex()
+
+
+async def forms_of(estimator: Confidence, form: Choice, query: Query) -> tuple[Form, ...]:
+    """Return the forms to measure: the one that was asked for, or each that the servers give for one query."""
+    if form != "auto":
+        return (form,)
+    found: list[Form] = []
+    for one in FORMS:
+        try:
+            await _patiently(replace(estimator, form=one, memo=None, cache=0), query)
+        except EstimationError:
+            continue
+        found.append(one)
+    return tuple(found)
+
+
+async def collect(
+    estimator: Confidence, forms: Sequence[Form], texts: Sequence[str], into: Journal, concurrency: int,
+    say: Callable[[str], None],
+) -> Collection:  # fmt: skip
+    """Measure every query that `into` has not, `concurrency` at a time."""
+    each = {form: replace(estimator, form=form, memo=None, cache=0) for form in forms}
+    work = list(reversed([text for text in dict.fromkeys(texts) if key_of(text) not in into.done]))
+    outcome, total = Collection(), len(work)
+    told = begun = time.monotonic()
+
+    async def worker() -> None:
+        nonlocal told
+        while work:
+            text = work.pop()
+            try:
+                into.append(key_of(text), await _scores(each, Query(text)))
+                outcome.measured += 1
+            except EstimationError as error:
+                outcome.failures[error.message] += 1
+            if (now := time.monotonic()) - told >= _EVERY_S:
+                told = now
+                done = total - len(work)
+                say(f"{done:,} of {total:,} queries; {done / (now - begun):.1f} a second")
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(concurrency, total)):
+                group.create_task(worker())
+    except ExceptionGroup as several:
+        raise several.exceptions[0] from None
+    return outcome
+
+
+async def _scores(each: dict[Form, Confidence], query: Query) -> Scores:
+    """Measure a query in every form; Instruct's own confidence comes with each."""
+    found: dict[Form, float] = {}
+    for form, estimator in each.items():
+        if form not in found:
+            measured = await _patiently(estimator, query)
+            found |= {"instruct": float(measured.evidence["confidence"]), form: measured.score}
+    return found
+
+
+async def _patiently(estimator: Confidence, query: Query) -> Measured:
+    for pause in _PAUSES:
+        try:
+            return await estimator.measure(query)
+        except BusyError:
+            await asyncio.sleep(pause)
+    return await estimator.measure(query)

@@ -1,0 +1,247 @@
+"""`dami calibrate`: from unlabelled queries to a map from confidence to λ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dami_router.cli import command
+from dami_router.errors import FailureError, MisuseError
+from dami_router.output import Output, table
+
+if TYPE_CHECKING:
+    from dami_router.calibration.costs import Cost, Unit
+    from dami_router.calibration.fitting import Fitted
+    from dami_router.estimators.calibrated import Form
+    from dami_router.estimators.confidence import Choice
+
+__all__ = ["calibrate"]
+
+_ENOUGH = 0.9
+_FAR = 0.05
+
+
+@command(
+    "calibrate",
+    examples=(
+        "dami calibrate router.yml --queries questions.jsonl --mean-lambda 0.4",
+        "dami calibrate router.yml --queries questions.jsonl --mean-tokens 900 --max-lambda 0.7 --out map.json",
+        "dami calibrate router.yml --queries q.jsonl --mean-tokens 25 --rollouts r.jsonl --confidence confidence.json",
+    ),
+    help="Ask the served endpoints how sure they are of each of many queries, and fit the map from that to λ that "
+    "gives a wanted mean λ, or mean tokens, over queries like these. No labels are used. Fitted on a part of the "
+    "queries and checked on the others. Writes the map for the estimator `confidence`, and says which lines router.yml "
+    "needs. Stopped at any moment, the same command goes on.",
+)
+@click.argument("config_file", metavar="CONFIG", type=click.Path(path_type=Path))
+@click.option("--queries", required=True, help="A JSONL, CSV or parquet file, a .txt with a query a line, or a Hub id.")
+@click.option("--mean-lambda", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="The wanted mean λ.")
+@click.option("--mean-tokens", type=click.FloatRange(0, min_open=True), help="The wanted mean tokens of an answer.")
+@click.option(
+    "--max-lambda", type=click.FloatRange(0, 1, min_open=True),
+    help="The λ of the least sure queries; the largest that is served otherwise.",
+)  # fmt: skip
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The map to write; must not exist. confidence.json beside CONFIG."
+)
+@click.option(
+    "--form", type=click.Choice(["auto", "instruct", "discrepancy", "entropy"]),
+    help="What to measure; auto: all that the servers give. By default what CONFIG says of `confidence`.",
+)  # fmt: skip
+@click.option("--tokens", type=click.IntRange(1, 1024), help="The probe's longest answer; as in CONFIG otherwise.")
+@click.option("--timeout", type=click.FloatRange(0.001), default=30.0, show_default=True, help="Seconds for one query.")
+@click.option("--rollouts", type=click.Path(path_type=Path), help="Rollouts, for what answers cost with --mean-tokens.")
+@click.option(
+    "--confidence", type=click.Path(path_type=Path),
+    help="Also write each query's confidence: JSON, query_id to number, for `dami train --confidence`.",
+)  # fmt: skip
+@click.option("--query-column", help="The queries' column; found by its usual names otherwise.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first queries.")
+@click.option("--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="Queries at a time.")
+def calibrate(
+    output: Output, config_file: Path, queries: str, mean_lambda: float | None, mean_tokens: float | None,
+    max_lambda: float | None, out: Path | None, form: str | None, tokens: int | None, timeout: float,
+    rollouts: Path | None, confidence: Path | None, query_column: str | None, limit: int | None, concurrency: int,
+) -> None:  # fmt: skip
+    """Calibrate."""
+    import asyncio
+
+    if (mean_lambda is None) == (mean_tokens is None):
+        raise MisuseError("give either --mean-lambda or --mean-tokens")
+    if rollouts and mean_tokens is None:
+        raise MisuseError("--rollouts is for --mean-tokens")
+    place = out or config_file.parent / "confidence.json"
+    for path in (place, confidence):
+        if path is not None and path.exists():
+            raise MisuseError(f"{path}: already there; nothing was asked", hint="choose another file, or remove it")
+    texts = _texts(queries, query_column, limit)
+    run = _Run(output, config_file, place, texts, concurrency)
+    run.set_up(form, tokens, timeout)
+    run.wish("lambda" if mean_lambda else "tokens", mean_lambda or mean_tokens or 0.0, max_lambda, rollouts)
+    asyncio.run(run.ask())
+    run.finish(confidence)
+
+
+def _texts(place: str, column: str | None, limit: int | None) -> dict[str, str]:
+    """Return the queries by id, in order."""
+    from dami_router.datasets import load_dataset
+
+    if place.endswith(".txt"):
+        try:
+            lines = [line.strip() for line in Path(place).read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise MisuseError(f"{place}: cannot be read as text: {error}") from None
+        found = {str(i): line for i, line in enumerate((line for line in lines if line), 1)}
+        return dict(list(found.items())[:limit])
+    return {q.id: q.text for q in load_dataset(place, query_column=column, limit=limit).questions}
+
+
+class _Run:
+    """One call of the command, step by step."""
+
+    def __init__(self, output: Output, config: Path, out: Path, texts: dict[str, str], concurrency: int) -> None:
+        from dami_router.router import Router
+
+        self._output, self._file, self._out, self._texts = output, config, out, texts
+        self._partial = out.with_name(f"{out.name}.partial")
+        self._concurrency = concurrency
+        self._router = Router.from_file(config)
+        self._confidence: dict[str, float] = {}
+        self._fitted: list[Fitted] = []
+
+    def set_up(self, form: str | None, tokens: int | None, timeout: float) -> None:
+        """Take the estimator's settings from the configuration, and from the command line what it says otherwise."""
+        from dataclasses import replace
+        from typing import cast
+
+        from dami_router.estimators.confidence import Confidence
+
+        links = self._router.config.estimator.estimators
+        found = next((link for link in links if isinstance(link, Confidence)), Confidence())
+        self._form: Choice = cast("Choice", form or found.form)
+        self._estimator = replace(found, map=None, memo=None, cache=0, tokens=tokens or found.tokens, timeout=timeout)
+
+    def wish(self, unit: Unit, mean: float, max_lambda: float | None, rollouts: Path | None) -> None:
+        """Check what is wanted against what is served, before anything is asked."""
+        from dami_router.calibration.costs import LambdaCost, tokens_of_rollouts, tokens_of_variants
+        from dami_router.calibration.fitting import Wish
+        from dami_router.calibration.serving import largest, rule_of
+        from dami_router.pinning import LIVE
+        from dami_router.rollouts import read_rollouts
+
+        top = max_lambda or largest(self._router)
+        if unit == "lambda" and mean >= top:
+            raise MisuseError(f"--mean-lambda {mean:g} is not below the largest λ, {top:g}")
+        self._wish, self._rule = Wish(unit, mean, top), rule_of(self._router)
+        self._cost: Cost = LambdaCost()
+        if unit == "tokens":
+            between = bool(self._router.fleet.of(LIVE))
+            known = tokens_of_rollouts(read_rollouts(rollouts), between=between) if rollouts else None
+            self._cost = known or tokens_of_variants(self._router.config.variants)
+            for lambda_ in {self._rule(i / 100, 0.5) for i in range(round(100 * top) + 1)}:
+                self._cost("", lambda_)
+
+    async def ask(self) -> None:
+        """Measure what is missing; fit; raises FailureError where too many queries gave nothing."""
+        from dataclasses import replace
+
+        from dami_router.calibration.journal import journal
+        from dami_router.calibration.measuring import collect, forms_of
+        from dami_router.estimators.base import Query
+
+        settings = {
+            "tokens": self._estimator.tokens, "form": self._form,
+            "backends": [[b.variant, b.url] for b in self._router.config.backends],
+        }  # fmt: skip
+        async with self._router as router:
+            router.require_usable()
+            if router.endpoints is None:
+                raise MisuseError(f"{self._file}: has no backends to ask")
+            estimator = replace(self._estimator, servers=router.endpoints)
+            with journal(self._partial, settings) as opened:
+                if opened.done:
+                    self._output.note(f"{len(opened.done):,} queries were measured before")
+                forms = await forms_of(estimator, self._form, Query(next(iter(self._texts.values()))))
+                if not forms:
+                    raise FailureError("the servers give no log-probabilities", hint=self._check())
+                self._output.note(f"{len(self._texts):,} queries; measuring {', '.join(forms)}")
+                texts = list(self._texts.values())
+                outcome = await collect(estimator, forms, texts, opened, self._concurrency, self._output.note)
+                self._take(opened.done, outcome.failures, forms)
+
+    def _take(self, done: Any, failures: Any, forms: tuple[Form, ...]) -> None:
+        """Fit each form on what was measured, the same query as often as it stands among the queries."""
+        from dami_router.calibration.fitting import Sample, fit
+        from dami_router.calibration.measuring import key_of
+
+        keys = {id: key_of(text) for id, text in self._texts.items()}
+        known = {id: done[key] for id, key in keys.items() if key in done}
+        for reason, count in failures.most_common(5):
+            self._output.warning(f"{count:,} × {reason}")
+        if len(known) < _ENOUGH * len(keys):
+            raise FailureError(
+                f"{len(keys) - len(known):,} of {len(keys):,} queries could not be measured",
+                hint=f"{self._check()}, then run the same command again: it asks for these only",
+            )
+        self._confidence = {id: scores["instruct"] for id, scores in known.items()}
+        for form in forms:
+            samples = [
+                Sample(self._texts[id], scores[form], int(keys[id][:12], 16) / (1 << 48))
+                for id, scores in known.items()
+                if form in scores
+            ]
+            self._fitted.append(fit(form, samples, self._wish, self._cost, self._rule))
+
+    def finish(self, confidence: Path | None) -> None:
+        """Write the map and tell what it gives."""
+        import json
+
+        from dami_router import __version__
+        from dami_router.durable import write_atomically
+        from dami_router.estimators.calibrated import CalibratedMap
+
+        results = [fitted.as_dict() for fitted in self._fitted]
+        about = {"created_with": f"dami-router {__version__}", "results": results}
+        CalibratedMap(self._estimator.tokens, {f.form: f.map for f in self._fitted}, about).save(self._out)
+        if confidence is not None:
+            write_atomically(confidence, json.dumps(self._confidence, indent=0).encode() + b"\n")
+        self._partial.unlink(missing_ok=True)
+        data = {"map": str(self._out), "tokens": self._estimator.tokens, "results": results}
+        self._output.result(f"{self._table()}\n\n{self._out} is written; router.yml:\n\n{self._lines()}", data)
+        for fitted in self._fitted:
+            self._warn(fitted)
+        self._output.hint(f"dami route {self._file} QUERY")
+
+    def _warn(self, fitted: Fitted) -> None:
+        wish, (low, high) = fitted.wish, fitted.reach
+        if abs(fitted.fitted - wish.mean) > _FAR * wish.mean:
+            self._output.warning(
+                f"{fitted.form}: a mean of {wish.mean:g} {self._unit} cannot be had with λ up to {wish.max_lambda:g}; "
+                f"means from {low:.4g} to {high:.4g} can"
+            )
+
+    def _table(self) -> str:
+        rows = []
+        for f in self._fitted:
+            shares = ", ".join(f"{x:g}: {share:.0%}" for x, share in f.histogram)
+            got = f"{f.mean:.4g} [{f.low:.4g}, {f.high:.4g}]"
+            facts = f.form, str(f.fitted_on), str(f.held_out), f"{f.wish.mean:g}", got, f"{f.mean_lambda:.3f}"
+            rows.append([*facts, shares])
+        wanted = f"wanted {self._unit}", f"held-out {self._unit}"
+        return table(("form", "fitted on", "held out", *wanted, "mean λ", "λ of held-out queries"), rows)
+
+    @property
+    def _unit(self) -> str:
+        return "λ" if self._wish.unit == "lambda" else "tokens"
+
+    def _lines(self) -> str:
+        import os
+
+        name = os.path.relpath(self._out, self._file.parent)
+        form = "" if self._form == "instruct" else f"form: {self._form}, "
+        return f"estimator:\n  chain:\n    - effort\n    - confidence: {{{form}map: {name}}}"
+
+    def _check(self) -> str:
+        return f"dami serve {self._file} --check"
