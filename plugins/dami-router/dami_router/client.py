@@ -9,7 +9,7 @@ the decision is in the reply's headers.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ try:
 except ImportError as error:
     raise FailureError(f"DamiClient needs {error.name}", hint="pip install 'dami-router[client]'") from None
 
-__all__ = ["AsyncDamiClient", "DamiClient", "RoutedBy", "Text", "TextStream"]
+__all__ = ["AsyncDamiClient", "AsyncTextStream", "DamiClient", "Generated", "RoutedBy", "Text", "TextStream"]
 
 _PATIENCE = httpx.Timeout(600.0, connect=5.0)
 
@@ -57,15 +57,57 @@ class Text(str):
     dami: RoutedBy | None = None
 
 
+class Generated(dict[str, Any]):
+    """What TGI says of a generation, or an event of its stream: a mapping whose keys are attributes too."""
+
+    dami: RoutedBy | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the server said nothing of `{name}`") from None
+
+
 @dataclass
 class TextStream:
-    """Generated text as it comes, with the decision; iterate once."""
+    """Pieces of text as they come (events, with details), with the decision; iterate once, or close."""
 
     dami: RoutedBy | None
-    _pieces: Iterator[str]
+    _reply: httpx.Response
+    _details: bool
 
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            for line in self._reply.iter_lines():
+                yield from _pieces(line, self._details)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End the call; the server stops generating."""
+        self._reply.close()
+
+
+@dataclass
+class AsyncTextStream:
+    """`TextStream` for asyncio."""
+
+    dami: RoutedBy | None
+    _reply: httpx.Response
+    _details: bool
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        try:
+            async for line in self._reply.aiter_lines():
+                for piece in _pieces(line, self._details):
+                    yield piece
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """End the call; the server stops generating."""
+        await self._reply.aclose()
 
 
 class _Creates:
@@ -113,20 +155,22 @@ class DamiClient:
         """Chat, as huggingface_hub's `InferenceClient.chat_completion`."""
         return self.chat.completions.create(messages=messages, model=model, **arguments)
 
-    def text_generation(self, prompt: str, *, stream: bool = False, **parameters: Any) -> Text | TextStream:
-        """Generate on TGI, as huggingface_hub's `InferenceClient.text_generation` without details.
+    def text_generation(
+        self, prompt: str, *, details: bool = False, stream: bool = False, **parameters: Any
+    ) -> Text | Generated | TextStream:
+        """Generate on TGI, as huggingface_hub's `InferenceClient.text_generation`.
 
-        `parameters` are TGI's. Raises FailureError with the server's message.
+        With `details`, what TGI says of the generation: `generated_text` and `details`, or events of a
+        stream with `token`. `parameters` are TGI's. Raises FailureError with the server's message.
         """
-        body = {"inputs": prompt, "parameters": parameters}
+        path, body = _generation(prompt, details, stream, parameters)
         if not stream:
-            return _text(self._http.post("/generate", json=body))
-        request = self._http.build_request("POST", "/generate_stream", json=body)
-        reply = self._http.send(request, stream=True)
+            return _text(self._http.post(path, json=body), details)
+        reply = self._http.send(self._http.build_request("POST", path, json=body), stream=True)
         if reply.status_code != 200:
             reply.read()
             raise _refused(reply)
-        return TextStream(RoutedBy.of(reply.headers), _pieces(reply))
+        return TextStream(RoutedBy.of(reply.headers), reply, details)
 
     def route(self, query: str, **fields: Any) -> dict[str, Any]:
         """Return the decision on a query without generating."""
@@ -165,9 +209,18 @@ class AsyncDamiClient:
         """Chat, as huggingface_hub's `AsyncInferenceClient.chat_completion`."""
         return await self.chat.completions.create(messages=messages, model=model, **arguments)
 
-    async def text_generation(self, prompt: str, **parameters: Any) -> Text:
-        """Generate on TGI, not streamed; raises FailureError with the server's message."""
-        return _text(await self._http.post("/generate", json={"inputs": prompt, "parameters": parameters}))
+    async def text_generation(
+        self, prompt: str, *, details: bool = False, stream: bool = False, **parameters: Any
+    ) -> Text | Generated | AsyncTextStream:
+        """Generate on TGI, as `DamiClient.text_generation`; a stream is iterated with `async for`."""
+        path, body = _generation(prompt, details, stream, parameters)
+        if not stream:
+            return _text(await self._http.post(path, json=body), details)
+        reply = await self._http.send(self._http.build_request("POST", path, json=body), stream=True)
+        if reply.status_code != 200:
+            await reply.aread()
+            raise _refused(reply)
+        return AsyncTextStream(RoutedBy.of(reply.headers), reply, details)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -198,25 +251,31 @@ def _with_decision(raw: Any) -> Any:
     return result
 
 
-def _text(reply: httpx.Response) -> Text:
+def _generation(prompt: str, details: bool, stream: bool, parameters: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    asked = {**parameters, **({"details": True} if details else {})}
+    return "/generate_stream" if stream else "/generate", {"inputs": prompt, "parameters": asked}
+
+
+def _text(reply: httpx.Response, details: bool) -> Text | Generated:
     if reply.status_code != 200:
         raise _refused(reply)
-    text = Text(reply.json()["generated_text"])
+    data = reply.json(object_hook=Generated)
+    text: Text | Generated = data if details else Text(data["generated_text"])
     text.dami = RoutedBy.of(reply.headers)
     return text
 
 
-def _pieces(reply: httpx.Response) -> Iterator[str]:
-    try:
-        for line in reply.iter_lines():
-            if line.startswith("data:"):
-                event = json.loads(line[5:])
-                if "error" in event:
-                    raise FailureError(f"the stream broke off: {event['error']}")
-                if not event["token"].get("special"):
-                    yield event["token"]["text"]
-    finally:
-        reply.close()
+def _pieces(line: str, details: bool) -> Iterator[str | Generated]:
+    """Yield what one line of a stream of TGI says: nothing, a token's text, or its event."""
+    if not line.startswith("data:"):
+        return
+    event = json.loads(line[5:], object_hook=Generated)
+    if "error" in event:
+        raise FailureError(f"the stream broke off: {event['error']}")
+    if details:
+        yield event
+    elif not event["token"].get("special"):
+        yield event["token"]["text"]
 
 
 def _refused(reply: httpx.Response) -> FailureError:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import http.client
 import json
 import logging
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from fakes.loop import Loop
+from fakes.upstream import Call, Upstream
 from fakes.world import Client, World
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -60,6 +64,16 @@ def bugs() -> Iterator[list[logging.LogRecord]]:
 
 
 @pytest.fixture(scope="module")
+def anything(loop: Loop, bugs: list[logging.LogRecord]) -> Any:
+    """A proxy over one server whose script a test may change, without pauses and without a breaker."""
+    world = World(loop)
+    server = world.upstream("v-l000")
+    extra = "thinking: split\nbreaker: {failures: 100000}\ntimeouts: {first_byte: 0.2, idle: 0.2, total: 0.5}"
+    yield world.router(("v-l000", server), extra=extra), server
+    world.close()
+
+
+@pytest.fixture(scope="module")
 def client(loop: Loop, bugs: list[logging.LogRecord]) -> Any:
     """A proxy over one TGI and one other server, with all of a policy's state in use."""
     world = World(loop)
@@ -106,6 +120,42 @@ def test_what_is_no_http_does_not_bring_it_down(client: Client, raw: bytes) -> N
     """Noise on the socket is 400 or a closed connection; the next request is answered."""
     assert b" 500 " not in send(client, raw)
     assert client.get("/health").status == 200
+
+
+TAGS = st.sampled_from([b"<think>", b"</think>", b"data: ", b"\n\n", b"[DONE]", b'{"choices": [', b'"usage": null'])
+REPLIES = st.lists(TAGS | st.binary(max_size=30) | BODIES, max_size=4).map(b"".join)
+TYPES = st.sampled_from(["application/json", "text/event-stream", "text/html", "", "x/\xff"])
+
+
+@settings(max_examples=150)
+@given(
+    st.sampled_from([200, 200, 200, 201, 204, 302, 400, 404, 422, 429, 500, 503, 599]),
+    TYPES, REPLIES, st.sampled_from(["exact", "chunked", "closed", "short", "long"]), st.booleans(),
+)  # fmt: skip
+def test_whatever_a_server_replies_is_no_bug_of_ours(
+    anything: tuple[Client, Upstream], status: int, kind: str, body: bytes, framing: str, stream: bool
+) -> None:
+    """Any status, type, framing and body of a server is passed on or is a 429, 502 or 503; never a 500 of our own."""
+    client, server = anything
+
+    async def script(call: Call, writer: asyncio.StreamWriter) -> None:
+        length = {"short": len(body) // 2, "long": len(body) + 9}.get(framing, len(body))
+        how = "transfer-encoding: chunked" if framing == "chunked" else f"content-length: {length}"
+        how = "connection: close" if framing == "closed" else how
+        sent = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if framing == "chunked" and body else body
+        sent = b"0\r\n\r\n" if framing == "chunked" and not body else sent
+        head = f"HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\n{how}\r\n\r\n"
+        writer.write(head.encode("latin-1") + sent)
+        await writer.drain()
+        writer.close()
+
+    server.script = script
+    # What breaks off after its first event breaks off here too: there is no status to tell it by any more.
+    with suppress(http.client.HTTPException):
+        answer = client.chat(stream=stream)
+        assert answer.status == status or answer.status in (429, 502, 503)
+        assert answer.status != 500
+        assert b"Traceback" not in answer.body
 
 
 def test_nothing_unexpected_was_logged(client: Client, bugs: list[logging.LogRecord]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 
 import openai
 import pytest
@@ -124,6 +125,70 @@ def test_our_async_client_does_the_same(world: World) -> None:
             return [whole.dami.variant, events.dami.variant, text.dami.variant, streamed]
 
     assert asyncio.run(ask()) == ["v-l000", "v-l000", "v-l000", "It is 4"]
+
+
+def test_details_are_huggingface_hub_s(world: World) -> None:
+    """With details=True, whole and streamed, our client's attributes are those of huggingface_hub's client."""
+    url = world.router(("v-l000", world.tgi("v-l000"))).url
+    theirs = InferenceClient(model=url)
+    with DamiClient(url) as ours:
+        asked = {"details": True, "decoder_input_details": True, "max_new_tokens": 3}
+        one, other = ours.text_generation("2+2?", **asked), theirs.text_generation("2+2?", **asked)
+        assert (one.generated_text, one.dami.variant) == (other.generated_text, "v-l000")
+        assert one.details.generated_tokens == other.details.generated_tokens == 3
+        assert one.details.finish_reason == other.details.finish_reason
+        assert [t.text for t in one.details.tokens] == [t.text for t in other.details.tokens]
+        assert [t.logprob for t in one.details.prefill] == [t.logprob for t in other.details.prefill]
+        events = ours.text_generation("2+2?", details=True, stream=True)
+        assert events.dami.variant == "v-l000"
+        mine = list(events)
+        others = list(theirs.text_generation("2+2?", details=True, stream=True))
+        assert [e.token.text for e in mine] == [e.token.text for e in others]
+        assert mine[-1].generated_text == others[-1].generated_text
+        assert mine[-1].details.generated_tokens == others[-1].details.generated_tokens
+        with pytest.raises(AttributeError, match="said nothing of `seeds`"):
+            _ = one.details.seeds
+
+
+def test_our_async_client_streams_generations(world: World) -> None:
+    """Awaited, a stream of text or of events with details; TGI's refusal and an error in it are FailureErrors."""
+    tgi = world.tgi("v-l000")
+    url = world.router(("v-l000", tgi)).url
+
+    async def ask() -> tuple[list[str], list[int], str]:
+        async with AsyncDamiClient(url) as client:
+            pieces = await client.text_generation("2+2?", stream=True)
+            texts = [piece async for piece in pieces]
+            events = await client.text_generation("2+2?", stream=True, details=True)
+            ids = [event.token.id async for event in events]
+            whole = await client.text_generation("2+2?", details=True)
+            with pytest.raises(FailureError, match="422"):
+                await client.text_generation("2+2?", stream=True, max_new_tokens=0)
+            return [pieces.dami.variant, *texts], ids, whole.details.finish_reason
+
+    assert asyncio.run(ask()) == (["v-l000", "It", " is", " 4"], [0, 1, 2], "length")
+
+
+def test_a_stream_that_is_left_ends_at_the_server(world: World) -> None:
+    """Breaking out of a stream, sync or async, ends the call: nobody is counted as inside any more."""
+    client = world.router(("v-l000", world.upstream("v-l000")), ("v-l100", world.tgi("v-l100")))
+
+    async def leave() -> None:
+        async with AsyncDamiClient(client.url) as asynchronous:
+            stream = await asynchronous.text_generation("2+2?", stream=True)
+            async for _ in stream:
+                break
+            await stream.close()
+
+    asyncio.run(leave())
+    with DamiClient(client.url) as synchronous:
+        stream = synchronous.text_generation("2+2?", stream=True)
+        assert next(iter(stream)) == "It"
+        stream.close()
+    end = time.monotonic() + 5
+    while client.app.admission.inside and time.monotonic() < end:
+        time.sleep(0.01)
+    assert client.app.admission.inside == 0
 
 
 def test_our_client_sends_its_key(world: World) -> None:

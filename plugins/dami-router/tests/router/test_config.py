@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fakes.world import World
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -134,6 +135,45 @@ def test_a_trained_estimator_decides(tmp_path: Path) -> None:
     assert easy.lambda_ < hard.lambda_
     with pytest.raises(RecipeError, match=r"router.yml:7: .*no estimator"):
         parse_config(GOOD + "estimator: {chain: [trained: NOWHERE]}", {}, tmp_path)
+
+
+def install(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a distribution with an estimator `mine` on the path, as an installer would."""
+    info = place / "mine-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[dami.estimators]\nmine = mine_estimator:Mine\n")
+    (place / "mine_estimator.py").write_text(
+        "from dami_router.estimators.base import Estimate, EstimationError\n"
+        "class Mine:\n"
+        "    name = 'mine'\n"
+        "    def __init__(self, proof=1.0):\n"
+        "        self.proof = proof\n"
+        "    async def estimate(self, query):\n"
+        "        if 'crash' in query.text:\n"
+        "            raise ZeroDivisionError\n"
+        "        if 'prove' not in query.text:\n"
+        "            raise EstimationError('nothing to say')\n"
+        "        return Estimate(self.proof, self.name, {'proof': 'yes'})\n"
+    )
+    monkeypatch.syspath_prepend(str(place))
+    monkeypatch.delitem(sys.modules, "mine_estimator", raising=False)
+
+
+def test_another_distribution_s_estimator_decides(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of the entry-point group `dami.estimators`, with options, decides in a proxy; failing, it is passed over."""
+    install(tmp_path, monkeypatch)
+    servers = zip(
+        ("v-l000", "v-l050", "v-l100"), (world.upstream(f"v-l{x}") for x in ("000", "050", "100")), strict=True
+    )
+    client = world.router(*servers, extra="estimator: {chain: [mine: {proof: 0.9}], fixed: 0}")
+    found = [client.chat(text) for text in ("prove it", "say it", "crash")]
+    decided = [(answer.headers["x-dami-estimator"], answer.variant) for answer in found]
+    assert decided == [("mine", "v-l100"), ("fixed", "v-l000"), ("fixed", "v-l000")]
+    with pytest.raises(RecipeError, match=r"router.yml:7: .*`mine` cannot be made: TypeError"):
+        parse_config(GOOD + "estimator: {chain: [mine: {prof: 1}]}", {})
 
 
 VALUES = st.recursive(
