@@ -109,6 +109,13 @@ def point(part: Grid, columns: list[int]) -> dict[str, Any]:
     }
 
 
+def auc(scores: list[float], right: Any) -> float:
+    """Return how often a query that Instruct answers rightly has the higher score; 0.5 is chance, ties count half."""
+    x, y = np.array(scores), np.array(right) > 0
+    above = (x[y][:, None] > x[~y][None]).mean() + 0.5 * (x[y][:, None] == x[~y][None]).mean()
+    return float(above)
+
+
 def measure(pair: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Calibrate on dev, decide on test, look up what the decisions give."""
     grid = rollouts_of(pair, options.work, 1000)
@@ -121,8 +128,10 @@ def measure(pair: Path, options: argparse.Namespace) -> dict[str, Any]:
     lengths = np.array([(len(text) - 2) // 2 for text in test.texts])
     short = np.flatnonzero(lengths <= TRAINED)
     forms = sorted({str(d.evidence.get("form", d.estimator)) for d in decisions})
+    scores = [float(d.evidence.get("score", 0.0)) for d in decisions]
     return {
         "forms": forms,
+        "auc_of_instruct_right": auc(scores, test.correct[:, 0]),
         "calibration": calibrated,
         "mean_lambda": float(np.mean([d.lambda_ for d in decisions])),
         "route_ms_p50": float(np.median([d.route_ms for d in decisions])),
