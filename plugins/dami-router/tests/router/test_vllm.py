@@ -1,0 +1,149 @@
+"""The lab family behind the proxy on a real vLLM, on the CPU: opt-in, `make test-vllm`."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from pathlib import Path
+
+import pytest
+from fakes.world import World
+
+from dami_router.cli import main
+from dami_router.rollouts import read_rollouts
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(
+        "DAMI_VLLM_PYTHON" not in os.environ, reason="DAMI_VLLM_PYTHON names no Python with vLLM; `make test-vllm` does"
+    ),
+]
+BIN = Path(sys.executable).parent
+RECIPE = Path(__file__).parents[4] / "merge_configs" / "lab-family.yml"
+CHAIN = [{"role": "user", "content": "3+7-2>5="}]
+
+
+@contextmanager
+def vllm(model: Path, log: Path) -> Iterator[str]:
+    """Serve one folder on the CPU, as router_configs/vllm.yml does on a GPU; yields its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        os.environ["DAMI_VLLM_PYTHON"], "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
+        "--port", str(port), "--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "8",
+    ]  # fmt: skip
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with (
+        log.open("wb") as out,
+        subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT) as process,
+    ):
+        try:
+            end = time.monotonic() + 300
+            while not healthy(f"http://127.0.0.1:{port}"):
+                assert process.poll() is None, log.read_text(errors="replace")[-3000:]
+                assert time.monotonic() < end, "vLLM did not start"
+                time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def healthy(url: str) -> bool:
+    """Say whether a server answers its /health."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The lab family's two ends, built."""
+    place = tmp_path_factory.mktemp("vllm")
+    subprocess.run([BIN / "dami", "lab", place / "lab"], check=True, capture_output=True)
+    (place / "family.yml").write_text(RECIPE.read_text().replace("./lab", str(place / "lab")))
+    build = [BIN / "dami", "build", place / "family.yml", place / "out", "--only", "0", "--only", "1"]
+    subprocess.run(build, check=True, capture_output=True)
+    return place / "out"
+
+
+@pytest.fixture(scope="module")
+def urls(family: Path) -> Iterator[tuple[str, str]]:
+    """A vLLM at λ = 0, and one at λ = 1."""
+    with ExitStack() as stack:
+        names = ("lab-dami-l000", "lab-dami-l100")
+        first, last = (stack.enter_context(vllm(family / x, family.parent / f"{x}.log")) for x in names)
+        yield first, last
+
+
+def config(family: Path, urls: tuple[str, str], extra: str = "") -> str:
+    """Return a router.yml for the two servers."""
+    names = ("lab-dami-l000", "lab-dami-l100")
+    backends = [f'  - {{variant: {x}, url: "{url}", protocol: openai}}' for x, url in zip(names, urls, strict=True)]
+    return "\n".join([f"family: {family}", "backends:", *backends, extra])
+
+
+def dami(*arguments: object) -> tuple[int, dict[str, object]]:
+    """Run a command in this process under --json."""
+    out = io.StringIO()
+    with redirect_stdout(out), pytest.raises(SystemExit) as stopped:
+        main([*map(str, arguments), "--json"])
+    return int(stopped.value.code or 0), json.loads(out.getvalue())
+
+
+def test_vllm_is_recognised_and_its_abilities_found(family: Path, urls: tuple[str, str], tmp_path: Path) -> None:
+    """Identity by the folder that it serves; log-probabilities of answers and prompts; a swapped pair is refused."""
+    path = tmp_path / "router.yml"
+    path.write_text(config(family, urls))
+    code, found = dami("check", path, "--probe")
+    servers = found["servers"]
+    assert isinstance(servers, list)
+    assert (code, [server["health"] for server in servers]) == (0, ["alive"] * 2)
+    able = servers[0]["capabilities"]
+    assert able == {"log_probs": True, "prompt_log_probs": True, "top_n": True, "chat_template": True}
+    path.write_text(config(family, urls[::-1]))
+    assert dami("check", path, "--probe")[0] == 1
+
+
+def test_efforts_and_confidence_route_on_vllm(world: World, family: Path, urls: tuple[str, str]) -> None:
+    """Low effort answers at once, high effort thinks; without a hint, log-probabilities decide, in both forms."""
+    chain = "estimator: {chain: [effort, {confidence: {form: %s}}], fixed: 0.5, timeout: 10}"
+    for form in ("instruct", "discrepancy"):
+        client = world.proxy(config(family, urls, chain % form))
+
+        def ask(effort: str | None, client: object = client) -> tuple[int, str, int]:
+            body = {"messages": CHAIN, "max_tokens": 160, "temperature": 0}
+            body |= {"reasoning_effort": effort} if effort else {}
+            answer = client.post("/v1/chat/completions", body)  # type: ignore[attr-defined]
+            return answer.status, answer.headers["x-dami-estimator"], answer.json["usage"]["completion_tokens"]
+
+        (status, _, short), (_, _, long) = ask("none"), ask("high")
+        assert (status, short < 5 < long) == (200, True)
+        assert ask(None)[:2] == (200, "confidence")
+
+
+def test_rollouts_on_vllm(family: Path, urls: tuple[str, str], tmp_path: Path) -> None:
+    """Every question is answered at both ends and graded, with vLLM's count of tokens."""
+    (tmp_path / "router.yml").write_text(config(family, urls))
+    rows = [{"question": "3+4=", "answer": 7}, {"question": "9-4=", "answer": 5}, {"question": "3>5=", "answer": 5}]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "r.jsonl"
+    code, _ = dami(
+        "rollout", tmp_path / "router.yml", "--dataset", tmp_path / "q.jsonl", "--out", out, "--max-tokens", 160
+    )
+    found = list(read_rollouts(out))
+    assert (code, len(found)) == (0, 6)
+    instruct, thinking = ([r for r in found if r.lambda_ == x] for x in (0.0, 1.0))
+    assert sum(r.tokens for r in thinking) > 2 * sum(r.tokens for r in instruct)
+    assert any(r.correct for r in instruct)
