@@ -14,6 +14,8 @@ __all__ = ["ReplyParser"]
 
 # What comes in pieces is counted twice, as bytes and as headers: at least 64 KiB of headers are taken.
 _MAX_HEAD = 1 << 17
+# How long the names of the headers are that say where a body ends.
+_FRAMING = (len("content-length"), len("transfer-encoding"))
 
 
 class ReplyParser:
@@ -69,12 +71,14 @@ class ReplyParser:
 
     def on_header(self, name: bytes, value: bytes) -> None:  # noqa: D102
         self._add_to_head(len(name) + len(value))
-        if self.headed:
-            return  # a trailer
-        self.headers.append((name, value))
-        lower = name.lower()
-        if lower == b"content-length" or (lower == b"transfer-encoding" and b"chunked" in value.lower()):
-            self._framed = True
+        if not self.headed:  # else it is a trailer
+            self.headers.append((name, value))
+            if len(name) in _FRAMING and self._frames(name.lower(), value.lower()):
+                self._framed = True
+
+    @staticmethod
+    def _frames(name: bytes, value: bytes) -> bool:
+        return name == b"content-length" or (name == b"transfer-encoding" and b"chunked" in value)
 
     def on_headers_complete(self) -> None:  # noqa: D102
         status = self._parser.get_status_code()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from dami_router.calls import UnansweredError
 from dami_router.fleet import Fleet, Replica
+from dami_router.histogram import Histogram
 
 __all__ = ["Metrics"]
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_ROUTE_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1)
 _BREAKER = {"closed": 0.0, "half-open": 1.0, "open": 2.0}
 
 
@@ -29,13 +32,7 @@ class Metrics:
         self._tokens = Counter(
             "dami_tokens", "Generated tokens, as far as servers report them.", ["variant"], registry=to
         )
-        self._lambda = Histogram("dami_lambda", "λ(q) of requests.", buckets=[i / 10 for i in range(11)], registry=to)
-        route = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1)
-        self._route = Histogram("dami_route_seconds", "Time to decide.", buckets=route, registry=to)
-        self._upstream = Histogram(
-            "dami_upstream_seconds", "Time to a server's first byte.", ["variant"], buckets=_SECONDS, registry=to
-        )
-        self._total = Histogram("dami_request_seconds", "Time of a whole request.", buckets=_SECONDS, registry=to)
+        self._times = _Times()
         self._fallbacks = Counter(
             "dami_fallbacks",
             "Requests answered by another variant than the chosen one.",
@@ -50,16 +47,19 @@ class Metrics:
             "dami_broken_replies", "Replies that broke off after their first byte.", ["variant"], registry=to
         )
         self.registry.register(_Now(fleet, inside))
+        self.registry.register(self._times)
+        # `labels` takes locks and builds strings: what was found once is kept.
+        self._spent: dict[str, Counter] = {}
         self._known: dict[tuple[str, str, int], Counter] = {}
 
     def decided(self, lambda_: float, seconds: float) -> None:
         """Count a decision."""
-        self._lambda.observe(lambda_)
-        self._route.observe(seconds)
+        self._times.lambda_.observe(lambda_)
+        self._times.route.observe(seconds)
 
     def began(self, chosen: str, answered: str, seconds: float) -> None:
         """Count a reply that began."""
-        self._upstream.labels(answered).observe(seconds)
+        self._times.upstream[answered].observe(seconds)
         if chosen != answered:
             self._fallbacks.labels(chosen, answered).inc()
 
@@ -70,9 +70,12 @@ class Metrics:
         if counter is None:
             counter = self._known[key] = self._requests.labels(route, variant, _status(status))
         counter.inc()
-        self._total.observe(seconds)
+        self._times.total.observe(seconds)
         if tokens:
-            self._tokens.labels(variant).inc(tokens)
+            spent = self._spent.get(variant)
+            if spent is None:
+                spent = self._spent[variant] = self._tokens.labels(variant)
+            spent.inc(tokens)
 
     def failed(self, replica: Replica, error: UnansweredError) -> None:
         """Count a call without an answer."""
@@ -89,6 +92,30 @@ class Metrics:
     def text(self) -> bytes:
         """Return everything in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class _Times(Collector):
+    """The histograms."""
+
+    def __init__(self) -> None:
+        self.lambda_ = Histogram([i / 10 for i in range(11)])
+        self.route = Histogram(_ROUTE_SECONDS)
+        self.upstream: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(_SECONDS))
+        self.total = Histogram(_SECONDS)
+
+    def collect(self) -> Iterable[Metric]:
+        for name, help, histogram in (
+            ("dami_lambda", "λ(q) of requests.", self.lambda_),
+            ("dami_route_seconds", "Time to decide.", self.route),
+            ("dami_request_seconds", "Time of a whole request.", self.total),
+        ):
+            family = HistogramMetricFamily(name, help)
+            histogram.add_to(family)
+            yield family
+        upstream = HistogramMetricFamily("dami_upstream_seconds", "Time to a server's first byte.", labels=["variant"])
+        for variant, histogram in self.upstream.items():
+            histogram.add_to(upstream, [variant])
+        yield upstream
 
 
 class _Now(Collector):

@@ -33,6 +33,17 @@ class Pool:
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._tls: ssl.SSLContext | None = None
 
+    async def call(self, origin: Origin, head: bytes, body: bytes, until: float, *, fresh: bool = False) -> Call:
+        """Send a request and wait for the reply's headers, until a moment of the loop's time; raises CallError."""
+        connection = (None if fresh else self.take(origin)) or await self.connect(origin)
+        try:
+            connection.send(head, body, until)
+            await connection.head()
+        except BaseException:
+            connection.abort()
+            raise
+        return Call(self, origin, connection)
+
     def take(self, origin: Origin) -> Connection | None:
         """Return an idle connection; None where there is none that is young and alive."""
         idle = self._idle.get(origin)
@@ -102,20 +113,6 @@ class Call:
         self._pool, self._origin, self._connection = pool, origin, connection
         self.status, self.headers = connection.reply.status, connection.reply.headers
         self._closed = False
-
-    @classmethod
-    async def begin(
-        cls, pool: Pool, origin: Origin, head: bytes, body: bytes, until: float, *, fresh: bool = False
-    ) -> Call:
-        """Send a request and wait for the reply's headers, until a moment of the loop's time; raises CallError."""
-        connection = (None if fresh else pool.take(origin)) or await pool.connect(origin)
-        try:
-            connection.send(head, body, until)
-            await connection.head()
-        except BaseException:
-            connection.abort()
-            raise
-        return cls(pool, origin, connection)
 
     def header(self, name: bytes) -> str:
         """Return a header's value; the first where there are several, "" where there is none."""

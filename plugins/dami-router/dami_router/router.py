@@ -219,6 +219,8 @@ class Router:
         return [*order, *spare]
 
     def _ranked(self, lambda_: float, ids: frozenset[str] | set[str], request: Request) -> list[str]:
+        if len(ids) == 1:
+            return list(ids)
         by_lambda: dict[float, list[str]] = {}
         for id in sorted(ids):
             by_lambda.setdefault(self._lambdas[id], []).append(id)

@@ -7,7 +7,8 @@ import re
 __all__ = ["TokenCount"]
 
 # Inside a JSON string the quotes would be escaped, so a text that talks about tokens is not taken for a count.
-_COUNT = re.compile(rb'(?<!\\)"(?:completion_tokens|generated_tokens)"\s*:\s*(\d{1,9})')
+# (The quote comes before what must not be before it: `re` then looks for quotes alone.)
+_COUNT = re.compile(rb'"(?<!\\")(?:completion_tokens|generated_tokens)"\s*:\s*(\d{1,9})')
 _KEEP = 4096
 
 

@@ -140,14 +140,12 @@ class Transport:
         *,
         fresh: bool,
     ) -> Call:
-        from dami_router.pool import Call
-
         assert self._pool is not None, "open() comes first"
         address = self._addresses.get(replica)
         if address is None:
             address = self._addresses[replica] = _Address(replica.spec)
         head = address.head(method, path, headers, len(body))
-        return await Call.begin(self._pool, address.origin, head, body, until, fresh=fresh)
+        return await self._pool.call(address.origin, head, body, until, fresh=fresh)
 
     async def get(self, replica: Replica, path: str, timeout: float) -> tuple[int, Any]:
         """Fetch JSON from a replica, for a probe; the body is None where it is no JSON. Raises CallError."""

@@ -14,6 +14,7 @@ from dami_router.calls import Calls
 from dami_router.config import RouterConfig
 from dami_router.metrics import Metrics
 from dami_router.proxy.exchange import Exchange
+from dami_router.proxy.watching import Watches
 from dami_router.proxy.wire import (
     ClientGoneError,
     HttpError,
@@ -58,6 +59,7 @@ class Proxy:
         self.router.on_failure = self.metrics.failed
         self._keys = [key.encode() for key in config.api_keys]
         self._config = config
+        self._watches = Watches()
         self._posts = posts or {}
         self._gets: Mapping[str, Callable[[Send], Awaitable[None]]] = {
             "/health": self._health, "/v1/models": self._models, "/info": self._info, "/metrics": self._metrics,
@@ -152,14 +154,13 @@ class Proxy:
         assert task is not None
         gone = False
 
-        def left(watch: asyncio.Task[None]) -> None:
+        def left() -> None:
             nonlocal gone
-            if not watch.cancelled() and not exchange.done:
+            if not exchange.done:
                 gone = True
                 task.cancel()
 
-        watch = asyncio.create_task(_until_gone(receive))
-        watch.add_done_callback(left)
+        watch = self._watches.start(receive, left)
         try:
             await self.admission.enter()
             try:
@@ -176,7 +177,7 @@ class Proxy:
             raise ClientGoneError from None
         finally:
             exchange.done = True
-            watch.cancel()
+            watch.stop()
 
     def _read(self, scope: Scope, path: str, shape: Shape, body: bytes) -> Request:
         headers = {}
@@ -225,8 +226,3 @@ class Proxy:
 
 def _limit(key: str, value: object) -> bool:
     return key.startswith("max_") and isinstance(value, int)
-
-
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

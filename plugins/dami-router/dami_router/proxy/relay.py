@@ -24,8 +24,8 @@ Rewrite = Callable[[bytes], bytes]
 
 def reply_headers(reply: Reply, ours: Headers) -> list[tuple[bytes, bytes]]:
     """Return the server's headers without those of its connection, and our own."""
-    kept = [(name.lower(), value) for name, value in reply.headers if name.lower() not in _DROPPED]
-    return [*(pair for pair in kept if not pair[0].startswith(b"x-dami-")), *ours]
+    lower = [(name.lower(), value) for name, value in reply.headers]
+    return [*(pair for pair in lower if pair[0] not in _DROPPED and not pair[0].startswith(b"x-dami-")), *ours]
 
 
 async def relay(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -10,9 +11,11 @@ from dami_router.config import RouterConfig
 from dami_router.errors import FailureError
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from dami_router.proxy.app import Proxy
 
-__all__ = ["require_serving", "serve"]
+__all__ = ["require_serving", "serve", "settings"]
 
 
 def require_serving() -> None:
@@ -25,6 +28,29 @@ def require_serving() -> None:
         raise FailureError(
             f"serving needs {error.name}, which is not installed", hint="pip install 'dami-router[serve]'"
         ) from None
+
+
+def settings(proxy: Proxy, host: str, port: int, drain: float) -> uvicorn.Config:
+    """Return what uvicorn is told; `drain` is in seconds."""
+    import uvicorn
+
+    from dami_router.proxy.cork import CorkedProtocol
+
+    return uvicorn.Config(
+        proxy,
+        host=host,
+        port=port,
+        lifespan="on",
+        access_log=False,
+        log_level="warning",
+        log_config=None,
+        server_header=False,
+        date_header=False,
+        ws="none",
+        http=CorkedProtocol,
+        proxy_headers=False,
+        timeout_graceful_shutdown=max(1, round(drain)),
+    )
 
 
 def serve(config: RouterConfig, host: str, port: int, ready: Callable[[str], None], proxy: Proxy | None = None) -> None:
@@ -44,27 +70,15 @@ def serve(config: RouterConfig, host: str, port: int, ready: Callable[[str], Non
             await super().startup(sockets)  # type: ignore[arg-type]
             if self.started:
                 bound = self.servers[0].sockets[0].getsockname()[1]
+                # What is here now stays: the garbage collector need not look at it again and again.
+                gc.collect()
+                gc.freeze()
                 ready(f"http://{f'[{host}]' if ':' in host else host}:{bound}")
 
     proxy = proxy or Proxy(config)
     # Without this, uvicorn would raise SIGTERM again after its clean end, and the exit code would be that of a kill.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    server = Server(
-        uvicorn.Config(
-            proxy,
-            host=host,
-            port=port,
-            lifespan="on",
-            access_log=False,
-            log_level="warning",
-            log_config=None,
-            server_header=False,
-            date_header=False,
-            ws="none",
-            proxy_headers=False,
-            timeout_graceful_shutdown=max(1, round(config.limits.drain)),
-        )
-    )
+    server = Server(settings(proxy, host, port, config.limits.drain))
     try:
         server.run()
     except SystemExit:

@@ -13,7 +13,7 @@ import pytest
 from fakes.loop import Loop
 
 from dami_router.calls import CallError
-from dami_router.pool import Call, Origin, Pool
+from dami_router.pool import Origin, Pool
 
 HEAD = b"POST /x HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n"
 REPLY = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -64,7 +64,7 @@ def says(data: bytes, *, close: bool = False) -> Handler:
 async def ask(pool: Pool, origin: Origin, within: float = 5.0, **options: Any) -> bytes:
     """Ask, and read the reply to its end."""
     until = asyncio.get_running_loop().time() + within
-    call = await Call.begin(pool, origin, HEAD, b"{}", until, **options)
+    call = await pool.call(origin, HEAD, b"{}", until, **options)
     try:
         pieces = []
         while piece := await call.read():
@@ -243,7 +243,7 @@ def test_a_slow_reader_is_not_taken_for_a_slow_server(loop: Loop) -> None:
 
     async def work(pool: Pool, server: Server) -> None:
         now = asyncio.get_running_loop().time
-        call = await Call.begin(pool, server.origin, HEAD, b"{}", now() + 0.05)
+        call = await pool.call(server.origin, HEAD, b"{}", now() + 0.05)
         await asyncio.sleep(0.2)
         assert await call.read(now() + 1) == b"ok"
         call.close()
@@ -265,7 +265,7 @@ def test_a_server_is_held_back_while_nobody_reads(loop: Loop) -> None:
             sent += 1 << 16
 
     async def work(pool: Pool, server: Server) -> None:
-        call = await Call.begin(pool, server.origin, HEAD, b"{}", asyncio.get_running_loop().time() + 30)
+        call = await pool.call(server.origin, HEAD, b"{}", asyncio.get_running_loop().time() + 30)
         await asyncio.sleep(0.3)
         assert sent < size // 2
         taken = 0
@@ -291,7 +291,7 @@ def test_a_call_that_is_given_up_closes_its_connection(loop: Loop, cancelled: bo
             task.cancel()
             await asyncio.wait([task])
         else:
-            (await Call.begin(pool, server.origin, HEAD, b"{}", now + 5)).close()
+            (await pool.call(server.origin, HEAD, b"{}", now + 5)).close()
         await until(lambda: server.ended == 1)
 
     with_server(loop, says(b"" if cancelled else REPLY[:-1]), work)
@@ -312,7 +312,7 @@ def test_an_answer_to_half_a_request_is_taken(loop: Loop) -> None:
         origin = Origin("127.0.0.1", server.sockets[0].getsockname()[1], False)
         pool = Pool(1.0, 5.0)
         until = asyncio.get_running_loop().time() + 5
-        call = await Call.begin(pool, origin, HEAD.replace(b"2\r", b"33554432\r"), b"x" * (32 << 20), until)
+        call = await pool.call(origin, HEAD.replace(b"2\r", b"33554432\r"), b"x" * (32 << 20), until)
         assert (call.status, await call.read()) == (413, b"ok")
         call.close()
         assert pool.take(origin) is None

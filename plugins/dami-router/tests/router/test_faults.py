@@ -149,7 +149,9 @@ def test_a_client_that_leaves_cancels_the_call(world: World, way: str) -> None:
 def test_500_cancelled_requests_leave_nothing_behind(world: World) -> None:
     """All 500 calls end, nothing stays taken, and the next request is answered."""
     server = world.upstream("v-l000", hang())
-    client = world.router(("v-l000", server), extra="timeouts: {first_byte: 60}\nlimits: {concurrency: 500}")
+    client = world.router(
+        ("v-l000", server), extra="timeouts: {connect: 20, first_byte: 60}\nlimits: {concurrency: 500}"
+    )
     connections = [raw(client) for _ in range(500)]
     assert eventually(lambda: server.active == 500, 20)
     for connection in connections:

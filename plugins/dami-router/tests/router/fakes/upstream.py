@@ -113,7 +113,7 @@ class Upstream:
 async def _until_closed(reader: asyncio.StreamReader) -> None:
     # The proxy sends nothing while it waits for a reply; only the end of the connection can come.
     while not reader.at_eof():
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(0.02)
 
 
 async def _read(reader: asyncio.StreamReader) -> Call | None:

@@ -13,6 +13,7 @@ import uvicorn
 
 from dami_router.config import parse_config
 from dami_router.proxy import Proxy
+from dami_router.proxy.serve import settings
 from fakes.live import FakeLive
 from fakes.loop import Loop
 from fakes.tgi import FakeTgi
@@ -109,10 +110,7 @@ class World:
     def proxy(self, text: str, environment: Mapping[str, str] | None = None) -> Client:
         """Start a proxy with a configuration."""
         app = Proxy(parse_config(text, environment or {}))
-        config = uvicorn.Config(
-            app, port=0, lifespan="on", log_config=None, access_log=False, timeout_graceful_shutdown=2
-        )
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(settings(app, "127.0.0.1", 0, 2))
         task = self.loop.start(server.serve())
         self._proxies.append((server, task))
         self.loop.run(_until(lambda: server.started or task.done()))
