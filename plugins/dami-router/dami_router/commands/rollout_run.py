@@ -1,0 +1,94 @@
+"""One call of `dami rollout`, from the router to the summary."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dami_router.collecting.asking import Target
+from dami_router.collecting.journal import Journal, journal, rollouts_of
+from dami_router.collecting.plan import lanes, pair_of, targets
+from dami_router.collecting.progress import Progress
+from dami_router.collecting.run import Collector, Outcome
+from dami_router.collecting.settings import Settings
+from dami_router.collecting.summary import HEADER, Tally, summed_up
+from dami_router.datasets import Dataset, Question
+from dami_router.grading import Grader
+from dami_router.output import Output, table
+from dami_router.router import Router
+
+__all__ = ["Run"]
+
+_MANY_CUT_OFF = 0.05
+
+
+class Run:
+    """One call of the command, from the router to the summary."""
+
+    def __init__(
+        self, output: Output, dataset: Dataset, grader: Grader | None, settings: Settings, out: Path, samples: int,
+        concurrency: int, patience: float,
+    ) -> None:  # fmt: skip
+        self._output, self._dataset, self._grader, self._settings = output, dataset, grader, settings
+        self._out, self._samples, self._concurrency, self._patience = out, samples, concurrency, patience
+
+    async def collect(
+        self, config: Path, only: tuple[float, ...], lambdas: list[float], known: dict[str, Question]
+    ) -> int:
+        """Ask for what is missing and sum up; returns the exit code. `known` may be answered already."""
+        async with Router.from_file(config) as router:
+            router.require_usable()
+            wanted = targets(router, only, lambdas)
+            settings = replace(self._settings, pair=pair_of(router, wanted))
+            with journal(self._out, settings, self._dataset.name) as opened:
+                if opened.repaired:
+                    self._output.note(f"{self._out}: half a line at its end, as a crash leaves it, was removed")
+                opened.check(known, {t.lambda_: t.model for t in wanted})
+                outcome = await self._ask(router, wanted, opened)
+        return self._report(outcome)
+
+    async def _ask(self, router: Router, wanted: list[Target], opened: Journal) -> Outcome:
+        work = lanes(wanted, self._dataset.questions, self._samples, opened.done)
+        missing = sum(map(len, work))
+        there = f"; {len(opened.done):,} are there already" if opened.done else ""
+        self._output.note(
+            f"{missing:,} rollouts to collect at λ = {', '.join(f'{t.lambda_:g}' for t in wanted)}{there}"
+        )
+        collector = Collector(
+            router, self._settings, self._grader, concurrency=self._concurrency, patience=self._patience
+        )
+        progress = Progress(missing, collector.outcome, self._output.note)
+        return await collector.run(work, opened, progress)
+
+    def _report(self, outcome: Outcome) -> int:
+        tallies = summed_up(rollouts_of(self._out), graded=self._grader is not None)
+        text = table(HEADER, [tally.row() for tally in tallies]) if tallies else "no rollouts yet"
+        overran = getattr(self._grader, "overran", 0)
+        facts: dict[str, Any] = {
+            "out": str(self._out), "dataset": self._dataset.name, "questions": len(self._dataset.questions),
+            "grade": self._settings.grade, "written": outcome.written, "left": outcome.left,
+            "failures": dict(outcome.failures), "not_compared_in_time": overran,
+            "lambdas": [tally.as_dict() for tally in tallies],
+        }  # fmt: skip
+        self._output.result(f"{text}\n{outcome.written:,} new rollouts in {self._out}", facts)
+        self._warn(tallies, overran)
+        if outcome.left:
+            for reason, count in outcome.failures.most_common(10):
+                self._output.warning(f"{count:,} × {reason}")
+            self._output.note(f"{outcome.left:,} rollouts are missing; run the same command again to ask for them")
+            return 1
+        if self._settings.grade == "none":
+            self._output.hint(f"grade {self._out} (add `correct` to each line), then dami train")
+        else:
+            self._output.hint(f"dami eval {self._out}   or   dami train {self._out} --out estimator")
+        return 0
+
+    def _warn(self, tallies: list[Tally], overran: int) -> None:
+        for tally in tallies:
+            if tally.cut / tally.n > _MANY_CUT_OFF:
+                self._output.warning(
+                    f"{tally.cut / tally.n:.0%} of the answers at λ={tally.lambda_:g} were cut off; raise --max-tokens"
+                )
+        if overran:
+            self._output.warning(f"{overran} answers could not be compared in time, and count as wrong")
