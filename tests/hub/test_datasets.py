@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.loop import Loop
+from fakes.world import World, router_yml
 from hub_server.running import RunningHub
 from support.hub_state import Answer
 
 from dami_router.datasets import load_dataset
 from dami_router.errors import FailureError, MisuseError
+from dami_router.rollouts import read_rollouts
 
 CARD = """---
 configs:
@@ -105,6 +109,28 @@ def test_what_is_not_there_is_one_message(hub: RunningHub) -> None:
         load_dataset("acme/empty")
     with pytest.raises(MisuseError, match="expected an id on the Hub"):
         load_dataset("not an id")
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """Servers that end with the test."""
+    loop = Loop()
+    made = World(loop)
+    yield made
+    made.close()
+    loop.stop()
+
+
+def test_rollouts_of_a_hub_dataset(hub: RunningHub, world: World, dami: Callable[..., Answer], tmp_path: Path) -> None:
+    """`dami rollout --dataset ORG/name --config … --split …` asks that split's questions and grades by its answers."""
+    questions = {"main/test-00000-of-00001.parquet": table("1234", "123"), "main/train-0.parquet": table("no")}
+    hub.store.put_dataset("acme/sums", {"README.md": CARD.encode(), **questions})
+    (tmp_path / "router.yml").write_text(router_yml(("v-l000", world.upstream("v-l000"))))
+    place = ("--dataset", "acme/sums", "--config", "main", "--split", "test")
+    done = dami("rollout", tmp_path / "router.yml", *place, "--out", tmp_path / "r.jsonl", "--json")
+    assert done.code == 0, done.err
+    rows = {row.query: (row.expected, row.answer, row.correct) for row in read_rollouts(tmp_path / "r.jsonl")}
+    assert rows == {"1234": ("4", "4", 1.0), "123": ("3", "4", 0.0)}
 
 
 def test_a_card_of_nonsense_is_read_past(hub: RunningHub) -> None:
