@@ -19,6 +19,7 @@ __all__ = ["ATTENTION", "KeyValues", "Run", "Step", "register"]
 
 ATTENTION = "dami_live"
 _CHUNK = 128
+_SPARE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Step:
     cache: KeyValues
     _masks: dict[tuple[int | None, int | None], torch.Tensor | None] = field(default_factory=dict)
     _positions: torch.Tensor | None = None
+    _slots: torch.Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -54,6 +56,12 @@ class Step:
             ids = [*self.lengths, *(p for run in self.runs for p in range(run.past, run.past + run.count))]
             self._positions = torch.tensor(ids, device=self.cache.device)
         return self._positions
+
+    def slots(self) -> torch.Tensor:
+        """Return the slots of the writing rows, (rows,)."""
+        if self._slots is None:
+            self._slots = torch.arange(len(self.lengths), device=self.cache.device)
+        return self._slots
 
     def writing_mask(self, window: int | None) -> torch.Tensor | None:
         """Return which slots' positions each writing row sees, (rows, 1, 1, longest); None where it is all."""
@@ -83,8 +91,8 @@ class Step:
 class KeyValues:
     """The keys and values of all live rows: two blocks (slots, heads, positions, features) a layer.
 
-    Blocks grow with the rows and with the longest of them, one layer at a time, and are given back when the last
-    row has gone.
+    Blocks grow with the rows and with the longest of them, one layer at a time. One that has become four times as
+    large as it need be is exchanged, and all are given back when the last row has gone.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -106,21 +114,29 @@ class KeyValues:
     def layer(self, index: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a layer's blocks, large enough; `key` and `value` (1, heads, tokens, features) show their form."""
         have = self._blocks.get(index)
-        if have is None or have[0].shape[0] < self._slots or have[0].shape[2] < self._positions:
+        if have is None or not self._fits(have[0]):
             # Where memory ends here, this layer keeps what it had and those before it have grown: both are whole.
             have = (self._grown(have[0] if have else None, key), self._grown(have[1] if have else None, value))
             self._blocks[index] = have
         return have
 
+    def _fits(self, block: torch.Tensor) -> bool:
+        slots, _, positions, _ = block.shape
+        if slots < self._slots or positions < self._positions:
+            return False
+        # A long row that has gone should not go on taking its memory from the others.
+        return slots * positions <= _SPARE * self._slots * self._positions
+
     def drop(self, slot: int, live: int) -> None:
         """Forget a row: those behind it, up to `live` in all, move up by one."""
         for pair in self._blocks.values():
             for block in pair:
-                for i in range(slot, min(live, block.shape[0]) - 1):
-                    block[i].copy_(block[i + 1])
-                # Stale numbers are masked, but 0·NaN is NaN: nothing of a row may reach a later one.
-                if live <= block.shape[0]:
-                    block[live - 1].zero_()
+                last = min(live, block.shape[0]) - 1
+                if slot <= last:
+                    for i in range(slot, last):
+                        block[i].copy_(block[i + 1])
+                    # Stale numbers are masked, but 0·NaN is NaN: nothing of a row may reach a later one.
+                    block[last].zero_()
         if live == 1:
             self._blocks.clear()
 
@@ -162,8 +178,7 @@ def _attention(
     parts = []
     rows = len(live.lengths)
     if rows:
-        at = live.positions()[:rows]
-        slots = torch.arange(rows, device=at.device)
+        slots, at = live.slots(), live.positions()[:rows]
         keys[slots, :, at], values[slots, :, at] = key[0, :, :rows].transpose(0, 1), value[0, :, :rows].transpose(0, 1)
         longest = max(live.lengths) + 1
         out, _weights = sdpa_attention_forward(

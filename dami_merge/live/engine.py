@@ -174,7 +174,6 @@ class Engine:
         self._waiting.append(LiveRow(row, self.model.vector(generation.lambda_), limit, self.tokenizer))
         return row
 
-    @torch.inference_mode()
     def remove(self, row: Row) -> None:
         """Forget a row; nothing happens where it has ended already."""
         self._waiting = deque(live for live in self._waiting if live.row is not row)
@@ -257,7 +256,7 @@ class Engine:
         # Rows are read in the order of their slots, so that those that write come first.
         reading = self._live[len(writing) : len(writing) + len(runs)]
         step = Step([live.length for live in writing], runs, self._cache)
-        lengths = [live.length + 1 for live in writing] + [run.past + run.count for run in runs]
+        lengths = [live.length + live.read for live in self._live] + [run.past + run.count for run in runs]
         self._cache.reserve(len(self._live), max(lengths))
         logits = self.model.forward(self._batch(step, writing, reading))
         starts = list(itertools.accumulate((run.count for run in runs), initial=len(writing)))

@@ -140,7 +140,7 @@ class PairModel(PlainModel):
 
     def _source(self, batch: Batch) -> Source:
         vectors = {vector for vector, _ in batch.owners}
-        decision = self.policy.choose(vectors, self.merger.holds, batch.ahead)
+        decision = self.policy.choose(vectors, self.merger.holds, tokens=len(batch.ids), ahead=batch.ahead)
         if decision.merge:
             try:
                 self.merger.merge(next(iter(vectors)))

@@ -15,9 +15,12 @@ Mode = Literal["auto", "mixed", "uniform"]
 MODES: tuple[Mode, ...] = ("auto", "mixed", "uniform")
 
 PATIENCE = 8
-"""Passes at one λ after which `auto` merges. A merge reads two models and writes one, and then each pass reads one
-model less: it has paid for itself after three passes where memory is all that counts, and later on a CPU that has to
-compute it (docs/live.md). Waiting as long as a merge costs is at most twice as dear as knowing the future."""
+"""What a merge costs, in readings of one model: it reads two and writes one, and has to compute them. Measured on a CPU
+it was 8 (docs/benchmarks.md); where memory is all that counts it is 3."""
+
+TOKENS_A_READING = 64
+"""A pass of that many tokens takes about as long to compute as the model takes to read; a compromise between CPUs
+(about 16) and GPUs (about 200)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +38,15 @@ class Policy:
         self.mode = mode
         self._patience = patience
         self._last: Vector | None = None
-        self._passes = 0
+        self._spent = 0.0
 
-    def choose(self, vectors: Set[Vector], holds: Vector | None, ahead: int) -> Decision:
-        """Choose for a pass over rows with these λ.
+    def choose(self, vectors: Set[Vector], holds: Vector | None, *, tokens: int, ahead: int) -> Decision:
+        """Choose for a pass of `tokens` over rows with these λ.
 
-        `holds` is what the buffer is merged for; `ahead` the most tokens that a row may still write.
+        `holds` is what the buffer is merged for; `ahead` the most tokens that a row may still write. A pass with
+        both endpoints costs one model more than one with merged weights. `auto` merges when so much has been
+        spent on one λ as a merge costs, which is at most twice as dear as knowing the future, and only where as
+        much may lie ahead.
         """
         if self.mode == "mixed" or len(vectors) > 1:
             self._last = None
@@ -51,8 +57,9 @@ class Policy:
             return Decision(Source(int(vector[0])))
         if vector == holds:
             return Decision(Source.MERGED)
-        self._passes = self._passes + 1 if vector == self._last else 1
+        extra = max(1.0, tokens / TOKENS_A_READING)
+        self._spent = extra + (self._spent if vector == self._last else 0.0)
         self._last = vector
-        if self.mode == "uniform" or (self._passes > self._patience and ahead >= self._patience):
+        if self.mode == "uniform" or (self._spent > self._patience and max(ahead, extra) >= self._patience):
             return Decision(Source.MERGED, merge=True)
         return Decision(Source.MIXED)

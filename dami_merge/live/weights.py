@@ -17,7 +17,7 @@ from dami_router.errors import CheckpointError
 __all__ = ["Merger", "common_dtype", "load_pairs"]
 
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-_BLOCK = {"cpu": 1 << 16, "cuda": 1 << 24}
+_BLOCK = {"cpu": 1 << 17, "cuda": 1 << 22}
 """Elements at once: on a CPU what its caches hold, on a GPU what fills it."""
 _SHOWN = 3
 

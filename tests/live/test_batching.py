@@ -117,6 +117,23 @@ def test_an_answer_ends_where_the_model_does(pair: Pair) -> None:
         engine.add(Generation([5] * 20, 0.5))
 
 
+def test_a_long_row_takes_its_memory_with_it(pair: Pair) -> None:
+    """When a long row has gone, keys and values shrink to what the short one needs, whose answer is as it was alone."""
+    asked = Generation([4, 5], 0.6, max_new_tokens=12, ignore_eos=True)
+    (expected,) = load(pair).complete([asked])
+    engine = load(pair, prefill=510)
+    engine.add(Generation([7] * 500, 0.1, max_new_tokens=2, ignore_eos=True))
+    short = engine.add(asked)
+    events, taken = [], []
+    while engine.busy:
+        events += engine.step()
+        taken.append(engine.cache_bytes)
+    # 3 layers of keys and values, 2 heads of 8 numbers: 2 rows of 512 places, then 1 of 128.
+    assert taken[0] == 3 * 2 * 2 * 8 * 4 * 2 * 512
+    assert taken[-2:] == [3 * 2 * 2 * 8 * 4 * 128, 0]
+    assert tuple(event.token for event in events if event.row is short) == expected.tokens
+
+
 def test_streaming_gives_what_generate_gives(pair: Pair) -> None:
     """The events of a stream put together are the completions, and abandoning a stream frees its rows."""
     engine = load(pair)

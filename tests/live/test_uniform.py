@@ -23,7 +23,9 @@ PROMPT = [3, 1, 4, 1, 5]
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """A Qwen3 pair in bf16 with an untied head."""
-    return make_live_pair(tmp_path_factory.mktemp("pair"), dtype=torch.bfloat16, tie_word_embeddings=False)
+    return make_live_pair(
+        tmp_path_factory.mktemp("pair"), dtype=torch.bfloat16, tie_word_embeddings=False, max_position_embeddings=1024
+    )
 
 
 def load(pair: Pair, **options: object) -> tuple[Engine, PairModel]:
@@ -76,7 +78,7 @@ def test_memory_is_two_models_and_a_third_only_once_it_is_needed(pair: Pair) -> 
 
 def test_auto_uses_what_is_cheapest(pair: Pair) -> None:
     """Endpoint λ never merge, short answers and different λ mix, a long answer at one λ merges once."""
-    engine, model = load(pair)
+    engine, model = load(pair, prefill=1024)
     seen = []
 
     def sources(lambdas: list[float], tokens: int) -> set[Source]:
@@ -97,6 +99,10 @@ def test_auto_uses_what_is_cheapest(pair: Pair) -> None:
     assert seen[8:] == [Source.MERGED] * 32
     assert sources([0.5], 4) == {Source.MERGED}
     assert sources([0.5, 0.6], 20) == {Source.MIXED}
+    # A long prompt is dearer than a merge, whatever comes after it.
+    engine.add(Generation(PROMPT * 103, 0.7, max_new_tokens=1))
+    engine.step()
+    assert model.source is Source.MERGED
 
 
 def test_uniform_mode_works_on_one_lambda_at_a_time(pair: Pair) -> None:
@@ -118,7 +124,7 @@ def test_the_policy_never_reads_a_buffer_that_holds_another_lambda(passes: list[
     policy, holds = Policy("auto", patience=3), None
     for lambda_, rows in passes:
         vectors = {(lambda_,) if i == 0 else (0.5 + i / 10,) for i in range(rows)}
-        decision = policy.choose(vectors, holds, ahead=10)
+        decision = policy.choose(vectors, holds, tokens=1, ahead=10)
         if decision.merge:
             assert holds != (lambda_,)
             holds = (lambda_,)
