@@ -41,7 +41,7 @@ test-tgi: $(STAMP) $(VENV)-tgi/.installed
 $(VENV)-litellm/.installed: plugins/dami-router/pyproject.toml plugins/litellm-dami/pyproject.toml
 	$(PYTHON) -m venv $(VENV)-litellm
 	$(VENV)-litellm/bin/python -m pip install --quiet \
-	  --editable plugins/dami-router --editable 'plugins/litellm-dami[proxy]' litellm==1.106.2
+	  --editable 'plugins/dami-router[serve]' --editable 'plugins/litellm-dami[proxy]' litellm==1.106.2
 	@touch $@
 
 test-litellm: $(STAMP) $(VENV)-litellm/.installed

@@ -54,7 +54,7 @@ class Rewriter:
             return
         data["model"] = decision.variant
         _show(data, decision)
-        self._remember(str(data.get("litellm_call_id")), request, decision)
+        self._remember(data.get("litellm_call_id"), request, decision)
 
     def headers(self, data: Mapping[str, Any], answered: object = None) -> dict[str, str] | None:
         """Return the reply's headers, named as `dami serve` names them; None where nothing was decided.
@@ -92,9 +92,11 @@ class Rewriter:
         known = {variant.id for variant in self._decider.config.variants}
         return answered if isinstance(answered, str) and answered in known else decision.variant
 
-    def _remember(self, call_id: str, request: Request, decision: Decision) -> None:
-        lean = replace(request, body=b"", text="", messages=None, prompt=None)
+    def _remember(self, call_id: object, request: Request, decision: Decision) -> None:
         entry = self._decider.router.spend(decision) if request.model == "dami" else None
+        if not isinstance(call_id, str):
+            return
+        lean = replace(request, body=b"", text="", messages=None, prompt=None)
         self._decided[call_id] = _Decided(decision, lean, entry)
         if len(self._decided) > _REMEMBERED:
             self._decided.popitem(last=False)

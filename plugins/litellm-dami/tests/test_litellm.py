@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -17,7 +18,7 @@ from typing import Any
 import openai
 import pytest
 from fakes.loop import Loop
-from fakes.upstream import Upstream
+from fakes.upstream import Call, Upstream, chat, plain, send
 from fakes.world import World
 
 import litellm_dami
@@ -93,11 +94,21 @@ class LiteLLM:
         return (self.folder / "log").read_text(errors="replace")
 
 
+async def scored(call: Call, writer: asyncio.StreamWriter) -> None:
+    """Answer as a server does that gives log-probabilities to whoever asks for them."""
+    if not call.json.get("logprobs"):
+        await plain()(call, writer)
+        return
+    answer = chat()
+    answer["choices"][0]["logprobs"] = {"content": [{"token": "4", "logprob": -0.1, "top_logprobs": []}]}
+    await send(writer, 200, answer)
+
+
 @contextmanager
 def litellm(world: World, folder: Path, config: str, router: str) -> Iterator[LiteLLM]:
     """Run LiteLLM's proxy with an example's configuration over three test servers."""
     servers: dict[str, Upstream] = {
-        "m-l000": world.tgi("m-l000"), "m-l050": world.upstream("m-l050"), "m-l100": world.tgi("m-l100")
+        "m-l000": world.upstream("m-l000", scored), "m-l050": world.tgi("m-l050"), "m-l100": world.tgi("m-l100")
     }  # fmt: skip
     text = (EXAMPLE / config).read_text().replace("callbacks: [", "callbacks: [recorder.recorder, ")
     for i, server in enumerate(servers.values(), 1):
@@ -146,11 +157,13 @@ def wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
 
 ROUTER = (EXAMPLE / "router.yml").read_text()
 WITH_SERVERS = (
-    ROUTER.replace("[effort] ", "[effort, {moody: {}}] ").replace("fixed: 0.5", "timeout: 0.3\n  fixed: 0.5")
+    ROUTER.replace("[effort] ", "[effort, {moody: {}}, confidence] ").replace(
+        "fixed: 0.5", "timeout: 0.3\n  fixed: 0.5"
+    )
     + """
 backends:
-  - {variant: m-l000, url: "http://127.0.0.1:8001", protocol: tgi}
-  - {variant: m-l050, url: "http://127.0.0.1:8002", protocol: openai}
+  - {variant: m-l000, url: "http://127.0.0.1:8001", protocol: openai}
+  - {variant: m-l050, url: "http://127.0.0.1:8002", protocol: tgi}
   - {variant: m-l100, url: "http://127.0.0.1:8003", protocol: tgi}
 probe: {interval: 3600}
 """
@@ -194,10 +207,11 @@ def test_queries_reach_different_models(hooked: LiteLLM, text: str, variant: str
 
 @pytest.mark.parametrize("text", ["fail", "hang"])
 def test_a_failing_estimator_fails_no_request(hooked: LiteLLM, text: str) -> None:
-    """Where the estimator raises or hangs, the chain's constant decides, in time."""
+    """Where one raises or hangs, the next decides, in time: here by asking the Instruct variant's server."""
     begun = time.monotonic()
     asked, headers = hooked.ask(text)
-    assert (asked, headers["x-dami-estimator"]) == ("m-l050", "fixed")
+    assert (asked, headers["x-dami-estimator"]) == ("m-l000", "confidence")
+    assert [call.json.get("logprobs") for call in hooked.servers["m-l000"].calls] == [True, None]
     assert time.monotonic() - begun < 5
 
 
@@ -236,11 +250,11 @@ def test_completions_and_responses_are_decided_too(hooked: LiteLLM) -> None:
     with pytest.raises(openai.NotFoundError):  # TGI has no such route; what matters is who was asked
         hooked.client.responses.create(
             model="dami",
-            input=f"{SECRET} prove it",
+            input=f"{SECRET} hi",
             extra_body={"disable_fallbacks": True},
-            reasoning={"effort": "none"},
+            reasoning={"effort": "high"},
         )
-    assert hooked.asked() == "m-l000"
+    assert hooked.asked() == "m-l100"
     hooked.forget()
     message = {"role": "user", "content": [{"type": "text", "text": f"{SECRET} prove it"}]}
     hooked.client.post("/messages", cast_to=object, body={"model": "dami", "max_tokens": 9, "messages": [message]})

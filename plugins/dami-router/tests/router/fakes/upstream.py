@@ -48,6 +48,11 @@ class Upstream:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._writers)
+
     async def start(self) -> None:
         """Listen; at the same port as before, after a `stop`."""
         self._server = await asyncio.start_server(self._connection, "127.0.0.1", self.port, backlog=1024)
