@@ -113,7 +113,15 @@ class EngineCalls:
             return 404, None
         return (200, dict(self._describe())) if self.thread.alive else (503, None)
 
-    async def post(self, replica: Replica, path: str, data: Mapping[str, Any], timeout: float) -> tuple[int, Any]:
+    async def post(
+        self,
+        replica: Replica,
+        path: str,
+        data: Mapping[str, Any],
+        timeout: float,
+        *,
+        fresh: bool = True,  # noqa: ARG002
+    ) -> tuple[int, Any]:
         """Answer an estimator's question."""
         body = _json(data)
         if path == "/tokenize":

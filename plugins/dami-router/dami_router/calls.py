@@ -108,6 +108,8 @@ class Calls(Protocol):
         """Fetch JSON from a replica, for a probe; raises CallError."""
         ...
 
-    async def post(self, replica: Replica, path: str, data: Mapping[str, Any], timeout: float) -> tuple[int, Any]:
+    async def post(
+        self, replica: Replica, path: str, data: Mapping[str, Any], timeout: float, *, fresh: bool = True
+    ) -> tuple[int, Any]:
         """Send JSON to a replica, for a probe; raises CallError."""
         ...

@@ -78,7 +78,7 @@ class Endpoint:
 
         async def post(path: str, data: Mapping[str, Any]) -> tuple[int, Any]:
             try:
-                return await self._transport.post(replica, path, data, timeout)
+                return await self._transport.post(replica, path, data, timeout, fresh=False)
             except Exception as error:
                 # Refused, cut off, not HTTP: the client's own exceptions are many, and all mean the same.
                 raise UnansweredError(type(error).__name__) from error

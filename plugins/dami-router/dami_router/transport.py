@@ -151,17 +151,28 @@ class Transport:
         """Fetch JSON from a replica, for a probe; the body is None where it is no JSON. Raises CallError."""
         return await self._probe("GET", replica, path, {}, b"", timeout)
 
-    async def post(self, replica: Replica, path: str, data: Mapping[str, Any], timeout: float) -> tuple[int, Any]:
-        """Send JSON to a replica, for a probe. Raises CallError."""
-        body = json.dumps(data).encode()
-        return await self._probe("POST", replica, path, {"content-type": "application/json"}, body, timeout)
+    async def post(
+        self, replica: Replica, path: str, data: Mapping[str, Any], timeout: float, *, fresh: bool = True
+    ) -> tuple[int, Any]:
+        """Send JSON to a replica, for a probe; on a connection that is there where it need not be fresh.
+
+        Raises CallError. An old connection that ends before any byte is replaced once.
+        """
+        body, json_ = json.dumps(data).encode(), {"content-type": "application/json"}
+        try:
+            return await self._probe("POST", replica, path, json_, body, timeout, fresh=fresh)
+        except CallError as error:
+            if fresh or error.why != "disconnected":
+                raise
+        return await self._probe("POST", replica, path, json_, body, timeout)
 
     async def _probe(
-        self, method: str, replica: Replica, path: str, headers: Mapping[str, str], body: bytes, timeout: float
-    ) -> tuple[int, Any]:
+        self, method: str, replica: Replica, path: str, headers: Mapping[str, str], body: bytes, timeout: float,
+        *, fresh: bool = True,
+    ) -> tuple[int, Any]:  # fmt: skip
         until = asyncio.get_running_loop().time() + timeout
-        # A probe is about the server, not about an old connection to it.
-        call = await self._begin(replica, method, path, headers, body, until, fresh=True)
+        # A probe of health is about the server, not about an old connection to it.
+        call = await self._begin(replica, method, path, headers, body, until, fresh=fresh)
         try:
             data = await _whole(call)
         finally:

@@ -432,3 +432,47 @@ def answered(server: LabTgi, call: Any) -> Any:
     request = urllib.request.Request(server.url + call.path, call.body, {"content-type": "application/json"})
     with urllib.request.urlopen(request, timeout=10) as reply:
         return json.load(reply)
+
+
+def test_a_trained_estimator_gets_the_confidence_that_it_was_trained_with(pairs: Pairs, tmp_path: Path) -> None:
+    """`trained` asks the Instruct server with as many tokens as the chain's `confidence`, and once for both."""
+    pytest.importorskip("numpy", reason="training needs numpy")
+    from dami_router.estimators.store import save
+    from dami_router.estimators.training import train
+    from dami_router.evaluation import Grid
+    from dami_router.rollouts import Rollout
+
+    rows = [
+        Rollout(f"q{i}", f"{i % 7}+{i % 5}=", x, float(x == 1 or sure > 0.5), 2 + int(40 * x), confidence=sure)
+        for i in range(80)
+        for sure in [(i * 37 % 80) / 80]
+        for x in (0.0, 1.0)
+    ]
+    save(train(Grid.of(rows)), tmp_path / "estimator")
+    folder = json.dumps(str(tmp_path / "estimator"))
+    pair = pairs.make("openai")
+    own = pairs.models[0].write(encode(templated([{"role": "user", "content": CHAIN}])), 3)
+    text = (
+        "variants: [{id: v-l000, lambda: 0}, {id: v-l100, lambda: 1}]\nbackends:\n"
+        + "".join(
+            f'  - {{variant: {server.name}, url: "{server.url}", protocol: openai}}\n'
+            for server in (pair.instruct, pair.thinking)
+        )
+        + f"estimator: {{chain: [{{trained: {folder}}}, {{confidence: {{tokens: 3}}}}], timeout: 0.001}}"
+    )
+    client = pairs._world.proxy(text)
+    decision = client.post("/v1/route", {"messages": [{"role": "user", "content": CHAIN}]}).json
+    assert decision["estimator"] == "preference"
+    assert decision["evidence"]["confidence"] == pytest.approx(mean_exp(own.logprobs), abs=1e-6)
+    assert [call.json["max_tokens"] for call in pair.instruct.calls] == [3]
+
+
+def test_probes_keep_their_connection_and_survive_its_end(pairs: Pairs) -> None:
+    """One connection carries probe after probe; where the server has closed it meanwhile, a new one does."""
+    pair = pairs.make("openai", "form: instruct", extra="timeouts: {keepalive: 30}")
+    for chain in CHAINS[:3]:
+        pair.evidence(chain)
+    assert len(pair.instruct._writers) == 1
+    pairs._world.loop.run(pair.instruct.drop_connections())
+    pair.evidence(CHAINS[3])
+    assert len(posts(pair.instruct)) == 4
