@@ -250,12 +250,14 @@ class Router:
         if self.config.policy.sticky:
             self._conversations.answered(request.conversation, lambda_)
 
-    def answered_elsewhere(self, request: Request, variant: str, entry: Entry | None, tokens: int | None) -> None:
-        """Note an answer of a variant that somebody else did the sending for."""
+    def answered_elsewhere(
+        self, conversation: bytes | None, variant: str, entry: Entry | None, tokens: int | None
+    ) -> None:
+        """Note an answer of a variant that somebody else did the sending for; `conversation` is the request's."""
         if entry is not None and self.budget is not None:
             self.budget.settle(entry, variant, tokens)
         if self.config.policy.sticky:
-            self._conversations.answered(request.conversation, self._lambdas[variant])
+            self._conversations.answered(conversation, self._lambdas[variant])
 
     async def send(self, request: Request, decision: Decision) -> Answered:
         """Ask the decision's variants in order until one begins to answer; raises NoAnswerError, NoVariantError.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from dami_router.budget import Entry
@@ -32,7 +32,7 @@ class _Decided:
     """A decision under way, with what is needed when its answer is there; holds no text."""
 
     decision: Decision
-    request: Request
+    conversation: bytes | None
     entry: Entry | None
 
 
@@ -78,7 +78,7 @@ class Rewriter:
             return
         variant = self._variant(answered, found.decision)
         cost = tokens if isinstance(tokens, int) else None
-        self._decider.router.answered_elsewhere(found.request, variant, found.entry, cost)
+        self._decider.router.answered_elsewhere(found.conversation, variant, found.entry, cost)
         found.entry = None
 
     def _ours(self, model: object) -> str | None:
@@ -96,8 +96,7 @@ class Rewriter:
         entry = self._decider.router.spend(decision) if request.model == "dami" else None
         if not isinstance(call_id, str):
             return
-        lean = replace(request, body=b"", text="", messages=None, prompt=None)
-        self._decided[call_id] = _Decided(decision, lean, entry)
+        self._decided[call_id] = _Decided(decision, request.conversation, entry)
         if len(self._decided) > _REMEMBERED:
             self._decided.popitem(last=False)
 

@@ -235,8 +235,7 @@ def test_what_is_remembered_is_bounded_and_holds_no_text() -> None:
     assert rewriter.headers({"litellm_call_id": "0"}) is None
     assert rewriter.headers({"litellm_call_id": "4099"}) is not None
     assert len(rewriter._decided) == 4096
-    kept = next(iter(rewriter._decided.values()))
-    assert "2+2" not in repr({name: getattr(kept.request, name) for name in kept.request.__slots__})
+    assert "2+2" not in repr(rewriter._decided)
 
 
 def test_servers_that_are_given_are_probed_and_their_connections_closed(world: World) -> None:
