@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import subprocess
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,15 @@ from fakes.loop import Loop
 
 from dami_router.calls import CallError
 from dami_router.pool import Origin, Pool
+
+
+@pytest.fixture(scope="module", params=["asyncio", "uvloop"])
+def loop(request: pytest.FixtureRequest) -> Iterator[Loop]:
+    """Both event loops: `dami serve` runs on uvloop, everything else on asyncio's own."""
+    made = Loop(pytest.importorskip(request.param).new_event_loop)
+    yield made
+    made.stop()
+
 
 HEAD = b"POST /x HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n"
 REPLY = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
