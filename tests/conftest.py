@@ -1,4 +1,4 @@
-"""Fixtures and the hypothesis profile that all tests share."""
+"""Fixtures that all tests of dami-merge share."""
 
 from __future__ import annotations
 
@@ -6,12 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
 from support.pairs import Pair, make_pair
-
-# Deadlines measure the machine; a shared one would make good code flaky.
-settings.register_profile("dami", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
-settings.load_profile("dami")
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
