@@ -15,7 +15,7 @@ from dami_merge.live.generation import Completion, CompletionBuilder, Event, Gen
 from dami_merge.live.loading import Loaded, load, order_of_endpoints, order_of_recipe
 from dami_merge.live.model import Batch, LanguageModel, Logits, out_of_memory
 from dami_merge.live.policy import Mode
-from dami_merge.live.rows import LiveRow
+from dami_merge.live.rows import LiveRow, Share
 from dami_merge.live.sampling import pick, score
 from dami_merge.live.texts import Texts
 from dami_merge.recipe import Recipe
@@ -251,51 +251,43 @@ class Engine:
             self._live.append(self._waiting.popleft())
 
     def _advance(self) -> list[Event]:
-        writing = [live for live in self._live if live.read]
-        runs = self._runs(len(writing))
-        # Rows are read in the order of their slots, so that those that write come first.
-        reading = self._live[len(writing) : len(writing) + len(runs)]
-        step = Step([live.length for live in writing], runs, self._cache)
-        lengths = [live.length + live.read for live in self._live] + [run.past + run.count for run in runs]
-        self._cache.reserve(len(self._live), max(lengths))
-        logits = self.model.forward(self._batch(step, writing, reading))
-        starts = list(itertools.accumulate((run.count for run in runs), initial=len(writing)))
-        for live, run, start in zip(reading, runs, starts, strict=False):
-            if live.scores is not None:
-                live.scores[run.past + 1 if run.past else 0 :] = _score_prompt(live, run, start, logits)
-        ends = [end - 1 for end in starts[1:]]
-        done = [run.past + run.count == len(live.prompt) for live, run in zip(reading, runs, strict=True)]
-        places = [*range(len(writing)), *(end for end, whole in zip(ends, done, strict=True) if whole)]
-        rows = [*writing, *(live for live, whole in zip(reading, done, strict=True) if whole)]
-        picked = pick(logits(places), [live.sampler for live in rows]) if rows else []
-        for live in writing:
-            live.length += 1
-        for live, run in zip(reading, runs, strict=True):
-            live.length += run.count
-        events = [live.write(choice, self._eos) for live, choice in zip(rows, picked, strict=True)]
+        shares = self._shares()
+        self._cache.reserve(len(self._live), max(share.end for share in shares))
+        logits = self.model.forward(self._batch(shares))
+        for share in shares:
+            share.live.take_scores(share.past, _score_prompt(share, logits))
+        ready = [share for share in shares if share.whole]
+        picked = pick(logits([share.last for share in ready]), [share.live.sampler for share in ready]) if ready else []
+        # Nothing of a row has changed up to here: a step that ran out of memory is made again without the newest.
+        for share in shares:
+            share.live.length = share.end
+        events = [share.live.write(choice, self._eos) for share, choice in zip(ready, picked, strict=True)]
         for event in events:
             if event.finish_reason:
                 self.remove(event.row)
         return events
 
-    def _runs(self, first: int) -> list[Run]:
-        runs, room = [], self._prefill
-        for slot in range(first, len(self._live)):
-            live = self._live[slot]
-            count = min(len(live.prompt) - live.length, room)
+    def _shares(self) -> list[Share]:
+        shares, room, start = [], self._prefill, 0
+        for slot, live in enumerate(self._live):
+            count = 1 if live.read else min(len(live.tokens) - live.length, room)
             if count == 0:
                 break
-            runs.append(Run(slot, live.length, count))
-            room -= count
-        return runs
+            shares.append(Share(live, slot, live.length, count, start))
+            start += count
+            room -= 0 if live.read else count
+        return shares
 
-    def _batch(self, step: Step, writing: list[LiveRow], reading: list[LiveRow]) -> Batch:
-        ids = [live.last for live in writing]
-        for live, run in zip(reading, step.runs, strict=True):
-            ids += live.prompt[run.past : run.past + run.count]
-        owners = [(live.vector, 1) for live in writing]
-        owners += [(live.vector, run.count) for live, run in zip(reading, step.runs, strict=True)]
-        return Batch(ids, step, tuple(owners), max(live.left for live in self._live))
+    def _batch(self, shares: Sequence[Share]) -> Batch:
+        # Prompts are read in the order of their slots: rows that write always come first.
+        writing = [share.past for share in shares if share.live.read]
+        runs = [Run(share.slot, share.past, share.count) for share in shares if not share.live.read]
+        return Batch(
+            ids=[token for share in shares for token in share.tokens],
+            step=Step(writing, runs, self._cache),
+            owners=tuple((share.live.vector, share.count) for share in shares),
+            ahead=max(live.left for live in self._live),
+        )
 
     @torch.inference_mode()
     def _drop(self, slot: int) -> None:
@@ -310,13 +302,17 @@ class Engine:
         return Event(live.row, None, live.text.finish(), finish_reason="error", error=message)
 
 
-def _score_prompt(live: LiveRow, run: Run, start: int, logits: Logits) -> list[PromptToken]:
-    """Return the scores of the tokens that follow those of a run; a few at a time, since logits are wide."""
-    following = live.prompt[run.past + 1 : run.past + run.count + 1]
+def _score_prompt(share: Share, logits: Logits) -> list[PromptToken]:
+    """Return the scores of the prompt's tokens that follow those of a share; a few at a time, since logits are wide."""
+    live = share.live
+    if live.scores is None or live.read:
+        return []
+    following = live.tokens[share.past + 1 : share.end + 1]
     top = live.row.generation.prompt_log_probs or 0
-    found = [] if run.past else [PromptToken(live.prompt[0], None)]
+    found: list[PromptToken] = []
     for at in range(0, len(following), _SCORED_AT_ONCE):
         tokens = following[at : at + _SCORED_AT_ONCE]
-        picked = score(logits(range(start + at, start + at + len(tokens))), tokens, top)
+        first = share.start + at
+        picked = score(logits(range(first, first + len(tokens))), tokens, top)
         found += [PromptToken(p.token, p.log_prob, p.top) for p in picked]
     return found

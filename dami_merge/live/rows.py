@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from dami_merge.live.generation import Event, FinishReason, PromptToken, Row
@@ -9,14 +10,14 @@ from dami_merge.live.sampling import Picked, Sampler
 from dami_merge.live.spread import Vector
 from dami_merge.live.text import TextStream
 
-__all__ = ["LiveRow"]
+__all__ = ["LiveRow", "Share"]
 
 
 class LiveRow:
     """What is known of a row between two steps.
 
-    `length`: tokens whose keys and values are stored. `limit`: tokens it may write. `scores`: those of the
-    prompt's tokens so far, None where nobody asked.
+    `tokens`: its prompt and what it wrote; `length`: how many of them have their keys and values stored. `limit`:
+    tokens it may write. `scores`: those of the prompt's tokens so far, None where nobody asked.
     """
 
     def __init__(self, row: Row, vector: Vector, limit: int, tokenizer: Any) -> None:
@@ -24,29 +25,38 @@ class LiveRow:
         self.row = row
         self.vector = vector
         self.limit = limit
-        self.prompt = list(generation.prompt)
+        self.tokens = list(generation.prompt)
         self.length = 0
-        self.last = -1
-        self.written = 0
         self.sampler = Sampler(generation)
         self.text = TextStream(_decoder(tokenizer, generation.skip_special_tokens), generation.stop)
-        self.scores: list[PromptToken] | None = [] if generation.prompt_log_probs is not None else None
+        self.scores: list[PromptToken] | None = None
+        if generation.prompt_log_probs is not None:
+            self.scores = [PromptToken(self.tokens[0], None)]
 
     @property
     def read(self) -> bool:
         """Whether the whole prompt is read."""
-        return self.length >= len(self.prompt)
+        return self.length >= len(self.row.generation.prompt)
+
+    @property
+    def written(self) -> int:
+        """How many tokens it has written."""
+        return len(self.tokens) - len(self.row.generation.prompt)
 
     @property
     def left(self) -> int:
         """How many tokens it may still write."""
         return self.limit - self.written
 
+    def take_scores(self, past: int, scores: list[PromptToken]) -> None:
+        """Take the scores of the prompt's tokens from `past` + 1 on; those taken before for the same are replaced."""
+        if scores and self.scores is not None:
+            self.scores[past + 1 :] = scores
+
     def write(self, picked: Picked, eos: frozenset[int]) -> Event:
         """Take the next token; return the event that says so."""
         first = self.written == 0
-        self.last = picked.token
-        self.written += 1
+        self.tokens.append(picked.token)
         self.sampler.advance()
         ended = picked.token in eos and not self.row.generation.ignore_eos
         # The token that ends a text is no part of it, even where special tokens are shown.
@@ -66,6 +76,37 @@ class LiveRow:
         if ended or self.text.stopped:
             return "stop"
         return "length" if self.written >= self.limit else None
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A row's part of a step: its tokens `past` to `past + count`, which stand from `start` on among all."""
+
+    live: LiveRow
+    slot: int
+    past: int
+    count: int
+    start: int
+
+    @property
+    def end(self) -> int:
+        """How many of the row's tokens have their keys and values stored after the step."""
+        return self.past + self.count
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens themselves."""
+        return self.live.tokens[self.past : self.end]
+
+    @property
+    def last(self) -> int:
+        """The place of the last one among all tokens of the step."""
+        return self.start + self.count - 1
+
+    @property
+    def whole(self) -> bool:
+        """Whether these are the last tokens that the row has: its next one follows from them."""
+        return self.end == len(self.live.tokens)
 
 
 def _decoder(tokenizer: Any, skip_special_tokens: bool) -> Any:
