@@ -15,8 +15,9 @@ from dami_router.output import Output
     "demo",
     examples=("dami demo", "dami demo --out /tmp/demo --queries 1000", "dami demo --json"),
     help="Check a recipe, merge a family of the tiny pair through mergekit, answer held-out queries on every "
-    "variant, estimate λ(q) from Instruct's own confidence, route, and report. Under two minutes on two cores; "
-    "every figure is computed in the run. Writes the variants and an HTML report into a folder.",
+    "variant, estimate λ(q) from Instruct's own confidence, route, answer at exactly λ(q) on the live engine, and "
+    "report. Under two minutes on two cores; every figure is computed in the run. Writes the variants and an HTML "
+    "report into a folder.",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("dami-demo"), show_default=True, help="Where it all goes."

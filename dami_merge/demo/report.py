@@ -33,6 +33,7 @@ def as_dict(demo: Demo) -> dict[str, Any]:
             for x, point, flag in zip(demo.lambdas, demo.static, hollow, strict=True)
         ],
         "routed": demo.routed.as_dict(),
+        "exact": demo.exact.as_dict(),
         "oracle": demo.oracle.as_dict(),
         "queries": len(demo.queries),
         "calibration_queries": demo.calibration,
@@ -46,7 +47,8 @@ def as_dict(demo: Demo) -> dict[str, Any]:
 def write_report(demo: Demo, folder: Path) -> list[Path]:
     """Write `report.html` and `frontier.png` into a folder and return their paths."""
     figure = draw_frontier(
-        demo.lambdas, demo.static, {"routed, zero-shot": demo.routed, "oracle": demo.oracle},
+        demo.lambdas, demo.static,
+        {"routed, zero-shot": demo.routed, "exactly λ(q), live": demo.exact, "oracle": demo.oracle},
         title=f"The tiny pair, {len(demo.queries)} held-out queries",
     )  # fmt: skip
     files = {"frontier.png": render(figure, "png"), "report.html": _page(demo, render(figure, "svg")).encode()}
@@ -75,7 +77,8 @@ def _rows(demo: Demo) -> list[tuple[str, ...]]:
         _row(f"λ = {x:g}" + (" (dominated)" if flag else ""), point)
         for x, point, flag in zip(demo.lambdas, demo.static, hollow, strict=True)
     ]
-    return [*rows, _row("routed, zero-shot", demo.routed), _row("oracle", demo.oracle)]
+    routed = [_row("routed, zero-shot", demo.routed), _row("exactly λ(q), live", demo.exact)]
+    return [*rows, *routed, _row("oracle", demo.oracle)]
 
 
 def _row(name: str, point: Point) -> tuple[str, ...]:
@@ -97,7 +100,8 @@ def _verdict(demo: Demo) -> str:
         f"Routed against the Thinking variant for every query: {gain:+.1f} points of accuracy at {share:.0%} of its"
         f" tokens.\nλ(q) came from the Instruct variant's confidence in its own direct answer; no labels were used"
         f" ({demo.calibration} other queries set the scale; wanted mean λ {demo.mean_lambda:g},"
-        f" largest {demo.max_lambda:g})."
+        f" largest {demo.max_lambda:g}).\nZero-shot takes the nearest variant of the table; exactly λ(q) was answered"
+        " by the live engine: two endpoints in memory, and every query of a batch at its own λ."
     )
 
 

@@ -6,6 +6,12 @@
 4. Estimate λ(q) without any training: probe the Instruct variant once, read how sure it is of
    its own direct answer, and map that to λ by a quantile map fitted on *other*, unlabelled queries.
 5. Send each query to the nearest variant, and compare with every static λ and with the oracle.
+6. Answer all queries in one batch of the live engine, each at exactly its λ(q): two endpoints in
+   memory, and nothing merged.
+
+Whole batches at one λ (step 3) are answered on the variants, by prompts of one length at a time
+without padding, which is faster than the engine at this size; many λ in one batch is what only the
+engine can do.
 
 The estimator's form is ours, not the DAMI paper's. Its two numbers (mean and largest λ) were chosen
 on the pair's dev queries, with figures of its test queries in sight; the demo reports test queries.
@@ -52,11 +58,15 @@ class Routed:
 
 @dataclass(frozen=True)
 class Demo:
-    """Everything that the demo found out; `static` has one point for each λ of `lambdas`."""
+    """Everything that the demo found out; `static` has one point for each λ of `lambdas`.
+
+    `routed` takes the nearest of these variants, `exact` λ(q) itself, on the live engine.
+    """
 
     lambdas: tuple[float, ...]
     static: tuple[Point, ...]
     routed: Point
+    exact: Point
     oracle: Point
     queries: tuple[Routed, ...]
     calibration: int
@@ -69,6 +79,7 @@ def run_demo(folder: Path, *, queries: int, mean_lambda: float, max_lambda: floa
 
     Raises MisuseError unless 0 < mean_lambda < max_lambda ≤ 1.
     """
+    from dami_merge.demo.answering import answer_exactly
     from dami_merge.lab.model import load_endpoint
 
     pair = folder / "lab"
@@ -82,7 +93,10 @@ def run_demo(folder: Path, *, queries: int, mean_lambda: float, max_lambda: floa
     say(f"probing the Instruct variant: {len(dev)} unlabelled queries to calibrate, {len(test)} to route")
     instruct = load_endpoint(variants[0.0])
     fitted = QuantileMap.fit(_confidence(instruct, dev), mean_lambda, max_lambda)
-    return _routed(rollouts, test, _confidence(instruct, test), fitted)
+    sure = _confidence(instruct, test)
+    say(f"answering the {len(test)} queries in one batch of the live engine, each at exactly its λ(q)")
+    exact = answer_exactly(pair, list(zip(test, map(fitted, sure), strict=True)))
+    return _routed(rollouts, test, sure, fitted, exact)
 
 
 def _check(folder: Path, pair: Path, say: Say) -> str:
@@ -128,7 +142,9 @@ def _confidence(model: Any, queries: Sequence[Query]) -> list[float]:
     return [answer.direct for answer in probe(model, [query.text for query in queries], tokens=1)]
 
 
-def _routed(rollouts: list[Rollout], queries: Sequence[Query], confidences: list[float], fitted: QuantileMap) -> Demo:
+def _routed(
+    rollouts: list[Rollout], queries: Sequence[Query], confidences: list[float], fitted: QuantileMap, exact: Point
+) -> Demo:
     grid = Grid.of(rollouts)
     cells = {(r.query_id, r.lambda_): r for r in rollouts}
     estimates = [fitted(confidence) for confidence in confidences]
@@ -141,6 +157,7 @@ def _routed(rollouts: list[Rollout], queries: Sequence[Query], confidences: list
         lambdas=grid.lambdas,
         static=tuple(grid.static(x) for x in grid.lambdas),
         routed=grid.routed(choice),
+        exact=exact,
         oracle=grid.routed(grid.oracle()),
         queries=routed,
         calibration=len(fitted.scores),

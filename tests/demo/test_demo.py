@@ -43,6 +43,11 @@ def test_the_demo_shows_what_routing_does(finished: tuple[Path, subprocess.Compl
     assert routed["tokens"]["mean"] < 0.6 * last["tokens"]["mean"]
     cheaper = [p["accuracy"]["mean"] for p in data["static"] if p["tokens"]["mean"] <= routed["tokens"]["mean"]]
     assert routed["accuracy"]["mean"] > max(cheaper)
+    # The live engine answers at λ(q) itself, between the variants: about as well, at about the same cost.
+    exact = data["exact"]
+    assert abs(exact["mean_lambda"] - data["wanted_mean_lambda"]) < 0.05
+    assert abs(exact["tokens"]["mean"] - routed["tokens"]["mean"]) < 0.1 * last["tokens"]["mean"]
+    assert abs(exact["accuracy"]["mean"] - routed["accuracy"]["mean"]) < 0.08
     assert data["oracle"]["accuracy"]["mean"] >= max(p["accuracy"]["mean"] for p in data["static"])
     assert {p.name for p in out.iterdir()} >= {"report.html", "frontier.png", "recipe.yml", "variants", "lab"}
 
@@ -121,6 +126,7 @@ def demo() -> Demo:
         lambdas=(0.0, 0.5, 1.0),
         static=(point(0.6, 2, 0.0), point(0.8, 30, 0.5), point(0.79, 60, 1.0)),
         routed=point(0.85, 15, 0.3),
+        exact=point(0.86, 14, 0.31),
         oracle=point(0.95, 10, 0.2),
         queries=(
             story("1+1=", 0.0, True, True, True),
@@ -143,6 +149,8 @@ def test_the_report_tells_the_table_and_the_stories(demo: Demo, tmp_path: Path) 
     data = as_dict(demo)
     assert [p["dominated"] for p in data["static"]] == [False, False, True]
     assert data["accuracy_over_thinking"] == pytest.approx(0.06)
+    assert data["exact"]["accuracy"]["mean"] == 0.86
+    assert "exactly λ(q), live" in text
     html, picture = (p.read_bytes() for p in sorted(write_report(demo, tmp_path), key=lambda p: p.suffix != ".html"))
     assert b"9&lt;1=" in html
     assert b"<think>" not in html
