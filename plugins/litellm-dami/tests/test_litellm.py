@@ -111,6 +111,8 @@ def litellm(world: World, folder: Path, config: str, router: str) -> Iterator[Li
         "m-l000": world.upstream("m-l000", scored), "m-l050": world.tgi("m-l050"), "m-l100": world.tgi("m-l100")
     }  # fmt: skip
     text = (EXAMPLE / config).read_text().replace("callbacks: [", "callbacks: [recorder.recorder, ")
+    # One test's failing server must not be avoided in the next.
+    text = text.replace("router_settings:", "router_settings:\n  disable_cooldowns: true")
     for i, server in enumerate(servers.values(), 1):
         text = text.replace(f"http://127.0.0.1:800{i}", server.url)
         router = router.replace(f"http://127.0.0.1:800{i}", server.url)
@@ -157,9 +159,7 @@ def wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
 
 ROUTER = (EXAMPLE / "router.yml").read_text()
 WITH_SERVERS = (
-    ROUTER.replace("[effort] ", "[effort, {moody: {}}, confidence] ").replace(
-        "fixed: 0.5", "timeout: 0.3\n  fixed: 0.5"
-    )
+    ROUTER.replace("[effort] ", "[effort, {moody: {}}, confidence] ").replace("fixed: 0.5", "timeout: 2\n  fixed: 0.5")
     + """
 backends:
   - {variant: m-l000, url: "http://127.0.0.1:8001", protocol: openai}
@@ -212,7 +212,7 @@ def test_a_failing_estimator_fails_no_request(hooked: LiteLLM, text: str) -> Non
     asked, headers = hooked.ask(text)
     assert (asked, headers["x-dami-estimator"]) == ("m-l000", "confidence")
     assert [call.json.get("logprobs") for call in hooked.servers["m-l000"].calls] == [True, None]
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 15
 
 
 def test_lambda_can_be_pinned(hooked: LiteLLM) -> None:
