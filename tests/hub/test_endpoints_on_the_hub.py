@@ -105,3 +105,16 @@ def test_build_pins_the_commit_and_verify_reads_the_cache(run: Run, tmp_path: Pa
     verified = run("dami", "verify", "family", "--deep")
     assert verified.returncode == 0, verified.stderr
     assert "not on this machine" not in verified.stderr
+
+
+def test_the_live_engine_takes_endpoints_from_the_hub(run: Run) -> None:
+    """Hub ids, one of them at a revision, are downloaded to the cache and answer from memory."""
+    script = """
+from dami_merge.live import Engine
+
+engine = Engine.load("acme/lab-instruct", "acme/lab-thinking@main", dtype="float32")
+print(engine.name, *(answer.text for answer in engine.generate(["<bos>8-1="] * 2, [0.0, 1.0])))
+"""
+    done = run("python", "-c", script)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["lab-DAMI", "7", "<think>8-1=7|8-1=7</think>7"]
