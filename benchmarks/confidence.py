@@ -43,6 +43,8 @@ def serve(pair: Path, lambdas: tuple[float, ...], protocol: str, folder: Path) -
         loop.run(server.start())
         lines.append(f'  - {{variant: {name(x)}, url: "{server.url}", protocol: {protocol}}}')
     file = folder / "router.yml"
+    # All servers share this process and its one thread: a slow answer is no sign of trouble.
+    lines.append("probe: {interval: 600, timeout: 60}")
     file.write_text("\n".join([*lines, ""]))
     return file
 
@@ -124,15 +126,18 @@ def measure(pair: Path, options: argparse.Namespace) -> dict[str, Any]:
         file = serve(pair, grid.lambdas, options.protocol, Path(folder))
         calibrated = calibrate(file, dev, pair.name, options.work, options)
         decisions = asyncio.run(decide(file, test.texts))
+    if others := sum(d.estimator != "confidence" for d in decisions):
+        raise SystemExit(f"{pair}: {others} decisions are not by confidence; measure again on a quieter machine")
     columns = [test.lambdas.index(float(d.variant[-3:]) / 100) for d in decisions]
     lengths = np.array([(len(text) - 2) // 2 for text in test.texts])
     short = np.flatnonzero(lengths <= TRAINED)
-    forms = sorted({str(d.evidence.get("form", d.estimator)) for d in decisions})
-    scores = [float(d.evidence.get("score", 0.0)) for d in decisions]
+    forms = sorted({str(d.evidence["form"]) for d in decisions})
+    scores = [float(d.evidence["score"]) for d in decisions]
     return {
         "forms": forms,
         "auc_of_instruct_right": auc(scores, test.correct[:, 0]),
         "calibration": calibrated,
+        "probe_tokens": float(np.mean([float(d.evidence["tokens"]) for d in decisions])),
         "mean_lambda": float(np.mean([d.lambda_ for d in decisions])),
         "route_ms_p50": float(np.median([d.route_ms for d in decisions])),
         "all": point(test, columns),
@@ -147,7 +152,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("rollouts"), help="where rollouts are kept")
     parser.add_argument("--form", default="instruct", choices=["instruct", "discrepancy", "entropy", "auto"])
     parser.add_argument("--protocol", default="openai", choices=["openai", "tgi"])
-    parser.add_argument("--share", type=float, default=0.38, help="wanted share of Thinking's mean tokens")
+    parser.add_argument("--share", type=float, default=0.35, help="wanted share of Thinking's mean tokens")
     parser.add_argument("--max-lambda", type=float, help="the largest λ; by default chosen on dev, see above")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
