@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import time
 from contextlib import ExitStack
@@ -14,10 +15,15 @@ from fakes.loop import Loop
 from fakes.world import Answer, Client
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from support.live_servers import section, served
 
+from dami_merge.build import Options, build_family
 from dami_merge.live import Engine, Event
+from dami_merge.recipe import parse_recipe
+from dami_router.config import parse_config
 from dami_router.errors import RecipeError
+from dami_router.router import Router
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.sampled_from(["1+1=", ""]),
@@ -182,3 +188,42 @@ def test_what_breaks_in_the_engine_is_told_and_survived(
         assert b"out of memory" in broken.body
         assert ask().status == 200
         assert client.get("/health").status == 200
+
+
+RECIPE = """\
+merge_method: dami
+base_model: {0}
+models: [{{model: {1}}}]
+parameters: {{lambda: 0.5}}
+dtype: bfloat16
+family: {{name: Fam, lambdas: [0, 0.5], path: {2}}}
+"""
+
+
+def test_a_built_family_s_manifest_is_held_against_a_live_server(
+    server: Client, pair: tuple[str, str], loop: Loop, tmp_path: Path
+) -> None:
+    """A router takes the server that holds the family's own files along its path, by their hashes, and no other."""
+
+    def trouble(path: str, other: str) -> str:
+        out = tmp_path / f"{path}-{Path(other).parent.name}"
+        build_family(parse_recipe(RECIPE.format(pair[0], other, path)), out, Options())
+        text = f'family: "{out}"\nbackends: [{{url: "{server.url}", protocol: live}}]\n'
+
+        async def look() -> str:
+            async with Router(parse_config(text, {})) as router:
+                return router.fleet.replicas[0].trouble
+
+        return loop.run(look())
+
+    until_hashed = time.monotonic() + 10
+    while not server.get("/info").json["live"]["thinking"]["files"]:
+        assert time.monotonic() < until_hashed
+        time.sleep(0.01)
+    assert trouble("uniform", pair[1]) == ""
+    assert trouble("late(0.5)", pair[1]) == "spreads λ by the path uniform, expected late(0.5)"
+    changed = tmp_path / "changed" / "thinking"
+    shutil.copytree(pair[1], changed)
+    weights = load_file(changed / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, changed / "model.safetensors")
+    assert "whose model.safetensors is not the one of the family" in trouble("uniform", str(changed))

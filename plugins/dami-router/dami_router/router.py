@@ -167,8 +167,11 @@ class Router:
         estimate = await self._estimate(model, request)
         policy = self.config.policy
         lambda_ = min(max(estimate.lambda_, policy.lambda_min), policy.lambda_max)
-        lambda_, order = self._order(lambda_, request)
-        return Decision(lambda_, order[0], estimate.estimator, _ms(begun), tuple(order), estimate.evidence)
+        bent, order = self._order(lambda_, request)
+        # A live server is sent what budget and conversation leave of λ(q): then the estimate is told beside it.
+        told = {} if abs(bent - lambda_) < 1e-6 else {"wanted_lambda": round(lambda_, 6)}
+        evidence = {**estimate.evidence, **told}
+        return Decision(bent, order[0], estimate.estimator, _ms(begun), tuple(order), evidence)
 
     async def _estimate(self, model: str, request: Request) -> Estimate:
         if model not in _AUTO:

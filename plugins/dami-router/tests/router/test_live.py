@@ -155,6 +155,8 @@ def test_a_mean_lambda_budget_bends_lambda_itself(world: World) -> None:
     assert all(sum(lambdas[max(0, i - 9) : i + 1]) / min(i + 1, 10) <= 0.4 + 1e-5 for i in range(30))
     assert sum(lambdas) / 30 == pytest.approx(0.4, abs=0.02)
     assert client.chat(model="dami:1").variant == "dami:1"
+    bent = client.post("/v1/route", {"messages": []}).json
+    assert bent["lambda"] < bent["evidence"]["wanted_lambda"] == 0.9
 
 
 @given(st.floats(0, 1), st.integers(1, 8), st.lists(st.floats(0, 1), max_size=60))
