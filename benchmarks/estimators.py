@@ -4,9 +4,9 @@
     python benchmarks/estimators.py --gsm8k gsm8k_two_model_rollouts.jsonl.gz
     python benchmarks/estimators.py --pairs dami_merge/lab/pair pairs/seed-1 pairs/seed-2 --work rollouts/
 
-With --pairs, each pair's dev queries (--dev, 1,000) and 1,000 test queries are answered at 11 values of λ first (about
-100 seconds a pair on one core; kept in --work). The estimator is trained on dev alone and reported on test, with
-Instruct's own confidence as a feature. With scikit-learn installed, --gsm8k also measures TF-IDF with a logistic
+With --pairs, each pair's dev queries (--dev, 2,000) and 1,000 test queries are answered at 11 values of λ first (about
+two minutes a pair on one core; kept in --work). The estimator is trained on dev alone and reported on test, with
+Instruct's own confidence as a feature; beside it stands the rule that knows which lengths the pair was trained on. With scikit-learn installed, --gsm8k also measures TF-IDF with a logistic
 fit.
 """
 
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dami_merge.lab.splits import TRAINED_LENGTHS
 from dami_router.comparison import compare, cross_validated, length_of_query, with_estimator
 from dami_router.crossvalidation import folds_of
 from dami_router.estimators.base import Query
@@ -33,14 +34,13 @@ from dami_router.evaluation import Grid, figure
 from dami_router.policy import nearest
 from dami_router.rollouts import Rollout, read_rollouts, write_rollouts
 from dami_router.routing_metrics import apgr
-
-TRAINED = 8
+TRAINED = TRAINED_LENGTHS[-1]
 """The longest chain that the lab pairs are trained on."""
 
 
 def rollouts_of(pair: Path, work: Path, dev: int) -> Grid:
     """Answer dev and test queries at every λ and probe Instruct's confidence; both are kept in `work`."""
-    name = pair.name if dev == 1000 else f"{pair.name}-dev-{dev}"
+    name = f"{pair.name}-dev-{dev}"
     file, confidence = work / f"{name}.jsonl.gz", work / f"{name}-conf.json"
     if not file.exists() or not confidence.exists():
         from dami_merge.lab.answering import probe
@@ -67,12 +67,26 @@ def lab(grid: Grid, budget: float) -> dict[str, Any]:
     start = time.perf_counter()
     estimator = train(dev, Settings(budget=budget))
     seconds = time.perf_counter() - start
-    lengths = np.array([(len(text) - 2) // 2 for text in test.texts])
+    lengths, deliberate = _lengths(test), _within_budget(dev, budget)
     out: dict[str, Any] = {"train_s": seconds, "about": dict(estimator.about)}
     for name, mask in (("all", lengths > 0), ("trained_lengths", lengths <= TRAINED)):
         part = test.rows(np.flatnonzero(mask))
         out[name] = _against_thinking(part, with_estimator("preference", estimator, part).lambdas)
+        known = np.where(_lengths(part) > TRAINED, 0.0, deliberate)
+        out[name]["known_length"] = _against_thinking(part, tuple(known.tolist()))
     return out
+
+
+def _lengths(grid: Grid) -> NDArray[np.intp]:
+    return np.array([(len(text) - 2) // 2 for text in grid.texts])
+
+
+def _within_budget(dev: Grid, budget: float) -> float:
+    """Return the λ for trained lengths that is most accurate on dev within the budget, with λ=0 for longer chains."""
+    longer = _lengths(dev) > TRAINED
+    tokens = np.where(longer[:, None], dev.tokens[:, :1], dev.tokens).mean(axis=0)
+    affordable = np.flatnonzero(tokens <= budget * dev.tokens[:, -1].mean())
+    return dev.lambdas[int(max(affordable, key=lambda i: dev.correct[~longer, i].mean()))]
 
 
 def _against_thinking(part: Grid, lambdas: tuple[float, ...]) -> dict[str, Any]:
@@ -186,7 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs="+", type=Path, default=[], help="folders with instruct/ and thinking/")
     parser.add_argument("--work", type=Path, default=Path("rollouts"), help="where rollouts are kept")
-    parser.add_argument("--dev", type=int, default=1000, help="dev queries to train on, for --pairs")
+    parser.add_argument("--dev", type=int, default=2000, help="dev queries to train on, for --pairs")
     parser.add_argument("--budget", type=float, default=0.33, help="share of Thinking's tokens for --pairs")
     parser.add_argument("--gsm8k", type=Path, help="rollouts of two models")
     parser.add_argument("--seeds", type=int, default=5, help="ways of folding for --gsm8k")

@@ -146,7 +146,7 @@ def report(test: Measured, dev: Measured) -> dict[str, Any]:
 
 def markdown(reports: dict[str, dict[str, Any]]) -> str:
     """Tables of all pairs, one for all lengths and one for the trained lengths."""
-    titles = {"all": "All lengths (n = 1…10)", "trained_lengths": "Trained lengths alone (n ≤ 8)"}
+    titles = {"all": "All lengths (n = 1…10)", "trained_lengths": f"Trained lengths alone (n ≤ {TRAINED_LENGTHS[-1]})"}
     lines: list[str] = []
     for key, title in titles.items():
         counts = {r[key]["queries"] for r in reports.values()}
