@@ -6,8 +6,8 @@
 
 With --pairs, each pair's dev queries (--dev, 2,000) and 1,000 test queries are answered at 11 values of λ first (about
 two minutes a pair on one core; kept in --work). The estimator is trained on dev alone and reported on test, with
-Instruct's own confidence as a feature; beside it stands the rule that knows which lengths the pair was trained on. With scikit-learn installed, --gsm8k also measures TF-IDF with a logistic
-fit.
+Instruct's own confidence as a feature; beside it stands the rule that knows which lengths the pair was trained on.
+With scikit-learn installed, --gsm8k also measures TF-IDF with a logistic fit.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from dami_router.evaluation import Grid, figure
 from dami_router.policy import nearest
 from dami_router.rollouts import Rollout, read_rollouts, write_rollouts
 from dami_router.routing_metrics import apgr
+
 TRAINED = TRAINED_LENGTHS[-1]
 """The longest chain that the lab pairs are trained on."""
 
