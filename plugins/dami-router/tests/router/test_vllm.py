@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,25 +16,24 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 
 import pytest
+from fakes.wider import widen
 from fakes.world import World
 
 from dami_router.cli import main
 from dami_router.rollouts import read_rollouts
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(
-        "DAMI_VLLM_PYTHON" not in os.environ, reason="DAMI_VLLM_PYTHON names no Python with vLLM; `make test-vllm` does"
-    ),
-]
+needs_vllm = pytest.mark.skipif(
+    "DAMI_VLLM_PYTHON" not in os.environ, reason="DAMI_VLLM_PYTHON names no Python with vLLM; `make test-vllm` does"
+)
 BIN = Path(sys.executable).parent
 RECIPE = Path(__file__).parents[4] / "merge_configs" / "lab-family.yml"
+NAMES = ("lab-dami-l000", "lab-dami-l100")
 CHAIN = [{"role": "user", "content": "3+7-2>5="}]
 
 
 @contextmanager
-def vllm(model: Path, log: Path) -> Iterator[str]:
-    """Serve one folder on the CPU, as router_configs/vllm.yml does on a GPU; yields its address."""
+def vllm(model: Path, log: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Start a server of one folder on the CPU, as router_configs/vllm.yml does on a GPU; yields where it will be."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -47,15 +47,27 @@ def vllm(model: Path, log: Path) -> Iterator[str]:
         subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT) as process,
     ):
         try:
-            end = time.monotonic() + 300
-            while not healthy(f"http://127.0.0.1:{port}"):
-                assert process.poll() is None, log.read_text(errors="replace")[-3000:]
-                assert time.monotonic() < end, "vLLM did not start"
-                time.sleep(0.5)
-            yield f"http://127.0.0.1:{port}"
+            yield f"http://127.0.0.1:{port}", process
         finally:
             process.terminate()
             process.wait(30)
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until a server is healthy; it takes minutes on a slow machine."""
+    end = time.monotonic() + 600
+    while not healthy(url):
+        assert process.poll() is None, log.read_text(errors="replace")[-3000:]
+        assert time.monotonic() < end, "vLLM did not start"
+        time.sleep(0.5)
+
+
+def warm_up(url: str, model: str) -> None:
+    """Have one token generated: vLLM's first one may take longer than a probe waits."""
+    body = json.dumps({"model": model, "prompt": "1", "max_tokens": 1}).encode()
+    request = urllib.request.Request(f"{url}/v1/completions", body, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=300) as reply:
+        assert reply.status == 200
 
 
 def healthy(url: str) -> bool:
@@ -69,28 +81,34 @@ def healthy(url: str) -> bool:
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The lab family's two ends, built."""
+    """The lab family's two ends, built, with heads that vLLM has on a CPU."""
     place = tmp_path_factory.mktemp("vllm")
     subprocess.run([BIN / "dami", "lab", place / "lab"], check=True, capture_output=True)
     (place / "family.yml").write_text(RECIPE.read_text().replace("./lab", str(place / "lab")))
     build = [BIN / "dami", "build", place / "family.yml", place / "out", "--only", "0", "--only", "1"]
     subprocess.run(build, check=True, capture_output=True)
-    return place / "out"
+    (place / "wide").mkdir()
+    for variant in NAMES:
+        widen(place / "out" / variant, place / "wide" / variant)
+    shutil.copy(place / "out" / "dami_family.json", place / "wide")
+    return place / "wide"
 
 
 @pytest.fixture(scope="module")
 def urls(family: Path) -> Iterator[tuple[str, str]]:
     """A vLLM at λ = 0, and one at λ = 1."""
     with ExitStack() as stack:
-        names = ("lab-dami-l000", "lab-dami-l100")
-        first, last = (stack.enter_context(vllm(family / x, family.parent / f"{x}.log")) for x in names)
-        yield first, last
+        logs = [family.parent / f"{name}.log" for name in NAMES]
+        started = [stack.enter_context(vllm(family / name, log)) for name, log in zip(NAMES, logs, strict=True)]
+        for (url, process), log in zip(started, logs, strict=True):
+            wait_for(url, process, log)
+            warm_up(url, str(family / log.stem))
+        yield started[0][0], started[1][0]
 
 
 def config(family: Path, urls: tuple[str, str], extra: str = "") -> str:
     """Return a router.yml for the two servers."""
-    names = ("lab-dami-l000", "lab-dami-l100")
-    backends = [f'  - {{variant: {x}, url: "{url}", protocol: openai}}' for x, url in zip(names, urls, strict=True)]
+    backends = [f'  - {{variant: {x}, url: "{url}", protocol: openai}}' for x, url in zip(NAMES, urls, strict=True)]
     return "\n".join([f"family: {family}", "backends:", *backends, extra])
 
 
@@ -102,6 +120,22 @@ def dami(*arguments: object) -> tuple[int, dict[str, object]]:
     return int(stopped.value.code or 0), json.loads(out.getvalue())
 
 
+def test_wider_heads_are_the_same_model(family: Path) -> None:
+    """What vLLM is given computes what the built variant computes, up to fp32's rounding."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    ids = torch.tensor([[1, 5, 9, 13, 7, 3, 12, 6]])
+    for name in NAMES:
+        places = family.parent / "out" / name, family / name
+        with torch.inference_mode():
+            one, other = (AutoModelForCausalLM.from_pretrained(p, dtype=torch.float32)(ids).logits for p in places)
+        assert (one - other).abs().max() < 1e-3
+        assert one.abs().max() > 1
+
+
+@pytest.mark.vllm
+@needs_vllm
 def test_vllm_is_recognised_and_its_abilities_found(family: Path, urls: tuple[str, str], tmp_path: Path) -> None:
     """Identity by the folder that it serves; log-probabilities of answers and prompts; a swapped pair is refused."""
     path = tmp_path / "router.yml"
@@ -116,6 +150,8 @@ def test_vllm_is_recognised_and_its_abilities_found(family: Path, urls: tuple[st
     assert dami("check", path, "--probe")[0] == 1
 
 
+@pytest.mark.vllm
+@needs_vllm
 def test_efforts_and_confidence_route_on_vllm(world: World, family: Path, urls: tuple[str, str]) -> None:
     """Low effort answers at once, high effort thinks; without a hint, log-probabilities decide, in both forms."""
     chain = "estimator: {chain: [effort, {confidence: {form: %s}}], fixed: 0.5, timeout: 10}"
@@ -133,6 +169,8 @@ def test_efforts_and_confidence_route_on_vllm(world: World, family: Path, urls: 
         assert ask(None)[:2] == (200, "confidence")
 
 
+@pytest.mark.vllm
+@needs_vllm
 def test_rollouts_on_vllm(family: Path, urls: tuple[str, str], tmp_path: Path) -> None:
     """Every question is answered at both ends and graded, with vLLM's count of tokens."""
     (tmp_path / "router.yml").write_text(config(family, urls))
