@@ -10,7 +10,7 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -160,16 +160,27 @@ class EngineThread:
             for job in {job for job, _ in self._owners.values()}:
                 self._fail(job)
             return
-        told: dict[Job, list[Told]] = {}
+        told: dict[Job, list[Told] | DamiError] = {}
         for event in events:
             job, index = self._owners[event.row.id]
             if event.finish_reason is not None:
                 del self._owners[event.row.id]
-            told.setdefault(job, []).append((index, event))
-        for job, news in told.items():
-            self._tell(job, news)
+            news = told.setdefault(job, [])
+            assert isinstance(news, list)
+            news.append((index, event))
+        self._tell_all(told)
 
     def _tell(self, job: Job, news: list[Told] | DamiError) -> None:
-        # A loop that has been closed has nobody left who waits.
-        with suppress(RuntimeError):
-            job.loop.call_soon_threadsafe(job.tell, news)
+        self._tell_all({job: news})
+
+    def _tell_all(self, told: Mapping[Job, list[Told] | DamiError]) -> None:
+        """Bring news to the loop: one call for all jobs of a step, since each wakes it."""
+        # Every job is of the loop that the server runs in; one that has been closed has nobody left who waits.
+        if told:
+            with suppress(RuntimeError):
+                next(iter(told)).loop.call_soon_threadsafe(_tell_jobs, told)
+
+
+def _tell_jobs(told: Mapping[Job, list[Told] | DamiError]) -> None:
+    for job, news in told.items():
+        job.tell(news)
