@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -21,10 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from estimators import TRAINED, rollouts_of
+from estimators import TRAINED, rollouts_file, rollouts_of
 
 from dami_router.evaluation import Grid, figure
 from dami_router.router import Decision, Router
+
+DEV = 1000
+"""Dev queries to calibrate on."""
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "plugins" / "dami-router" / "tests" / "router"))
@@ -65,7 +69,7 @@ def knee(dev: Grid) -> float:
     return dev.lambdas[int(np.argmax(accuracy >= accuracy.max() - 0.01))]
 
 
-def calibrate(file: Path, dev: Grid, pair: str, work: Path, options: argparse.Namespace) -> dict[str, Any]:
+def calibrate(file: Path, dev: Grid, rollouts: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Run the command on the dev queries and put its lines into router.yml; returns what it reports."""
     queries = file.parent / "queries.jsonl"
     rows = zip(dev.queries, dev.texts, strict=True)
@@ -74,9 +78,11 @@ def calibrate(file: Path, dev: Grid, pair: str, work: Path, options: argparse.Na
     tokens = options.share * float(dev.tokens[:, -1].mean())
     command = [
         "dami", "calibrate", str(file), "--queries", str(queries), "--mean-tokens", f"{tokens:.3f}", "--json",
-        "--max-lambda", f"{top:g}", "--rollouts", str(work / f"{pair}.jsonl.gz"), "--form", options.form,
+        "--max-lambda", f"{top:g}", "--rollouts", str(rollouts), "--form", options.form,
     ]  # fmt: skip
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"{shlex.join(command)} failed")
     chain = f"estimator: {{chain: [{{confidence: {{form: {options.form}, map: confidence.json, timeout: 30}}}}]}}\n"
     file.write_text(file.read_text() + chain)
     found: dict[str, Any] = json.loads(done.stdout)
@@ -120,11 +126,11 @@ def auc(scores: list[float], right: Any) -> float:
 
 def measure(pair: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Calibrate on dev, decide on test, look up what the decisions give."""
-    grid = rollouts_of(pair, options.work, 1000)
+    grid = rollouts_of(pair, options.work, DEV)
     dev, test = split(grid, "dev"), split(grid, "test")
     with tempfile.TemporaryDirectory() as folder:
         file = serve(pair, grid.lambdas, options.protocol, Path(folder))
-        calibrated = calibrate(file, dev, pair.name, options.work, options)
+        calibrated = calibrate(file, dev, rollouts_file(pair, options.work, DEV), options)
         decisions = asyncio.run(decide(file, test.texts))
     if others := sum(d.estimator != "confidence" for d in decisions):
         raise SystemExit(f"{pair}: {others} decisions are not by confidence; measure again on a quieter machine")

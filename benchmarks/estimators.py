@@ -39,10 +39,15 @@ TRAINED = TRAINED_LENGTHS[-1]
 """The longest chain that the lab pairs are trained on."""
 
 
+def rollouts_file(pair: Path, work: Path, dev: int) -> Path:
+    """Return where the rollouts of a pair on `dev` dev queries, and on the test queries, are kept."""
+    return work / f"{pair.name}-dev-{dev}.jsonl.gz"
+
+
 def rollouts_of(pair: Path, work: Path, dev: int) -> Grid:
     """Answer dev and test queries at every λ and probe Instruct's confidence; both are kept in `work`."""
-    name = f"{pair.name}-dev-{dev}"
-    file, confidence = work / f"{name}.jsonl.gz", work / f"{name}-conf.json"
+    file = rollouts_file(pair, work, dev)
+    confidence = work / f"{pair.name}-dev-{dev}-conf.json"
     if not file.exists() or not confidence.exists():
         from dami_merge.lab.answering import probe
         from dami_merge.lab.rollouts import roll_out
