@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dami_merge.lab.model import MODEL_CONFIG, new_model, one_thread, save_endpoint
-from dami_merge.lab.splits import split_of
+from dami_merge.lab.splits import TRAINED_LENGTHS, split_of
 from dami_merge.lab.task import format_answer
 from dami_merge.lab.tokenizer import TOKENS
 from dami_merge.lab.training import (
@@ -94,11 +94,11 @@ def test_loss_is_on_answers_alone() -> None:
 def test_base_thinks_more_about_longer_chains() -> None:
     """The base's gate rises with length; the fine-tunes always or never think."""
     rng = Random(0)
-    share = {n: sum(THINKS_BY_LENGTH.draw(rng, n) != "direct" for _ in range(2000)) / 2000 for n in (1, 8)}
+    share = {n: sum(THINKS_BY_LENGTH.draw(rng, n) != "direct" for _ in range(2000)) / 2000 for n in TRAINED_LENGTHS}
     assert share[1] == pytest.approx(THINKS_BY_LENGTH.shortest, abs=0.03)
-    assert share[8] == pytest.approx(THINKS_BY_LENGTH.longest, abs=0.03)
-    assert {ALWAYS_DIRECT.draw(rng, n) for n in range(1, 9)} == {"direct"}
-    assert {MOSTLY_CHECKS.draw(rng, n) for n in range(1, 9) for _ in range(50)} == {"think", "check"}
+    assert share[TRAINED_LENGTHS[-1]] == pytest.approx(THINKS_BY_LENGTH.longest, abs=0.03)
+    assert {ALWAYS_DIRECT.draw(rng, n) for n in TRAINED_LENGTHS} == {"direct"}
+    assert {MOSTLY_CHECKS.draw(rng, n) for n in TRAINED_LENGTHS for _ in range(50)} == {"think", "check"}
 
 
 def test_learning_rates_rise_and_fall_as_described() -> None:

@@ -309,12 +309,15 @@ def test_a_call_that_is_given_up_closes_its_connection(loop: Loop, cancelled: bo
 def test_an_answer_to_half_a_request_is_taken(loop: Loop) -> None:
     """A server may refuse a large body before it has read it; its reply counts, its connection is not used again."""
 
+    left = asyncio.Event()
+
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(REPLY.replace(b"200", b"413"))
         await writer.drain()
-        await asyncio.sleep(0.5)
-        writer.close()
+        await left.wait()
+        # What was never read stands in the way of a polite end.
+        writer.transport.abort()
 
     async def run() -> None:
         server = await asyncio.start_server(refuse, "127.0.0.1", 0)
@@ -326,7 +329,10 @@ def test_an_answer_to_half_a_request_is_taken(loop: Loop) -> None:
         call.close()
         assert pool.take(origin) is None
         pool.close()
+        left.set()
         server.close()
+        await server.wait_closed()
+        await asyncio.sleep(0)
 
     loop.run(run())
 
