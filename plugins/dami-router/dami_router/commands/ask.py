@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from dami_router.cli import command
+from dami_router.commands.query_options import query_options
 from dami_router.output import Output
 
 __all__ = ["ask"]
@@ -18,10 +19,7 @@ __all__ = ["ask"]
     help="Answer one query with the servers of the configuration: estimate λ, choose the variant, fall back to "
     "the nearest where it fails. The answer goes to stdout, the decision to stderr.",
 )
-@click.argument("config", type=click.Path(path_type=Path))
-@click.argument("query")
-@click.option("--effort", type=click.Choice(["none", "minimal", "low", "medium", "high"]), help="The reasoning effort.")
-@click.option("--model", default="dami", show_default=True, help="dami, dami:0.5 for one λ, or a variant's id.")
+@query_options
 @click.option("--max-tokens", type=click.IntRange(min=1), help="The longest answer.")
 def ask(output: Output, config: Path, query: str, effort: str | None, model: str, max_tokens: int | None) -> None:
     """Answer one query."""

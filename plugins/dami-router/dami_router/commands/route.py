@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
 from dami_router.cli import command
+from dami_router.commands.query_options import query_options
 from dami_router.output import Output
 
 __all__ = ["route"]
@@ -18,10 +17,7 @@ __all__ = ["route"]
     help="Show the decision for one query with its evidence, without generating anything. Asks the servers of "
     "the configuration whether they are healthy, as the proxy would.",
 )
-@click.argument("config", type=click.Path(path_type=Path))
-@click.argument("query")
-@click.option("--effort", type=click.Choice(["none", "minimal", "low", "medium", "high"]), help="The reasoning effort.")
-@click.option("--model", default="dami", show_default=True, help="dami, dami:0.5 for one λ, or a variant's id.")
+@query_options
 def route(output: Output, config: Path, query: str, effort: str | None, model: str) -> None:
     """Decide on one query."""
     import asyncio
