@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.loop import Loop
 from fakes.world import World
 
 from dami_merge.build.plan import variant_id
@@ -172,11 +171,8 @@ def test_commands_name_what_exists(name: str) -> None:
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    loop = Loop()
-    made = World(loop)
-    yield made
-    made.close()
-    loop.stop()
+    with World.alone() as made:
+        yield made
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "live.yml"])

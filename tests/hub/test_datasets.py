@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.loop import Loop
 from fakes.world import World, router_yml
 from hub_server.running import RunningHub
 from support.hub_state import Answer
@@ -114,11 +113,8 @@ def test_what_is_not_there_is_one_message(hub: RunningHub) -> None:
 @pytest.fixture
 def world() -> Iterator[World]:
     """Servers that end with the test."""
-    loop = Loop()
-    made = World(loop)
-    yield made
-    made.close()
-    loop.stop()
+    with World.alone() as made:
+        yield made
 
 
 def test_rollouts_of_a_hub_dataset(hub: RunningHub, world: World, dami: Callable[..., Answer], tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +85,16 @@ class World:
         self.loop = loop
         self._upstreams: list[Upstream] = []
         self._proxies: list[tuple[uvicorn.Server, asyncio.Task[Any]]] = []
+
+    @classmethod
+    @contextmanager
+    def alone(cls) -> Iterator[World]:
+        """A world with a loop of its own, for tests that share none."""
+        loop = Loop()
+        made = cls(loop)
+        yield made
+        made.close()
+        loop.stop()
 
     def upstream(self, name: str, script: Script | None = None) -> Upstream:
         """Start an OpenAI-compatible server that serves `name`."""
