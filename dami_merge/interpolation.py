@@ -13,10 +13,13 @@ import torch
 
 from dami_router.errors import FailureError
 
-__all__ = ["FLOATING_DTYPES", "BlockInterpolator", "interpolate"]
+__all__ = ["FLOATING_DTYPES", "TORCH_DTYPES", "BlockInterpolator", "interpolate"]
 
 FLOATING_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 """What can be interpolated. 8-bit floats carry scales of their own and cannot."""
+
+TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+"""The same by the names that safetensors gives them."""
 
 
 def interpolate(instruct: torch.Tensor, thinking: torch.Tensor, lambda_: float) -> torch.Tensor:
@@ -54,6 +57,7 @@ class BlockInterpolator:
         self._capacity = capacity
         self._device = torch.device(device)
         self._memory: dict[torch.dtype, torch.Tensor] = {}
+        self._scalars: dict[tuple[float, torch.dtype], torch.Tensor] = {}
 
     def write(
         self, instruct: torch.Tensor, thinking: torch.Tensor, lambdas: Sequence[float], out: Sequence[torch.Tensor]
@@ -83,9 +87,16 @@ class BlockInterpolator:
             from_thinking, step = _step(lambda_)
             # No rounding is left where the target is as wide as the arithmetic.
             made = target if target.dtype == wide == instruct.dtype else work
-            torch.mul(difference, step, out=made).add_(b if from_thinking else a)
+            torch.mul(difference, self._scalar(step, wide), out=made).add_(b if from_thinking else a)
             if made is work:
                 target.copy_(work if target.dtype == instruct.dtype else work.to(instruct.dtype))
+
+    def _scalar(self, value: float, dtype: torch.dtype) -> torch.Tensor:
+        # Made once: wrapping a Python number takes torch as long as multiplying a small block.
+        key = (value, dtype)
+        if key not in self._scalars:
+            self._scalars[key] = torch.tensor(value, dtype=dtype)
+        return self._scalars[key]
 
     def _buffers(self, dtype: torch.dtype, count: int) -> tuple[torch.Tensor, ...]:
         if dtype not in self._memory:

@@ -15,9 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dami_merge.build.companions import Companions, make_companions
 from dami_merge.build.endpoints import (
+    EndpointFiles,
     Fetch,
     Pair,
     check_announced,
@@ -26,18 +28,21 @@ from dami_merge.build.endpoints import (
     hash_together,
     open_pair,
 )  # fmt: skip
-from dami_merge.build.hashing import InputHashes, file_sha256
+from dami_merge.build.hashing import InputHashes, file_sha256, hashing_ahead
 from dami_merge.build.journal import Record, content_key, locked
 from dami_merge.build.layout import INDEX, Shard, index_text
 from dami_merge.build.manifest import Finished, describe_endpoint, make_manifest
 from dami_merge.build.plan import Plan, VariantPlan, check_lambda_choice, make_plan
-from dami_merge.build.stream import EndpointFiles, ShardStream
 from dami_merge.build.workspace import Workspace, free_bytes, open_workspace
 from dami_merge.checkpoint import Checkpoint
+from dami_merge.importing import import_torch
 from dami_merge.recipe import Recipe
 from dami_router.durable import sync, write_atomically
 from dami_router.errors import DamiError, FailureError, MisuseError
 from dami_router.family import MANIFEST, Endpoints, Family
+
+if TYPE_CHECKING:
+    from dami_merge.build.stream import ShardStream
 
 __all__ = ["BuildReport", "Options", "build_family"]
 
@@ -224,12 +229,21 @@ class _Build:
         jobs = [(s, [v for v in todo if (v.id, s.file) not in self.good]) for s in self.plan.shards]
         total = sum(shard.size * len(variants) for shard, variants in jobs)
         self._check_space(total + sum(len(t) for v in todo for t in self.texts[v.id].values()))
-        stream = ShardStream(self.ends[0], self.ends[1], self.plan.sources, device=self.options.device)
+        stream = self._open_stream([shard for shard, variants in jobs if variants])
         with progress(total) as advance:
             for shard, variants in jobs:
                 if variants:
                     self._write_shard(stream, shard, variants, advance)
         return total
+
+    def _open_stream(self, shards: Sequence[Shard]) -> ShardStream:
+        # Torch keeps one processor busy for seconds; another begins with the hashes that the first shard needs.
+        inputs = [(self.ends[t].hashes, f) for shard in shards[:1] for t in (0, 1) for f in self._inputs(shard, t)]
+        with hashing_ahead(inputs):
+            import_torch()
+            from dami_merge.build.stream import ShardStream
+
+            return ShardStream(self.ends[0], self.ends[1], self.plan.sources, device=self.options.device)
 
     def _write_shard(
         self, stream: ShardStream, shard: Shard, variants: Sequence[VariantPlan], advance: Callable[[int], object]

@@ -1,4 +1,4 @@
-"""Reading both endpoints once, in the order in which a shard needs them, one block ahead.
+"""Reading both endpoints once, in the order in which a shard needs them, one chunk ahead.
 
 Plain reads into buffers that are used again: memory stays flat whatever the model's size,
 which mapped files would not promise.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,9 +20,12 @@ from dami_merge.build.hashing import InputHashes
 from dami_merge.checkpoint import TensorInfo
 from dami_router.errors import CheckpointError
 
-__all__ = ["EndpointReader", "Span", "read_pairs"]
+__all__ = ["EndpointReader", "Span", "Views", "read_pairs", "spans_whole_file"]
 
-_AHEAD = 2
+Views = list[memoryview]
+"""The bytes of a chunk's spans, in their order."""
+
+_AHEAD = 1
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,16 @@ class Span:
 
 
 class EndpointReader:
-    """Reads spans of one endpoint in a thread of its own, hashing what it reads."""
+    """Reads the spans of one endpoint, chunk by chunk, in a thread of its own, hashing what it reads.
 
-    def __init__(self, folder: Path, hashes: InputHashes, capacity: int) -> None:
+    `capacity` is the largest chunk in bytes; `held` the chunks that a caller still uses when it asks for more.
+    """
+
+    def __init__(self, folder: Path, hashes: InputHashes, capacity: int, held: int) -> None:
         self._folder = folder
         self._hashes = hashes
         self._handles: dict[str, int] = {}
-        self._buffers = [memoryview(bytearray(capacity)) for _ in range(_AHEAD + 1)]
+        self._buffers = [memoryview(bytearray(capacity)) for _ in range(held + 1 + _AHEAD)]
         self._next = 0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="read")
 
@@ -53,14 +59,21 @@ class EndpointReader:
         for handle in self._handles.values():
             os.close(handle)
 
-    def request(self, span: Span) -> Future[memoryview]:
-        """Start reading a span; its view is good until two more spans were taken after it."""
+    def request(self, spans: Sequence[Span]) -> Future[Views]:
+        """Start reading a chunk; its views are good until `held` + 1 more chunks were taken after it."""
         buffer = self._buffers[self._next]
         self._next = (self._next + 1) % len(self._buffers)
-        return self._pool.submit(self._read, span, buffer)
+        return self._pool.submit(self._read, spans, buffer)
 
-    def _read(self, span: Span, buffer: memoryview) -> memoryview:
-        view = buffer[: span.nbytes]
+    def _read(self, spans: Sequence[Span], buffer: memoryview) -> Views:
+        views, taken = [], 0
+        for span in spans:
+            views.append(buffer[taken : taken + span.nbytes])
+            taken += span.nbytes
+            self._fill(span, views[-1])
+        return views
+
+    def _fill(self, span: Span, view: memoryview) -> None:
         done = 0
         try:
             handle = self._handle(span.file)
@@ -73,8 +86,7 @@ class EndpointReader:
                 done += count
         except OSError as error:
             raise CheckpointError(f"{self._folder / span.file}: cannot be read: {error.strerror}") from None
-        self._hashes.feed(span.file, view)
-        return view
+        self._hashes.feed(span.file, span.start, view)
 
     def _handle(self, file: str) -> int:
         if file not in self._handles:
@@ -83,15 +95,15 @@ class EndpointReader:
 
 
 def read_pairs(
-    instruct: EndpointReader, thinking: EndpointReader, spans: Iterable[tuple[Span, Span]]
-) -> Iterator[tuple[memoryview, memoryview]]:
-    """Yield the bytes of span after span from both endpoints, reading ahead."""
-    waiting: deque[tuple[Future[memoryview], Future[memoryview]]] = deque()
+    instruct: EndpointReader, thinking: EndpointReader, chunks: Iterable[tuple[Sequence[Span], Sequence[Span]]]
+) -> Iterator[tuple[Views, Views]]:
+    """Yield the bytes of chunk after chunk from both endpoints, reading ahead."""
+    waiting: deque[tuple[Future[Views], Future[Views]]] = deque()
     with ExitStack() as stack:
         stack.callback(lambda: [future.cancel() for pair in waiting for future in pair])
-        for a, b in spans:
+        for a, b in chunks:
             waiting.append((instruct.request(a), thinking.request(b)))
-            if len(waiting) >= _AHEAD:
+            if len(waiting) > _AHEAD:
                 first = waiting.popleft()
                 yield first[0].result(), first[1].result()
         while waiting:

@@ -72,15 +72,15 @@ class OutFile:
 
 
 class ChunkPool:
-    """Page-aligned chunks that travel between the computing thread and the writing threads.
+    """Page-aligned chunks that travel between the computing and the writing threads, `each` for each file.
 
     Each file's chunks are written by one thread, in order. An error in a thread is raised by
     the next call here.
     """
 
-    def __init__(self, chunk: int, files: int) -> None:
+    def __init__(self, chunk: int, files: int, each: int) -> None:
         self._free: queue.SimpleQueue[mmap.mmap] = queue.SimpleQueue()
-        for _ in range(2 * files):
+        for _ in range(each * files):
             self._free.put(mmap.mmap(-1, chunk))
         threads = min(_THREADS, files)
         self._threads = [ThreadPoolExecutor(1, thread_name_prefix="write") for _ in range(threads)]

@@ -27,6 +27,9 @@ _TELLING = 0.05
 def verify(output: Output, folder: Path, deep: bool) -> int:
     """Verify a family."""
     from dami_merge.cli.progress import byte_bar
+    from dami_merge.importing import import_torch
+
+    import_torch()
     from dami_merge.verify import verify_family
 
     report = verify_family(folder, deep=deep, progress=partial(byte_bar, "verify"))

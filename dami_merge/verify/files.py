@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from dami_merge.build.stream import TORCH_DTYPES
 from dami_merge.checkpoint import TensorInfo
+from dami_merge.interpolation import TORCH_DTYPES
 
 __all__ = ["FileFacts", "NotFinite", "read_facts"]
 

@@ -14,10 +14,9 @@ import torch
 
 from dami_merge.build.layout import ITEMSIZE
 from dami_merge.build.plan import Source, VariantPlan
-from dami_merge.build.stream import TORCH_DTYPES
 from dami_merge.checkpoint import Checkpoint, TensorInfo
 from dami_merge.depth import Anatomy
-from dami_merge.interpolation import BlockInterpolator
+from dami_merge.interpolation import TORCH_DTYPES, BlockInterpolator
 from dami_merge.verify.recovery import Evidence, Recovered, gather
 
 __all__ = ["Difference", "LayerLambda", "Weights"]

@@ -7,6 +7,8 @@ not installed is still known by name, and says what to install.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -150,6 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Errors meant for the user are one message without traceback, unless DAMI_DEBUG=1. DAMI_PROGRAM is
     the name to appear under, where another command runs this one.
     """
+    atexit.register(gc.freeze)  # the process ends: to look for garbage in torch takes half a second
     try:
         given = list(arguments) if arguments is not None else None
         program = os.environ.get("DAMI_PROGRAM") or "dami"
