@@ -51,9 +51,8 @@ def _about_variants(config: RouterConfig) -> Iterator[Advice]:
     if LIVE in served:
         return
     known = [variant for variant in config.variants if variant.id in served]
-    for variant in config.variants:
-        if variant.id not in served:
-            yield Advice("no_server", f"{variant.id} has no server, and is never asked", "add it under `backends`")
+    if lacking := ", ".join(variant.id for variant in config.variants if variant.id not in served):
+        yield Advice("no_server", f"never asked, since without a server: {lacking}", "add one under `backends`")
     if len(known) == 1:
         yield Advice("one_variant", f"only {known[0].id} is served: every query gets the same λ")
     low, high = config.policy.lambda_min, config.policy.lambda_max

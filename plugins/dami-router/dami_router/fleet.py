@@ -10,7 +10,7 @@ from typing import Literal
 from dami_router.backends.base import Identity
 from dami_router.breaker import Breaker
 from dami_router.config import BackendSpec, Protocol, RouterConfig, VariantSpec
-from dami_router.pinning import pin
+from dami_router.pinning import LIVE, pin
 
 __all__ = ["Fleet", "Replica"]
 
@@ -75,6 +75,15 @@ class Fleet:
     def of(self, variant: str, protocol: Protocol | None = None) -> list[Replica]:
         """Return a variant's replicas, of one protocol where it matters."""
         return [r for r in self.replicas if r.variant.id == variant and _speaks(r, protocol)]
+
+    def standing_for(self, variant: str) -> str | None:
+        """Return who answers where this variant is asked for: itself, else a live server; None where there is neither.
+
+        Without any replica somebody else does the sending. To a live server it is one value of λ.
+        """
+        if not self.replicas or self.of(variant):
+            return variant
+        return LIVE if self.of(LIVE) else None
 
     def offered(self, protocol: Protocol | None = None) -> set[str]:
         """Return the variants that have a usable replica, healthy ones if there are any at all.

@@ -42,10 +42,7 @@ _AUTO = frozenset({"dami", "dummy", "tgi", ""})
 
 
 class UnknownModelError(Exception):
-    """No variant and no λ is called that."""
-
-    def __init__(self, model: str, hint: str | None) -> None:
-        super().__init__(f"no model `{model:.100}`" + (f"; did you mean `{hint}`?" if hint else ""))
+    """No λ and no variant that has a server is called that."""
 
 
 class NoVariantError(Exception):
@@ -161,8 +158,9 @@ class Router:
         begun = time.perf_counter()
         model = request.model or "dami"
         if model in self._lambdas:
-            # A variant without a server of its own is one value of λ to a live server.
-            id = LIVE if self.fleet.of(LIVE) and not self.fleet.of(model) else model
+            id = self.fleet.standing_for(model)
+            if id is None:
+                raise UnknownModelError(f"`{model}` has no server among the router's backends")
             return Decision(self._lambdas[model], id, "pinned", _ms(begun), (id,))
         estimate = await self._estimate(model, request)
         policy = self.config.policy
@@ -177,7 +175,8 @@ class Router:
         if model not in _AUTO:
             lambda_ = pinned(model)
             if lambda_ is None:
-                raise UnknownModelError(model, did_you_mean(model, ["dami", *self._lambdas]))
+                near = did_you_mean(model, ["dami", *self._lambdas])
+                raise UnknownModelError(f"no model `{model:.100}`" + (f"; did you mean `{near}`?" if near else ""))
             return Estimate(lambda_, "pinned")
         found = await self.estimator.estimate(_query(request))
         shift = self.config.effort_shift.get(request.effort or "", 0.0)

@@ -90,6 +90,16 @@ def test_columns_can_be_given_and_rows_limited(tmp_path: Path) -> None:
         load_dataset(file, query_column="fragen")
 
 
+@pytest.mark.parametrize("column", ["messages", "prompt"])
+def test_conversations_are_refused_with_the_way_out(column: str, tmp_path: Path) -> None:
+    """Rows of messages are no questions, under whatever name: the message says what to make of them."""
+    file = str(jsonl(tmp_path / "q.jsonl", [{column: [{"role": "user", "content": "2+2?"}], "answer": "4"}]))
+    for chosen in (None, column):
+        with pytest.raises(MisuseError) as refused:
+            load_dataset(file, query_column=chosen)
+        assert "conversations are not read" in str(refused.value.hint)
+
+
 def test_ids_are_the_rows_own_or_come_from_the_text(tmp_path: Path) -> None:
     """A column of distinct ids names the questions; without one, a text keeps its id wherever it stands."""
     own = load_dataset(str(jsonl(tmp_path / "a.jsonl", [{"id": i, "query": "x"} for i in range(2)])))

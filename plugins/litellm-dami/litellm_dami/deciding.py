@@ -49,7 +49,7 @@ class Decider:
         if any(backend.protocol == "live" for backend in config.backends):
             raise MisuseError(
                 "router.yml has a live server: it takes any λ, and LiteLLM has no model for each",
-                hint="leave it out here, or make it the one LiteLLM model that clients ask",
+                hint="leave it out here, or run `dami serve` with this file and make that one LiteLLM model",
             )
         self.config = config
         self.router = Router(config)

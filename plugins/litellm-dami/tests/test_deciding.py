@@ -60,8 +60,9 @@ def test_backends_that_are_given_are_read_strictly() -> None:
 def test_a_live_server_is_refused() -> None:
     """LiteLLM chooses among its own models, and a server of any λ is not one of them for each λ."""
     live = parse_config('variants: [{id: a, lambda: 0}]\nbackends: [{url: "http://h:1", protocol: live}]', {})
-    with pytest.raises(MisuseError, match="live server"):
+    with pytest.raises(MisuseError, match="live server") as refused:
         Decider(live)
+    assert "`dami serve`" in str(refused.value.hint)
 
 
 @pytest.mark.parametrize(

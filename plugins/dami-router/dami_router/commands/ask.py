@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from dami_router.cli import command
-from dami_router.commands.query_options import query_options
+from dami_router.commands.shared_options import query_options
 from dami_router.output import Output
 
 __all__ = ["ask"]

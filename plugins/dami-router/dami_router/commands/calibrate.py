@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dami_router.cli import command
+from dami_router.commands.shared_options import dataset_options
 from dami_router.errors import FailureError, MisuseError
 from dami_router.output import Output, table
 
@@ -37,6 +38,7 @@ _FAR = 0.05
 )
 @click.argument("config_file", metavar="CONFIG", type=click.Path(path_type=Path))
 @click.option("--queries", required=True, help="A JSONL, CSV or parquet file, a .txt with a query a line, or a Hub id.")
+@dataset_options
 @click.option("--mean-lambda", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="The wanted mean λ.")
 @click.option("--mean-tokens", type=click.FloatRange(0, min_open=True), help="The wanted mean tokens of an answer.")
 @click.option(
@@ -57,13 +59,12 @@ _FAR = 0.05
     "--confidence", type=click.Path(path_type=Path),
     help="Also write each query's confidence: JSON, query_id to number, for `dami train --confidence`.",
 )  # fmt: skip
-@click.option("--query-column", help="The queries' column; found by its usual names otherwise.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first queries.")
 @click.option("--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="Queries at a time.")
 def calibrate(
-    output: Output, config_file: Path, queries: str, mean_lambda: float | None, mean_tokens: float | None,
-    max_lambda: float | None, out: Path | None, form: str | None, tokens: int | None, timeout: float,
-    rollouts: Path | None, confidence: Path | None, query_column: str | None, limit: int | None, concurrency: int,
+    output: Output, config_file: Path, queries: str, config: str | None, split: str | None, query_column: str | None,
+    limit: int | None, mean_lambda: float | None, mean_tokens: float | None, max_lambda: float | None,
+    out: Path | None, form: str | None, tokens: int | None, timeout: float, rollouts: Path | None,
+    confidence: Path | None, concurrency: int,
 ) -> None:  # fmt: skip
     """Calibrate."""
     import asyncio
@@ -76,7 +77,7 @@ def calibrate(
     for path in (place, confidence):
         if path is not None and path.exists():
             raise MisuseError(f"{path}: already there; nothing was asked", hint="choose another file, or remove it")
-    texts = _texts(queries, query_column, limit)
+    texts = _texts(queries, limit, query_column=query_column, config=config, split=split)
     run = _Run(output, config_file, place, texts, concurrency)
     run.set_up(form, tokens, timeout)
     run.wish("lambda" if mean_lambda else "tokens", mean_lambda or mean_tokens or 0.0, max_lambda, rollouts)
@@ -84,18 +85,20 @@ def calibrate(
     run.finish(confidence)
 
 
-def _texts(place: str, column: str | None, limit: int | None) -> dict[str, str]:
+def _texts(place: str, limit: int | None, **columns: str | None) -> dict[str, str]:
     """Return the queries by id, in order."""
     from dami_router.datasets import load_dataset
 
     if place.endswith(".txt"):
+        if given := next((name for name, value in columns.items() if value is not None), None):
+            raise MisuseError(f"{place}: --{given.replace('_', '-')} means nothing for a text file")
         try:
             lines = [line.strip() for line in Path(place).read_text(encoding="utf-8").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
             raise MisuseError(f"{place}: cannot be read as text: {error}") from None
         found = {str(i): line for i, line in enumerate((line for line in lines if line), 1)}
         return dict(list(found.items())[:limit])
-    return {q.id: q.text for q in load_dataset(place, query_column=column, limit=limit).questions}
+    return {q.id: q.text for q in load_dataset(place, limit=limit, **columns).questions}
 
 
 class _Run:

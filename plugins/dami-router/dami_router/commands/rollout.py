@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dami_router.cli import command
+from dami_router.commands.shared_options import dataset_options
 from dami_router.errors import MisuseError
 from dami_router.output import Output
 
@@ -37,11 +38,8 @@ __all__ = ["rollout"]
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="The rollouts, a .jsonl; gone on with if there."
 )
-@click.option("--config", help="The configuration of a Hub dataset.")
-@click.option("--split", help="The split of a Hub dataset.")
-@click.option("--query-column", help="The questions' column; found by its usual names otherwise.")
+@dataset_options
 @click.option("--answer-column", help="The expected answers' column; found by its usual names otherwise.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first questions.")
 @click.option("--only", type=float, multiple=True, help="Ask the variant at this λ alone; may be given several times.")
 @click.option("--lambdas", help="For live servers: the λ to ask for, such as 0,0.25,0.5.")
 @click.option("--samples", type=click.IntRange(1, 1000), default=1, show_default=True, help="Answers to each question.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dami_router.cli import command
-from dami_router.commands.query_options import query_options
+from dami_router.commands.shared_options import query_options
 from dami_router.output import Output
 
 __all__ = ["route"]

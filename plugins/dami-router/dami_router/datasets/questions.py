@@ -25,6 +25,9 @@ QUERY_COLUMNS = ("query", "question", "problem", "prompt", "instruction", "input
 ANSWER_COLUMNS = ("expected", "answer", "final_answer", "target", "solution")
 ID_COLUMNS = ("query_id", "id", "unique_id")
 
+_CONVERSATIONS = ("messages", "conversations", "conversation")
+_ONE_TEXT = "a question is one text: copy what the user asks into a column `query`; conversations are not read"
+
 _MAX_QUESTIONS = 1_000_000
 _MAX_TEXT = 1 << 20
 
@@ -68,9 +71,9 @@ def load_dataset(
     columns = tables[0].columns
     query = _column(columns, query_column, QUERY_COLUMNS, place, "--query-column")
     if query is None:
-        raise MisuseError(
-            f"{place}: no column of queries among {listed(_quoted(columns))}", hint="name it with --query-column"
-        )
+        chats = any(column.lower() in _CONVERSATIONS for column in columns)
+        hint = _ONE_TEXT if chats else "name it with --query-column"
+        raise MisuseError(f"{place}: no column of queries among {listed(_quoted(columns))}", hint=hint)
     answer = _column([c for c in columns if c != query], answer_column, ANSWER_COLUMNS, place, "--answer-column")
     ids = [c for c in ID_COLUMNS if c in columns]
     rows = list(_rows(tables, query, answer, ids))
@@ -136,7 +139,8 @@ def _quoted(columns: Sequence[str]) -> list[str]:
 
 def _text(value: Any, where: str, column: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise MisuseError(f"{where}: `{column}` expects text, found {_shown(value)}")
+        hint = _ONE_TEXT if isinstance(value, list) else None
+        raise MisuseError(f"{where}: `{column}` expects text, found {_shown(value)}", hint=hint)
     if len(value) > _MAX_TEXT:
         raise MisuseError(f"{where}: `{column}` has {len(value):,} characters; at most {_MAX_TEXT:,} are taken")
     try:

@@ -206,7 +206,8 @@ class Proxy:
         await send_json(send, 200 if up else 503, {"status": "ok" if up else "no server answers", "variants": alive})
 
     async def _models(self, send: Send) -> None:
-        ids = ["dami", *(variant.id for variant in self._config.variants)]
+        served = [variant.id for variant in self._config.variants if self.router.fleet.standing_for(variant.id)]
+        ids = ["dami", *served]
         data = [{"id": id, "object": "model", "created": 0, "owned_by": "dami"} for id in ids]
         await send_json(send, 200, {"object": "list", "data": data})
 

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 from fakes.upstream import chat, chunk, plain, stream
-from fakes.world import World
+from fakes.world import World, router_yml
 
 ANSWER = (
     b'{"id":"c1" , "choices":[{"message":{"content":"4"}}],"usage":{"completion_tokens":7},"x":1.10000000000000000001}'
@@ -109,6 +109,16 @@ def test_the_model_list_has_dami_and_every_variant(world: World) -> None:
     low, high = world.pair()
     client = world.router(("v-l000", low), ("v-l100", high))
     assert [entry["id"] for entry in client.get("/v1/models").json["data"]] == ["dami", "v-l000", "v-l100"]
+
+
+def test_a_variant_without_a_server_cannot_be_asked_for(world: World) -> None:
+    """It is not in the model list, and asking for it is 404 that says why, not 503 that invites to try again."""
+    served = router_yml(("v-l000", world.upstream("v-l000")))
+    client = world.proxy(served.replace("variants:", "variants:\n  - {id: v-l050, lambda: 0.5}"))
+    assert [entry["id"] for entry in client.get("/v1/models").json["data"]] == ["dami", "v-l000"]
+    for path in ("/v1/chat/completions", "/v1/route"):
+        refused = client.post(path, {"model": "v-l050", "messages": []})
+        assert (refused.status, "`v-l050` has no server" in refused.json["error"]["message"]) == (404, True)
 
 
 def test_route_decides_without_generating(world: World) -> None:
