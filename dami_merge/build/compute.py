@@ -9,19 +9,29 @@ import mmap
 import queue
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from types import TracebackType
 
 import torch
 
 from dami_merge.build.chunks import BLOCK, Block, Chunk
-from dami_merge.build.layout import ITEMSIZE
 from dami_merge.build.reader import Views
 from dami_merge.interpolation import TORCH_DTYPES, BlockInterpolator
 
-__all__ = ["LANES", "Lanes"]
+__all__ = ["LANES", "Lanes", "Work"]
 
 LANES = 2
 """Chunks that are computed at the same time: one alone leaves the other processors idle while it waits for reads."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A chunk to compute: both endpoints' bytes of it, and for each variant its λ by tensor and a buffer to fill."""
+
+    chunk: Chunk
+    data: tuple[Views, Views]
+    lambdas: Sequence[Mapping[str, float]]
+    buffers: Sequence[mmap.mmap]
 
 
 class Lanes:
@@ -46,55 +56,38 @@ class Lanes:
         self._pool.shutdown(cancel_futures=True)
         torch.set_num_threads(self._before)
 
-    def fill(
-        self,
-        chunk: Chunk,
-        data: tuple[Views, Views],
-        lambdas: Sequence[Mapping[str, float]],
-        buffers: Sequence[mmap.mmap],
-    ) -> Future[None]:
-        """Start computing a chunk into one buffer for each of `lambdas`, which give λ by tensor."""
-        return self._pool.submit(self._fill, chunk, data, lambdas, buffers)
+    def start(self, work: Work) -> Future[None]:
+        """Start computing a chunk; its bytes and its buffers are in use until that is done."""
+        return self._pool.submit(self._fill, work)
 
-    def _fill(
-        self,
-        chunk: Chunk,
-        data: tuple[Views, Views],
-        lambdas: Sequence[Mapping[str, float]],
-        buffers: Sequence[mmap.mmap],
-    ) -> None:
+    def _fill(self, work: Work) -> None:
         kernel = self._kernels.get()
         try:
-            for block, instruct, thinking in zip(chunk.blocks, *data, strict=True):
-                self._compute(kernel, block, instruct, thinking, lambdas, buffers)
+            for block, instruct, thinking in zip(work.chunk.blocks, *work.data, strict=True):
+                if block.source.compute is None:
+                    _copy(block, instruct, work.buffers)
+                else:
+                    self._interpolate(kernel, block, (instruct, thinking), work)
         finally:
             self._kernels.put(kernel)
 
-    def _compute(
-        self,
-        kernel: BlockInterpolator,
-        block: Block,
-        instruct: memoryview,
-        thinking: memoryview,
-        lambdas: Sequence[Mapping[str, float]],
-        buffers: Sequence[mmap.mmap],
+    def _interpolate(
+        self, kernel: BlockInterpolator, block: Block, data: tuple[memoryview, memoryview], work: Work
     ) -> None:
-        size = block.count * ITEMSIZE[block.tensor.dtype]
-        compute = block.source.compute
-        if compute is None:
-            for buffer in buffers:
-                buffer[block.position : block.position + size] = instruct
-            return
-        dtype = TORCH_DTYPES[block.tensor.dtype]
-        out = [torch.frombuffer(b, dtype=dtype, count=block.count, offset=block.position) for b in buffers]
-        a = torch.frombuffer(instruct, dtype=TORCH_DTYPES[block.source.instruct.dtype])
-        b = torch.frombuffer(thinking, dtype=TORCH_DTYPES[block.source.thinking.dtype])
-        values = [lambda_[block.tensor.name] for lambda_ in lambdas]
-        wanted = TORCH_DTYPES[compute]
-        if self._device == "cpu":
-            kernel.write(a.to(wanted), b.to(wanted), values, out)
-            return
-        results = [torch.empty(block.count, dtype=dtype, device=self._device) for _ in out]
-        kernel.write(a.to(self._device).to(wanted), b.to(self._device).to(wanted), values, results)
+        name, dtype, source = block.tensor.name, TORCH_DTYPES[block.tensor.dtype], block.source
+        assert source.compute is not None
+        a, b = (
+            torch.frombuffer(view, dtype=TORCH_DTYPES[info.dtype]).to(self._device).to(TORCH_DTYPES[source.compute])
+            for view, info in zip(data, (source.instruct, source.thinking), strict=True)
+        )
+        out = [torch.frombuffer(m, dtype=dtype, count=block.count, offset=block.position) for m in work.buffers]
+        results = out if self._device == "cpu" else [torch.empty_like(o, device=self._device) for o in out]
+        kernel.write(a, b, [lambdas[name] for lambdas in work.lambdas], results)
         for target, result in zip(out, results, strict=True):
-            target.copy_(result)
+            if target is not result:
+                target.copy_(result)
+
+
+def _copy(block: Block, data: memoryview, buffers: Sequence[mmap.mmap]) -> None:
+    for buffer in buffers:
+        buffer[block.position : block.position + len(data)] = data

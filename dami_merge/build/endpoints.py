@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from dami_merge.compatibility import Finding, compare
 from dami_merge.recipe import ModelRef, Recipe
 from dami_router.errors import CheckpointError
 
-__all__ = ["PATTERNS", "EndpointFiles", "Fetch", "Pair", "check_buffers", "compared", "download", "local", "open_pair"]
+__all__ = ["PATTERNS", "Fetch", "Pair", "check_buffers", "compared", "download", "local", "open_pair"]
 
 Fetch = Callable[[Checkpoint], Path]
 """Brings a repository at its commit to a local folder and returns that."""
@@ -32,15 +32,6 @@ class Pair:
     instruct: Checkpoint
     thinking: Checkpoint
     warnings: tuple[Finding, ...]
-
-
-@dataclass(frozen=True)
-class EndpointFiles:
-    """A local endpoint: its folder, the sizes of its weight files, and their hashes."""
-
-    folder: Path
-    sizes: Mapping[str, int]
-    hashes: InputHashes
 
 
 def open_pair(recipe: Recipe, fetch: Fetch) -> Pair:

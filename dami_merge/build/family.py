@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 from dami_merge.build.companions import Companions, make_companions
 from dami_merge.build.endpoints import (
-    EndpointFiles,
     Fetch,
     Pair,
     check_announced,
@@ -130,7 +129,7 @@ class _Build:
     companions: dict[str, Companions] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.ends = tuple(_files(side) for side in (self.pair.instruct, self.pair.thinking))
+        self.ends = tuple(_hashes(side) for side in (self.pair.instruct, self.pair.thinking))
         self.texts = {variant.id: self._small_files(variant) for variant in self.plan.variants}
 
     def run(self, chosen: Sequence[VariantPlan], progress: Progress) -> BuildReport:
@@ -144,7 +143,7 @@ class _Build:
             self._prepare(variant)
         written = self._write_weights(todo, progress)
         for end, side in zip(self.ends, (self.pair.instruct, self.pair.thinking), strict=True):
-            check_announced(side, end.hashes)
+            check_announced(side, end)
         for variant in todo:
             self.workspace.publish(variant.id, self.texts[variant.id], [s.file for s in self.plan.shards])
         manifest = self._manifest([v for v in self.plan.variants if v in kept or v in todo], before)
@@ -176,7 +175,7 @@ class _Build:
             if self.workspace.journal.get(variant.id, shard.file) and _size(folder / shard.file) == shard.size
         ]
         inputs = sorted({(t, f) for _, shard, _ in claims for t in (0, 1) for f in self._inputs(shard, t)})
-        hash_together([(self.ends[t].hashes, [f]) for t, f in inputs])
+        hash_together([(self.ends[t], [f]) for t, f in inputs])
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             answers = list(pool.map(lambda claim: self._holds(*claim), claims))
         for (variant, shard, path), answer in zip(claims, answers, strict=True):
@@ -238,7 +237,7 @@ class _Build:
 
     def _open_stream(self, shards: Sequence[Shard]) -> ShardStream:
         # Torch keeps one processor busy for seconds; another begins with the hashes that the first shard needs.
-        inputs = [(self.ends[t].hashes, f) for shard in shards[:1] for t in (0, 1) for f in self._inputs(shard, t)]
+        inputs = [(self.ends[t], f) for shard in shards[:1] for t in (0, 1) for f in self._inputs(shard, t)]
         with hashing_ahead(inputs):
             import_torch()
             from dami_merge.build.stream import ShardStream
@@ -252,14 +251,14 @@ class _Build:
         temporary = [path.with_name(path.name + ".tmp") for path in targets]
         try:
             hashes = stream.write(shard, temporary, [v.tensors for v in variants], advance)
+            for variant, source, target, sha256 in zip(variants, temporary, targets, hashes, strict=True):
+                source.rename(target)
+                self.workspace.journal.add(variant.id, shard.file, Record(self._made_from(variant, shard), sha256))
+                sync(target.parent)
         except BaseException:
             for path in temporary:
                 path.unlink(missing_ok=True)
             raise
-        for variant, source, target, sha256 in zip(variants, temporary, targets, hashes, strict=True):
-            source.rename(target)
-            self.workspace.journal.add(variant.id, shard.file, Record(self._made_from(variant, shard), sha256))
-            sync(target.parent)
 
     def _check_space(self, needed: int) -> None:
         free = free_bytes(self.workspace.out)
@@ -276,8 +275,8 @@ class _Build:
                 "header": hashlib.sha256(shard.header).hexdigest(),
                 "lambdas": [variant.tensors[t.name] for t in shard.tensors],
                 "compute": [self.plan.sources[t.name].compute for t in shard.tensors],
-                "instruct": sorted(self.ends[0].hashes.all(self._inputs(shard, 0)).values()),
-                "thinking": sorted(self.ends[1].hashes.all(self._inputs(shard, 1)).values()),
+                "instruct": sorted(self.ends[0].all(self._inputs(shard, 0)).values()),
+                "thinking": sorted(self.ends[1].all(self._inputs(shard, 1)).values()),
             }
         )
 
@@ -287,7 +286,7 @@ class _Build:
 
     def _manifest(self, finished: Sequence[VariantPlan], before: Family | None) -> Family:
         sides = (self.pair.instruct, self.pair.thinking)
-        instruct, thinking = (describe_endpoint(s, e.hashes) for s, e in zip(sides, self.ends, strict=True))
+        instruct, thinking = (describe_endpoint(s, e) for s, e in zip(sides, self.ends, strict=True))
         items = [Finished(v, self.companions[v.id], self._hashes(v)) for v in finished]
         endpoints = Endpoints(instruct=instruct, thinking=thinking)
         return make_manifest(self.recipe, self.plan, endpoints, items, before)
@@ -301,10 +300,9 @@ class _Build:
         return hashes
 
 
-def _files(side: Checkpoint) -> EndpointFiles:
+def _hashes(side: Checkpoint) -> InputHashes:
     assert side.folder is not None
-    names = {info.file for info in side.tensors.values()}
-    return EndpointFiles(side.folder, {n: (side.folder / n).stat().st_size for n in names}, InputHashes(side.folder))
+    return InputHashes(side.folder, {info.file for info in side.tensors.values()})
 
 
 def _refuse_endpoint_as_out(out: Path, pair: Pair) -> None:

@@ -26,7 +26,7 @@ def file_sha256(path: Path, *, progress: Callable[[int], None] | None = None) ->
 
 @contextlib.contextmanager
 def hashing_ahead(jobs: Sequence[tuple[InputHashes, str]]) -> Iterator[None]:
-    """Hash files in a thread while the block runs, as far as it gets; `InputHashes.begin` goes on from there."""
+    """Hash files in a thread while the block runs, as far as it gets; `InputHashes` goes on from there."""
     stop = threading.Event()
 
     def work() -> None:
@@ -43,13 +43,11 @@ def hashing_ahead(jobs: Sequence[tuple[InputHashes, str]]) -> Iterator[None]:
 
 
 class _Running:
-    """A file's sha256 so far: of its first `position` bytes, read while the file was as `stamp` says."""
+    """A file's sha256 so far: of its first `position` bytes."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self) -> None:
         self.digest = hashlib.sha256()
         self.position = 0
-        self.stamp = _stamp(path)
 
     def take(self, start: int, data: memoryview) -> None:
         known = min(max(self.position - start, 0), len(data))
@@ -61,23 +59,46 @@ class InputHashes:
     """The content hashes of one endpoint's files, each file read as few times as possible.
 
     A file that the build reads once from front to back is hashed on the way (`begin`, `feed`,
-    `end`), going on where `ahead` stopped; any other is hashed by reading it when its hash is
-    asked for.
+    `end`); any other is hashed by reading it when its hash is asked for. Both go on where
+    `ahead` stopped. `weights` are the files that a build is made from: what is hashed and what is
+    built from must be these as they are now, and `check` tells where somebody wrote to one since.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, weights: Iterable[str]) -> None:
+        self.folder = folder
+        self._stamps = {file: _stamp(folder / file) for file in weights}
         self._known: dict[str, str] = {}
-        self._open: dict[str, _Running] = {}
+        self._begun: dict[str, _Running] = {}
+        self._ahead: dict[str, _Running] = {}
+
+    def size(self, file: str) -> int:
+        """Return the size of a weight file in bytes."""
+        return self._stamps[file][1]
 
     def of(self, file: str) -> str:
-        """Return a file's sha256, reading it where it is not known yet."""
+        """Return a file's sha256, reading what of it is not hashed yet."""
         if file not in self._known:
+            running = self._ahead.pop(file, _Running())
             try:
-                self._known[file] = file_sha256(self._folder / file)
+                _update(running.digest, self.folder / file, None, running.position)
             except OSError as error:
-                raise CheckpointError(f"{self._folder / file}: cannot be read: {error.strerror}") from None
+                raise CheckpointError(f"{self.folder / file}: cannot be read: {error.strerror}") from None
+            if file in self._stamps:
+                self.check(file)
+            self._known[file] = running.digest.hexdigest()
         return self._known[file]
+
+    def check(self, file: str) -> None:
+        """Raise CheckpointError where a weight file is no longer as it was."""
+        try:
+            same = _stamp(self.folder / file) == self._stamps[file]
+        except OSError:
+            same = False
+        if not same:
+            raise CheckpointError(
+                f"{self.folder / file}: changed while it was read",
+                hint="run the command again when nobody writes to it",
+            )
 
     def known(self, file: str) -> bool:
         """Whether a file's hash needs no reading any more."""
@@ -89,38 +110,34 @@ class InputHashes:
 
     def ahead(self, file: str, stop: threading.Event) -> None:
         """Hash a file from its beginning until `stop` is set; what cannot be read is left to who needs it."""
-        if file in self._known or file in self._open:
+        if file in self._known:
             return
-        with contextlib.suppress(OSError), (self._folder / file).open("rb", buffering=0) as source:
-            running = _Running(self._folder / file)
+        with contextlib.suppress(OSError), (self.folder / file).open("rb", buffering=0) as source:
+            running = _Running()
             view = memoryview(bytearray(_AHEAD))
             while not stop.is_set() and (count := source.readinto(view)):
                 running.take(running.position, view[:count])
-            self._open[file] = running
+            self._ahead[file] = running
 
     def begin(self, file: str, upto: int) -> None:
         """Start hashing a file on the way, with its first `upto` bytes (the header)."""
-        running = self._open.setdefault(file, _Running(self._folder / file))
-        with (self._folder / file).open("rb") as source:
+        running = self._begun[file] = self._ahead.pop(file, _Running())
+        with (self.folder / file).open("rb") as source:
             running.take(0, memoryview(source.read(upto)))
 
     def feed(self, file: str, start: int, data: memoryview) -> None:
         """Take in the file's next bytes, which stand at `start`; ignored for a file that was not begun."""
-        if file in self._open:
-            self._open[file].take(start, data)
+        if file in self._begun:
+            self._begun[file].take(start, data)
 
     def end(self, file: str) -> None:
-        """Finish a file that was fed to its end; CheckpointError where somebody wrote to it meanwhile."""
-        running = self._open.pop(file)
-        if _stamp(running.path) != running.stamp:
-            raise CheckpointError(
-                f"{running.path}: changed while it was read", hint="run the command again when nobody writes to it"
-            )
-        self._known[file] = running.digest.hexdigest()
+        """Finish a file that was fed to its end."""
+        self.check(file)
+        self._known[file] = self._begun.pop(file).digest.hexdigest()
 
     def forget(self) -> None:
         """Drop files that were begun and not ended."""
-        self._open.clear()
+        self._begun.clear()
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:
@@ -128,11 +145,12 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _update(digest: hashlib._Hash, path: Path, progress: Callable[[int], None] | None) -> None:
+def _update(digest: hashlib._Hash, path: Path, progress: Callable[[int], None] | None, position: int = 0) -> None:
     buffer = bytearray(_BLOCK)
     view = memoryview(buffer)
     handle = os.open(path, os.O_RDONLY)
     try:
+        os.lseek(handle, position, os.SEEK_SET)
         while count := os.readv(handle, [buffer]):
             digest.update(view[:count])
             if progress:

@@ -9,11 +9,9 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 
 from dami_merge.build.hashing import InputHashes
@@ -43,8 +41,7 @@ class EndpointReader:
     `capacity` is the largest chunk in bytes; `held` the chunks that a caller still uses when it asks for more.
     """
 
-    def __init__(self, folder: Path, hashes: InputHashes, capacity: int, held: int) -> None:
-        self._folder = folder
+    def __init__(self, hashes: InputHashes, capacity: int, held: int) -> None:
         self._hashes = hashes
         self._handles: dict[str, int] = {}
         self._buffers = [memoryview(bytearray(capacity)) for _ in range(held + 1 + _AHEAD)]
@@ -65,6 +62,11 @@ class EndpointReader:
         self._next = (self._next + 1) % len(self._buffers)
         return self._pool.submit(self._read, spans, buffer)
 
+    def check(self) -> None:
+        """Raise CheckpointError where a file that was read is no longer what it was when the build began."""
+        for file in self._handles:
+            self._hashes.check(file)
+
     def _read(self, spans: Sequence[Span], buffer: memoryview) -> Views:
         views, taken = [], 0
         for span in spans:
@@ -74,23 +76,21 @@ class EndpointReader:
         return views
 
     def _fill(self, span: Span, view: memoryview) -> None:
-        done = 0
+        path, done = self._hashes.folder / span.file, 0
         try:
             handle = self._handle(span.file)
             while done < span.nbytes:
                 count = os.preadv(handle, [view[done:]], span.start + done)
                 if count == 0:
-                    raise CheckpointError(
-                        f"{self._folder / span.file}: ends at byte {span.start + done}; it shrank while it was read"
-                    )
+                    raise CheckpointError(f"{path}: ends at byte {span.start + done}; it shrank while it was read")
                 done += count
         except OSError as error:
-            raise CheckpointError(f"{self._folder / span.file}: cannot be read: {error.strerror}") from None
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
         self._hashes.feed(span.file, span.start, view)
 
     def _handle(self, file: str) -> int:
         if file not in self._handles:
-            self._handles[file] = os.open(self._folder / file, os.O_RDONLY)
+            self._handles[file] = os.open(self._hashes.folder / file, os.O_RDONLY)
         return self._handles[file]
 
 
@@ -99,22 +99,18 @@ def read_pairs(
 ) -> Iterator[tuple[Views, Views]]:
     """Yield the bytes of chunk after chunk from both endpoints, reading ahead."""
     waiting: deque[tuple[Future[Views], Future[Views]]] = deque()
-    with ExitStack() as stack:
-        stack.callback(lambda: [future.cancel() for pair in waiting for future in pair])
-        for a, b in chunks:
-            waiting.append((instruct.request(a), thinking.request(b)))
-            if len(waiting) > _AHEAD:
-                first = waiting.popleft()
-                yield first[0].result(), first[1].result()
-        while waiting:
+    for a, b in chunks:
+        waiting.append((instruct.request(a), thinking.request(b)))
+        if len(waiting) > _AHEAD:
             first = waiting.popleft()
             yield first[0].result(), first[1].result()
+    for first in waiting:
+        yield first[0].result(), first[1].result()
 
 
-def spans_whole_file(spans: Iterable[TensorInfo], size_of: Mapping[str, int]) -> str | None:
+def spans_whole_file(infos: Sequence[TensorInfo], size_of: Callable[[str], int]) -> str | None:
     """Return the file that these tensors, read in this order, cover from its first tensor to its end."""
-    infos = list(spans)
     if not infos or len({info.file for info in infos}) != 1:
         return None
     whole = all(before.end == after.start for before, after in itertools.pairwise(infos))
-    return infos[0].file if whole and infos[-1].end == size_of[infos[0].file] else None
+    return infos[0].file if whole and infos[-1].end == size_of(infos[0].file) else None

@@ -13,8 +13,8 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from dami_merge.build.chunks import Chunk, chunk_size, cut
-from dami_merge.build.compute import LANES, Lanes
-from dami_merge.build.endpoints import EndpointFiles
+from dami_merge.build.compute import LANES, Lanes, Work
+from dami_merge.build.hashing import InputHashes
 from dami_merge.build.layout import Shard
 from dami_merge.build.plan import Source
 from dami_merge.build.reader import EndpointReader, read_pairs, spans_whole_file
@@ -29,7 +29,7 @@ class ShardStream:
     """Streams shards of a plan from two endpoints."""
 
     def __init__(
-        self, instruct: EndpointFiles, thinking: EndpointFiles, sources: Mapping[str, Source], *, device: str = "cpu"
+        self, instruct: InputHashes, thinking: InputHashes, sources: Mapping[str, Source], *, device: str = "cpu"
     ) -> None:
         self._ends = (instruct, thinking)
         self._sources = sources
@@ -56,11 +56,11 @@ class ShardStream:
                 self._stream(shard, list(cut(shard, self._sources, size)), files, lambdas, pool, progress)
                 hashes = pool.finish(files)
             for end, file in streamed:
-                end.hashes.end(file)
+                end.end(file)
             return hashes
         finally:
             for end in self._ends:
-                end.hashes.forget()
+                end.forget()
             for out in files:
                 out.close()
 
@@ -75,15 +75,15 @@ class ShardStream:
     ) -> None:
         spans = [(chunk.spans(False), chunk.spans(True)) for chunk in chunks]
         capacity = max((sum(span.nbytes for span in side) for pair in spans for side in pair), default=0)
-        a, b = (EndpointReader(end.folder, end.hashes, capacity, LANES) for end in self._ends)
-        computed: deque[tuple[Future[None], Chunk, list[mmap.mmap]]] = deque()
+        a, b = (EndpointReader(end, capacity, LANES) for end in self._ends)
+        computed: deque[tuple[Future[None], Work]] = deque()
 
         def hand_over() -> None:
-            future, chunk, buffers = computed.popleft()
-            future.result()
-            for index, (file, buffer) in enumerate(zip(files, buffers, strict=True)):
-                pool.write(index, file, buffer, chunk.length)
-            progress(chunk.length * len(files))
+            done, work = computed.popleft()
+            done.result()
+            for index, (file, buffer) in enumerate(zip(files, work.buffers, strict=True)):
+                pool.write(index, file, buffer, work.chunk.length)
+            progress(work.chunk.length * len(files))
 
         with a, b, self._lanes:
             for chunk, data in zip(chunks, read_pairs(a, b, spans), strict=True):
@@ -91,19 +91,22 @@ class ShardStream:
                     hand_over()
                 buffers = [pool.take() for _ in files]
                 _put_header(shard, chunk.start, buffers)
-                computed.append((self._lanes.fill(chunk, data, lambdas, buffers), chunk, buffers))
+                work = Work(chunk, data, lambdas, buffers)
+                computed.append((self._lanes.start(work), work))
             while computed:
                 hand_over()
+            a.check()
+            b.check()
 
-    def _begin_hashes(self, shard: Shard) -> list[tuple[EndpointFiles, str]]:
+    def _begin_hashes(self, shard: Shard) -> list[tuple[InputHashes, str]]:
         # An endpoint's file that this shard reads from front to back is hashed on the way.
         begun = []
         for thinking, end in enumerate(self._ends):
             pairs = [self._sources[tensor.name] for tensor in shard.tensors]
             infos = [pair.thinking if thinking else pair.instruct for pair in pairs]
-            file = spans_whole_file(infos, end.sizes)
-            if file is not None and not end.hashes.known(file):
-                end.hashes.begin(file, infos[0].start)
+            file = spans_whole_file(infos, end.size)
+            if file is not None and not end.known(file):
+                end.begin(file, infos[0].start)
                 begun.append((end, file))
         return begun
 
