@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from dami_router.config import RouterConfig, load_config
-from dami_router.errors import MisuseError
+from dami_router.errors import DamiError, MisuseError
 from dami_router.policy import nearest
 from dami_router.request import Request
 from dami_router.router import Decision, Router, UnknownModelError
@@ -89,6 +89,8 @@ class Decider:
             async with self.router:
                 ready.set()
                 await asyncio.Event().wait()
+        except DamiError as error:
+            _LOG.warning("servers cannot be asked: %s (%s)", error.message, error.hint)
         except Exception as error:
             _LOG.warning("servers cannot be asked: %s", type(error).__name__)
         finally:

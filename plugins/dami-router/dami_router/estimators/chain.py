@@ -46,13 +46,14 @@ class Chain:
         try:
             async with asyncio.timeout(limit):
                 found = await estimator.estimate(query)
+            if 0.0 <= found.lambda_ <= 1.0:
+                return found
+            _LOG.warning("estimator %s gave λ = %g, outside [0, 1]", estimator.name, found.lambda_)
         except EstimationError:
-            return None
+            pass
         except TimeoutError:
             _LOG.warning("estimator %s gave no answer within %g s", estimator.name, limit)
-            return None
         except Exception as error:
             # A stranger's estimator must not take requests down. Its message may hold the query.
             _LOG.warning("estimator %s failed: %s", estimator.name, type(error).__name__)
-            return None
-        return found if 0.0 <= found.lambda_ <= 1.0 else None
+        return None
