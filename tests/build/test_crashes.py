@@ -164,7 +164,9 @@ def test_killed_at_random_moments_again_and_again(forked: Forks, large: Pair, tm
     whole = tree(build(recipe.read_text(), tmp_path / "whole", str(recipe)).out)
     duration = time.perf_counter() - started
     dice, kills, finished = random.Random(0), 0, 0
-    for _ in range(14):
+    runs = 0
+    while runs < 14 or kills < 3:
+        runs += 1
         out = tmp_path / f"out-{finished}"
         child = forked.start(recipe=recipe, out=out, log=tmp_path / "log")
         time.sleep(dice.uniform(0, duration))
@@ -175,13 +177,13 @@ def test_killed_at_random_moments_again_and_again(forked: Forks, large: Pair, tm
         if status == 0:
             assert tree(out) == whole
             finished += 1
+            duration *= 0.8  # the machine was slower when it was measured
         else:
             assert status == KILLED
             kills += 1
     out = tmp_path / f"out-{finished}"
     assert forked.run(recipe=recipe, out=out, log=tmp_path / "log") == 0
     assert tree(out) == whole
-    assert kills >= 3
 
 
 def test_finished_weights_are_not_written_again(forked: Forks, sharded: Pair, tmp_path: Path) -> None:

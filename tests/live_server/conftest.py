@@ -46,8 +46,13 @@ def loop() -> Iterator[Loop]:
 
 
 @pytest.fixture(scope="session")
-def server(loop: Loop, pair: tuple[str, str]) -> Iterator[Client]:
-    """A server with the defaults, and room for eight rows."""
-    engine = Engine.load(*pair, mode="mixed", max_rows=8)
-    with served(loop, engine, configure(engine, None)) as client:
+def eight(pair: tuple[str, str]) -> Engine:
+    """The engine of the server, with room for eight rows."""
+    return Engine.load(*pair, mode="mixed", max_rows=8)
+
+
+@pytest.fixture(scope="session")
+def server(loop: Loop, eight: Engine) -> Iterator[Client]:
+    """A server with the defaults."""
+    with served(loop, eight, configure(eight, None)) as client:
         yield client

@@ -192,11 +192,11 @@ def test_tgi_s_own_rules(server: Client) -> None:
     told = [json.loads(event.removeprefix("data:")) for event in events if event]
     assert "".join(t["token"]["text"] for t in told if not t["token"]["special"]) == done["generated_text"]
     assert told[-1]["generated_text"] == done["generated_text"]
-    drawn = {
-        server.post("/generate", {"inputs": "<bos>9-1<6+4=", "model": "dami:0"}).json["generated_text"]
-        for _ in range(12)
-    }
-    assert len(drawn) > 1
+    drawn: list[str] = []
+    while len(drawn) < 500 and len(set(drawn)) < 2:
+        sampled = server.post("/generate", {"inputs": "<bos>9-1<6+4=", "model": "dami:0"})
+        drawn.append(sampled.json["generated_text"])
+    assert len(set(drawn)) == 2
 
 
 def test_tokenize_says_what_a_prompt_is(server: Client) -> None:

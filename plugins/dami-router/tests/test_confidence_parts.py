@@ -312,25 +312,27 @@ class Asks:
     """A stranger's estimator that asks servers, and takes its time."""
 
     name = "asks"
-    timeout = 0.3
     servers: Servers | None = None
 
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+
     def bind(self, servers: Servers) -> Asks:
-        made = Asks()
+        made = Asks(self.timeout)
         made.servers = servers
         return made
 
     async def estimate(self, query: Query) -> Estimate:
-        await asyncio.sleep(0.1 if query.text == "patience" else 5)
+        await asyncio.sleep(0.1 if query.text == "patience" else 3600)
         return Estimate(0.75, self.name, {"bound": str(self.servers)})
 
 
 def test_estimators_of_others_may_ask_servers_too() -> None:
     """A chain hands servers to whoever has `bind`, and lets an estimator's own time limit stand for the chain's."""
-    chain = Chain((Asks(),), Fixed(0.5), timeout=0.01).bind("servers")  # type: ignore[arg-type]
-    found = asyncio.run(chain.estimate(Query("patience")))
+    chains = [Chain((Asks(own),), Fixed(0.5), timeout=0.01).bind("servers") for own in (60.0, 0.2)]  # type: ignore[arg-type]
+    found = asyncio.run(chains[0].estimate(Query("patience")))
     assert (found.lambda_, found.evidence) == (0.75, {"bound": "servers"})
-    assert asyncio.run(chain.estimate(Query("no end"))).estimator == "fixed"
+    assert asyncio.run(chains[1].estimate(Query("no end"))).estimator == "fixed"
 
 
 def test_without_servers_it_has_nothing_to_say() -> None:

@@ -103,10 +103,10 @@ def test_any_text_is_graded(text: str) -> None:
     "text", ["1" * 200_000, "1," * 100_000, "\\frac{1" * 50_000, "- " * 100_000, "\\text{" * 50_000]
 )
 def test_long_texts_take_no_time(text: str) -> None:
-    """Texts made to be slow are graded in well under a second."""
-    begun = time.perf_counter()
+    """Texts made to be slow are graded in seconds of computing at most: backtracking over them would take hours."""
+    begun = time.process_time()
     Numeric().grade(text, "7")
-    assert time.perf_counter() - begun < 1.0
+    assert time.process_time() - begun < 5.0
 
 
 def test_the_grader_is_chosen_by_what_is_expected() -> None:
@@ -169,9 +169,9 @@ def test_what_takes_too_long_is_stopped_and_wrong(mathematics: Grader) -> None:
     from dami_router.grading.mathematics import MathVerify
 
     grader = MathVerify(seconds=2.0)
-    begun = time.monotonic()
     assert grader.grade("\\boxed{99999^{99999^{9999}}}", "\\sqrt{2}") == 0.0
-    assert time.monotonic() - begun < 60
+    assert grader.overran == 1
+    grader._seconds = 60.0  # a fresh worker reads its first expression slowly
     assert grader.grade("\\boxed{\\frac{2}{4}}", "\\frac12") == 1.0
     grader.close()
 

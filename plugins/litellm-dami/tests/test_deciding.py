@@ -246,7 +246,7 @@ def test_servers_that_are_given_are_probed_and_their_connections_closed(world: W
     world.loop.run(high.stop())
     decider = Decider(made)
     assert rewritten(Rewriter(decider), reasoning_effort="high")["model"] == "m-l000"
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while low.connections:
         assert time.monotonic() < end, "a connection stayed open"
         time.sleep(0.01)

@@ -68,7 +68,7 @@ def anything(loop: Loop, bugs: list[logging.LogRecord]) -> Any:
     """A proxy over one server whose script a test may change, without pauses and without a breaker."""
     world = World(loop)
     server = world.upstream("v-l000")
-    extra = "thinking: split\nbreaker: {failures: 100000}\ntimeouts: {first_byte: 0.2, idle: 0.2, total: 0.5}"
+    extra = "thinking: split\nbreaker: {failures: 100000}"
     yield world.router(("v-l000", server), extra=extra), server
     world.close()
 
@@ -85,7 +85,7 @@ def client(loop: Loop, bugs: list[logging.LogRecord]) -> Any:
 
 def send(client: Client, raw: bytes) -> bytes:
     """Send bytes on a connection of their own; return the status line."""
-    with socket.create_connection(("127.0.0.1", client.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", client.port), timeout=60) as connection:
         connection.sendall(raw)
         connection.shutdown(socket.SHUT_WR)
         received = b""
@@ -103,7 +103,7 @@ def test_no_request_is_answered_with_500(
     lines = b"".join(name.encode() + b": " + value + b"\r\n" for name, value in headers.items())
     head = f"{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(body)}\r\n".encode()
     raw = head + lines + b"\r\n" + body
-    with socket.create_connection(("127.0.0.1", client.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", client.port), timeout=60) as connection:
         connection.sendall(raw)
         received = b""
         while piece := connection.recv(65536):
@@ -162,7 +162,7 @@ def test_nothing_unexpected_was_logged(client: Client, bugs: list[logging.LogRec
     """After all that, the proxy's own handler of bugs has never run, and nobody is counted as inside."""
     assert client.chat("still there?").status == 200
     assert bugs == []
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while client.app.admission.inside and time.monotonic() < end:
         time.sleep(0.01)
     assert client.app.admission.inside == 0

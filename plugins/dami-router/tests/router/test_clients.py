@@ -185,7 +185,7 @@ def test_a_stream_that_is_left_ends_at_the_server(world: World) -> None:
         stream = synchronous.text_generation("2+2?", stream=True)
         assert next(iter(stream)) == "It"
         stream.close()
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while client.app.admission.inside and time.monotonic() < end:
         time.sleep(0.01)
     assert client.app.admission.inside == 0

@@ -39,7 +39,7 @@ def served(loop: Loop, reply: Callable[[Any, Any], Any], work: Work) -> None:
             await asyncio.sleep(0.005)
         reader, writer = await asyncio.open_connection(*server.servers[0].sockets[0].getsockname()[:2])
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await work(reader, writer)
         finally:
             writer.close()
@@ -65,14 +65,19 @@ def test_the_first_piece_travels_with_the_headers(
 ) -> None:
     """A whole reply is one write; of a stream the first piece is, and no later one waits for another."""
 
+    arrived = asyncio.Semaphore(0)
+
     async def reply(_: Any, send: Any) -> None:
         for message in messages:
             await send(message)
-            await asyncio.sleep(0.05)
+            if message is not START:
+                await arrived.acquire()
 
     async def work(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-        assert [await reader.read(1 << 16) for _ in pieces] == pieces
+        for piece in pieces:
+            assert await reader.read(1 << 16) == piece
+            arrived.release()
 
     served(loop, reply, work)
 

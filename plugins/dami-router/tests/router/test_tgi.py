@@ -198,7 +198,7 @@ def test_the_probe_s_requests_fit_the_description(world: World) -> None:
         async with Router(parse_config(router_yml(("v-l000", tgi)), {})) as router:
             await router.prober.explore(router.fleet.replicas[0])
 
-    world.loop.run(asyncio.wait_for(explore(), 10))
+    world.loop.run(asyncio.wait_for(explore(), 60))
     assert [call.path for call in tgi.calls] == ["/generate", "/v1/chat/completions"]
     assert [refused(call.path, call.json) for call in tgi.calls] == [None, None]
     check(document["components"]["schemas"]["GenerateRequest"], tgi.calls[0].json, document)

@@ -18,7 +18,7 @@ class Loop:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 
-    def run(self, work: Coroutine[Any, Any, T], timeout: float = 30.0) -> T:
+    def run(self, work: Coroutine[Any, Any, T], timeout: float = 120.0) -> T:
         """Run to the end, in the loop's thread."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout)
 
@@ -41,5 +41,5 @@ class Loop:
 
         self.run(cancel())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self._loop.close()

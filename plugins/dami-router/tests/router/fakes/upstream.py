@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -176,8 +177,10 @@ def plain(status: int = 200, data: Any = None, **headers: str) -> Script:
     return script
 
 
-def stream(*pieces: bytes, delay: float = 0.0, cut: bool = False, hang: bool = False) -> Script:
-    """Stream pieces as they are; then end well, be cut, or hang."""
+def stream(
+    *pieces: bytes, delay: float = 0.0, cut: bool = False, hang: bool = False, gate: threading.Event | None = None
+) -> Script:
+    """Stream pieces as they are, all but the first behind the gate; then end well, be cut, or hang."""
 
     async def script(call: Call, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
@@ -185,6 +188,8 @@ def stream(*pieces: bytes, delay: float = 0.0, cut: bool = False, hang: bool = F
             writer.write(b"%x\r\n" % len(piece) + piece + b"\r\n")
             await writer.drain()
             await asyncio.sleep(delay)
+            while gate is not None and not gate.is_set():
+                await asyncio.sleep(0.01)
         if hang:
             await asyncio.sleep(3600)
         if cut:

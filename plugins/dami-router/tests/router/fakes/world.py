@@ -57,7 +57,7 @@ class Client:
         return self.call("GET", path, None, headers)
 
     def call(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=150)
         try:
             connection.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()})
             reply = connection.getresponse()
@@ -120,7 +120,7 @@ class World:
 
     def proxy(self, text: str, environment: Mapping[str, str] | None = None) -> Client:
         """Start a proxy with a configuration."""
-        app = Proxy(parse_config(text, environment or {}))
+        app = Proxy(parse_config(patient(text), environment or {}))
         server = uvicorn.Server(settings(app, "127.0.0.1", 0, 2))
         task = self.loop.start(server.serve())
         self._proxies.append((server, task))
@@ -137,13 +137,13 @@ class World:
     def close(self) -> None:
         for server, task in self._proxies:
             server.should_exit = True
-            self.loop.run(asyncio.wait_for(_join(task), 20))
+            self.loop.run(asyncio.wait_for(_join(task), 60))
         for upstream in self._upstreams:
             self.loop.run(upstream.stop())
 
 
 def router_yml(*backends: tuple[str, Upstream], extra: str = "") -> str:
-    """Return a configuration; short limits and pauses, for tests. The name `live` is no variant."""
+    """Return a configuration with long limits and short pauses, for tests. The name `live` is no variant."""
     variants = sorted({name for name, _ in backends} - {"live"})
     lines = ["variants:"] if variants else []
     lines += [f"  - {{id: {name}, lambda: {int(name[-3:]) / 100:g}}}" for name in variants]
@@ -154,10 +154,17 @@ def router_yml(*backends: tuple[str, Upstream], extra: str = "") -> str:
             continue
         protocol = "tgi" if isinstance(server, FakeTgi) else "openai"
         lines.append(f'  - {{variant: {name}, url: "{server.url}", protocol: {protocol}}}')
-    if "timeouts:" not in extra:
-        lines.append("timeouts: {connect: 1, first_byte: 0.5, idle: 0.5, total: 3}")
     lines.append("retries: {backoff: 0.001}")
-    return "\n".join([*lines, extra])
+    return patient("\n".join([*lines, extra]))
+
+
+def patient(text: str) -> str:
+    """Give a configuration long limits where it sets none: how fast the machine is decides no test."""
+    missing = {
+        "timeouts": "{connect: 20, first_byte: 120, idle: 120, total: 120}",
+        "probe": "{timeout: 20}",
+    }
+    return "\n".join([text, *(f"{key}: {limits}" for key, limits in missing.items() if f"\n{key}:" not in text)])
 
 
 async def _until(condition: Callable[[], bool]) -> None:
