@@ -184,9 +184,10 @@ class _Run:
         for reason, count in failures.most_common(5):
             self._output.warning(f"{count:,} × {reason}")
         if len(known) < _ENOUGH * len(keys):
+            again = f"{self._check()}, then run the same command again: it asks for these only"
             raise FailureError(
                 f"{len(keys) - len(known):,} of {len(keys):,} queries could not be measured",
-                hint=f"{self._check()}, then run the same command again: it asks for these only",
+                hint=again if known else f"{self._check()} lists what the servers give; log-probabilities are needed",
             )
         self._confidence = {id: scores["instruct"] for id, scores in known.items()}
         for form in forms:

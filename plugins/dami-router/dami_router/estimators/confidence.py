@@ -91,7 +91,7 @@ class Confidence:
         wanted = FORMS if self.form == "auto" else (self.form,)
         forms = tuple(form for form in wanted if (self.map is None or form in self.map.scores) and self._gives(form))
         if not forms:
-            raise EstimationError(f"{self.name}: the servers do not give {' or '.join(wanted)}")
+            raise EstimationError(f"{self.name}: the servers do not give what `form: {self.form}` needs")
         return forms
 
     def _gives(self, form: Form) -> bool:

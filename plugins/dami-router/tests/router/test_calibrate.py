@@ -264,3 +264,4 @@ def test_a_server_without_log_probabilities_is_one_message(served: tuple[Path, P
     assert "--check" in done.stderr
     done = run(config, "--queries", queries, "--mean-lambda", 0.4, "--limit", 30, "--out", config.parent / "m", check=1)
     assert "30 of 30 queries could not be measured" in done.stderr
+    assert "log-probabilities are needed" in done.stderr
