@@ -30,10 +30,12 @@ def stoppable(output: Output) -> Iterator[None]:
             sys.stderr.flush()
         os._exit(130)
 
-    if threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    ignored = before is signal.SIG_IGN  # as a shell has it for its background jobs
+    if ignored or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, leave)
+    signal.signal(signal.SIGINT, leave)
     try:
         yield
     finally:
