@@ -53,13 +53,17 @@ def live(
     router: Path | None, api_key_env: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Load both endpoints and serve."""
-    from dami_router.proxy.serve import require_serving
+    from dami_router.config import load_section
+    from dami_router.proxy.serve import require_port, require_serving
 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     for noisy in ("asyncio", "httpx", "httpx2"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     require_serving()
     keys = tuple(_key(variable) for variable in api_key_env)
+    # What is wrong with these is said at once, not after two models were loaded.
+    load_section(router)
+    require_port(host, port)
     from dami_merge.live import Engine
     from dami_merge.live_server.serving import configure, run
 

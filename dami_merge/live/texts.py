@@ -43,7 +43,8 @@ class Texts:
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Return a text's token ids; `special`: with the tokens that the tokenizer puts around a text."""
-        ids: list[int] = self._needed().encode(text, add_special_tokens=special)
+        # Quietly: who asks for tokens says himself what is too long, and by the engine's limit, not the tokenizer's.
+        ids: list[int] = self._needed().encode(text, add_special_tokens=special, verbose=False)
         return ids
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], lambda_: float, **arguments: Any) -> list[int]:
@@ -57,7 +58,7 @@ class Texts:
         try:
             ids: list[int] = self._needed().apply_chat_template(
                 list(messages), chat_template=template, **{"add_generation_prompt": True, **arguments},
-                tokenize=True, return_dict=False,
+                tokenize=True, return_dict=False, tokenizer_kwargs={"verbose": False},
             )  # fmt: skip
         except Exception as error:  # a template is untrusted code in a sandbox: it may fail in any way
             raise MisuseError(f"the chat template refuses this conversation: {error}") from None

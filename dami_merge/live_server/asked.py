@@ -8,13 +8,12 @@ from typing import Any, Protocol
 
 from dami_merge.live import Completion, Engine, Event, Generation
 from dami_merge.live.texts import Texts
-from dami_merge.live_server.fields import BadFieldError, Fields, TooLongError
+from dami_merge.live_server.fields import NO_LIMIT, BadFieldError, Fields, TooLongError
 
 __all__ = ["MOST", "Asked", "Form", "chat_tokens", "copies", "fitting", "prompts", "sampled", "texts_of", "tokens_of"]
 
 MOST = 128
 """Generations of one request at most: prompts times `n`."""
-_MOST_TOKENS = 1 << 30
 _OURS = ("add_generation_prompt", "chat_template", "continue_final_message", "conversation", "messages", "padding",
          "return_dict", "return_tensors", "tokenize", "tokenizer_kwargs", "truncation")  # fmt: skip
 
@@ -66,7 +65,7 @@ def sampled(fields: Fields, texts: Texts, lambda_: float) -> dict[str, Any]:
     return {
         "temperature": fields.number("temperature", 0.0 if greedy else _value(at, "temperature", 1.0), 0.0, 100.0),
         "top_p": fields.number("top_p", _value(at, "top_p", 1.0), 0.0, 1.0) or 1e-9,
-        "top_k": max(fields.whole("top_k", int(_value(at, "top_k", 0)), -1, _MOST_TOKENS), 0),
+        "top_k": max(fields.whole("top_k", int(_value(at, "top_k", 0)), -1, NO_LIMIT), 0),
         "seed": fields.seed(),
     }
 

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["BadFieldError", "Fields", "TooLongError"]
+__all__ = ["NO_LIMIT", "BadFieldError", "Fields", "TooLongError"]
+
+NO_LIMIT = 1 << 30
+"""As a highest value: more than anybody means, few enough to count with."""
 
 
 class BadFieldError(Exception):
@@ -100,6 +103,6 @@ def _finite(value: float) -> bool:
 
 
 def _span(low: float, high: float) -> str:
-    if math.isinf(high):
+    if high >= NO_LIMIT:
         return f"at least {low:g}"
     return f"from {low:g} to {high:g}"

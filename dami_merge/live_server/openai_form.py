@@ -17,7 +17,7 @@ from typing import Any, Literal
 from dami_merge.live import Completion, Engine, Event, Generation, PromptToken
 from dami_merge.live.generation import MAX_TOP
 from dami_merge.live_server.asked import Asked, chat_tokens, copies, fitting, prompts, sampled, texts_of
-from dami_merge.live_server.fields import BadFieldError, Fields
+from dami_merge.live_server.fields import NO_LIMIT, BadFieldError, Fields
 from dami_merge.live_server.tokens import Written
 from dami_router.pinning import pin
 
@@ -66,7 +66,7 @@ def read_completion(data: Mapping[str, Any], engine: Engine, lambda_: float) -> 
 
 def _limit(fields: Fields, names: Sequence[str], default: int, *, low: int = 1) -> int:
     name = next((name for name in names if fields.has(name)), names[0])
-    return fields.whole(name, default, low, 1 << 30)
+    return fields.whole(name, default, low, NO_LIMIT)
 
 
 def _generation(

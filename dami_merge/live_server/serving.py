@@ -12,22 +12,20 @@ from prometheus_client.registry import Collector
 from dami_merge.live import Engine
 from dami_merge.live_server.calls import EngineCalls
 from dami_merge.live_server.describing import Description, name_of
-from dami_router.config import BackendSpec, RouterConfig, Timeouts, VariantSpec, load_section
+from dami_router.config import RouterConfig, Timeouts, VariantSpec, load_section
 from dami_router.pinning import LIVE
 from dami_router.proxy.app import Proxy
 from dami_router.proxy.serve import serve
 
 __all__ = ["configure", "make_proxy", "run"]
 
-_URL = "in-process"
 _TIMEOUTS = Timeouts(first_byte=600.0, total=3600.0)
 """A model of four billion parameters on a CPU takes its time; `timeouts` in the router's section says otherwise."""
 
 
 def configure(engine: Engine, section: Path | None, keys: tuple[str, ...] = ()) -> RouterConfig:
     """Return the proxy's configuration: the endpoints by their names, one backend, and what the section says."""
-    backend = BackendSpec(LIVE, _URL, "live")
-    config = load_section(section, engine.name, _variants(engine), (backend,))
+    config = load_section(section, engine.name, _variants(engine))
     timeouts = _TIMEOUTS if config.timeouts == Timeouts() else config.timeouts
     return replace(config, timeouts=timeouts, api_keys=(*config.api_keys, *keys))
 

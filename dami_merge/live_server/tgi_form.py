@@ -15,7 +15,7 @@ from typing import Any
 from dami_merge.live import Choice, Completion, Engine, Event, Generation
 from dami_merge.live.generation import MAX_TOP
 from dami_merge.live_server.asked import Asked, fitting, sampled, texts_of, tokens_of
-from dami_merge.live_server.fields import BadFieldError, Fields
+from dami_merge.live_server.fields import NO_LIMIT, BadFieldError, Fields
 from dami_merge.live_server.tokens import Written, finite
 
 __all__ = ["read_generate"]
@@ -44,7 +44,7 @@ def read_generate(data: Mapping[str, Any], engine: Engine, lambda_: float, path:
     generation = Generation(
         prompt,
         lambda_,
-        max_new_tokens=fields.whole("max_new_tokens", _NEW_TOKENS, 1, 1 << 30),
+        max_new_tokens=fields.whole("max_new_tokens", _NEW_TOKENS, 1, NO_LIMIT),
         stop=fields.texts("stop"),
         log_probs=details or stream,
         top_log_probs=top if details or stream else 0,
@@ -57,7 +57,7 @@ def read_generate(data: Mapping[str, Any], engine: Engine, lambda_: float, path:
 
 
 def _truncated(fields: Fields, prompt: list[int]) -> list[int]:
-    most = fields.whole("truncate", len(prompt), 1, 1 << 30) if fields.has("truncate") else len(prompt)
+    most = fields.whole("truncate", len(prompt), 1, NO_LIMIT) if fields.has("truncate") else len(prompt)
     return prompt[-most:]
 
 

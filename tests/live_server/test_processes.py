@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -126,10 +127,12 @@ def test_sigterm_finishes_what_is_under_way(processes: tuple[Process, Process]) 
 
 
 def test_what_keeps_it_from_serving_is_one_message(pair: tuple[str, str], tmp_path: Path) -> None:
-    """A missing key, a wrong path and a missing folder are one message each, told before anything is loaded."""
+    """A missing key, a missing folder, a taken port, a wrong section: one message, before anything is loaded."""
 
     def dami(*arguments: str) -> tuple[int, str]:
-        done = subprocess.run([*DAMI, "live", *arguments], capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(
+            [*DAMI, "live", "--port", "0", *arguments], capture_output=True, text=True, timeout=300, check=False
+        )
         assert "Traceback" not in done.stderr
         return done.returncode, done.stderr
 
@@ -137,3 +140,11 @@ def test_what_keeps_it_from_serving_is_one_message(pair: tuple[str, str], tmp_pa
     assert (code, "NOT_SET_ANYWHERE" in said) == (2, True)
     code, said = dami(pair[0], str(tmp_path / "nowhere"))
     assert (code, "nowhere" in said) == (1, True)
+    nowhere = str(tmp_path / "nowhere")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, said = dami(nowhere, nowhere, "--port", port)
+    assert (code, f"127.0.0.1:{port}: Address already in use" in said) == (1, True)
+    (tmp_path / "section.yml").write_text("thinking: spilt\n")
+    code, said = dami(nowhere, nowhere, "--router", str(tmp_path / "section.yml"))
+    assert (code, "section.yml:1: thinking" in said) == (2, True)

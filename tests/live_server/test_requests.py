@@ -58,6 +58,8 @@ def test_a_prompt_that_is_too_long_is_refused(server: Client) -> None:
     assert (chat.status, chat.json["error"]["code"]) == (400, "context_length_exceeded")
     assert "256 tokens" in chat.json["error"]["message"]
     assert server.post("/v1/completions", {"prompt": ["1", "1" * 256]}).status == 400
+    nothing = server.post("/v1/completions", {"prompt": "1", "max_tokens": 0})
+    assert nothing.json["error"]["message"] == "`max_tokens` must be at least 1"
     assert server.post("/generate", {"inputs": "1" * 300}).status == 422
     assert server.post("/v1/completions", {"prompt": [22]}).status == 400
     longest = server.chat("1" * 254, model="dami:0.5").json

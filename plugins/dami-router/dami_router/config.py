@@ -26,7 +26,7 @@ from dami_router.strict_yaml import Document, load, parse
 
 __all__ = [
     "BackendSpec", "BreakerSpec", "BudgetSpec", "Limits", "PolicySpec", "ProbeSpec", "Protocol", "Retries",
-    "RouterConfig", "Timeouts", "VariantSpec", "load_config", "load_section", "parse_config",
+    "RouterConfig", "Timeouts", "VariantSpec", "is_section", "load_config", "load_section", "parse_config",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -162,11 +162,20 @@ def parse_config(
     )
 
 
+IN_PROCESS = BackendSpec(LIVE, "in-process", "live")
+"""The one backend of a `dami live`: itself."""
+
+
+def is_section(path: Path) -> bool:
+    """Say whether a router.yml names nothing that is served: such a one is for `dami live --router`."""
+    return not set(_SERVED) & set(load(path).data)
+
+
 def load_section(
     path: Path | None,
-    name: str,
-    variants: tuple[VariantSpec, ...],
-    backends: tuple[BackendSpec, ...],
+    name: str = "live",
+    variants: tuple[VariantSpec, ...] = (),
+    backends: tuple[BackendSpec, ...] = (IN_PROCESS,),
     environment: Mapping[str, str] | None = None,
 ) -> RouterConfig:
     """Read a router.yml for a server that knows its own models: `family`, `variants` and `backends` are refused."""

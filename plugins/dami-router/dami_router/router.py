@@ -175,8 +175,7 @@ class Router:
         if model not in _AUTO:
             lambda_ = pinned(model)
             if lambda_ is None:
-                near = did_you_mean(model, ["dami", *self._lambdas])
-                raise UnknownModelError(f"no model `{model:.100}`" + (f"; did you mean `{near}`?" if near else ""))
+                raise UnknownModelError(f"no model `{model:.100}`{self._advice(model)}")
             return Estimate(lambda_, "pinned")
         found = await self.estimator.estimate(_query(request))
         shift = self.config.effort_shift.get(request.effort or "", 0.0)
@@ -184,6 +183,12 @@ class Router:
             return found
         moved = min(max(found.lambda_ + shift, 0.0), 1.0)
         return Estimate(moved, found.estimator, {**found.evidence, "effort_shift": shift})
+
+    def _advice(self, model: str) -> str:
+        if model.startswith("dami:"):
+            return "; λ is a number from 0 to 1 with at most six digits behind the point, as in `dami:0.37`"
+        near = did_you_mean(model, ["dami", *self._lambdas])
+        return f"; did you mean `{near}`?" if near else ""
 
     def _order(self, lambda_: float, request: Request) -> tuple[float, list[str]]:
         """Return the λ to answer at, and whom to ask in which order."""

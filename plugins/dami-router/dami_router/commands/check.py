@@ -29,7 +29,10 @@ _RECIPE = (
     "merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype", "tokenizer",
     "tokenizer_source", "chat_template",
 )  # fmt: skip
-_ROUTER = ("backends", "variants", "estimator", "policy", "timeouts", "retries", "breaker", "limits", "probe")
+_ROUTER = (
+    "backends", "variants", "estimator", "effort_shift", "policy", "timeouts", "retries", "breaker", "limits",
+    "probe", "api_keys_env", "thinking",
+)  # fmt: skip
 
 
 @command(
@@ -43,7 +46,8 @@ _ROUTER = ("backends", "variants", "estimator", "policy", "timeouts", "retries",
     help="Find what is wrong with a recipe or a router.yml before anything is merged or served. Of a recipe: unknown "
     "keys, endpoints that do not fit together, λ that cannot be resolved, from configs and safetensors headers "
     "alone, in local folders or on the Hub. Of a router.yml: unknown keys and values, variants without a server, "
-    "settings that do nothing; with --probe, every server is asked who it is, as `dami serve --check` does. Exit "
+    "settings that do nothing; with --probe, every server is asked who it is, as `dami serve --check` does. One "
+    "without `family`, `variants` and `backends` is read as `dami live --router` reads it. Exit "
     "code 0: ready; 1: the endpoints or servers do not allow it; 2: the file is wrong.",
 )
 @click.argument("config", type=click.Path(path_type=Path))
@@ -71,10 +75,13 @@ def kind_of(data: dict[str, Any]) -> str:
 def check_router(output: Output, path: Path, *, probe: bool = False) -> int:
     """Check a router.yml; returns 1 where a server is down or serves something else."""
     from dami_router.commands.servers import probe as ask
-    from dami_router.config import load_config
+    from dami_router.config import is_section, load_config, load_section
     from dami_router.config_advice import advise, left_out
 
-    config = load_config(path)
+    bare = is_section(path)
+    if bare and probe:
+        raise MisuseError(f"{path}: names no servers to ask; it is for `dami live --router`", hint="leave --probe out")
+    config = load_section(path) if bare else load_config(path)
     findings, beaten = advise(config), left_out(config)
     servers = ask(config) if probe else None
     ok = servers is None or servers.ok
@@ -82,7 +89,9 @@ def check_router(output: Output, path: Path, *, probe: bool = False) -> int:
     told = {"servers": list(servers.found)} if servers else {}
     lines = [*_lines(config, beaten), *([servers.text()] if servers else []), *map(str, findings)]
     output.result("\n".join([*lines, _verdict(len(findings), ok)]), {"ok": ok, "config": str(path), **facts, **told})
-    if ok:
+    if bare:
+        output.hint(f"dami live INSTRUCT THINKING --router {path}")
+    elif ok:
         output.hint(f"dami serve {path}" if probe else f"dami check {path} --probe   or   dami serve {path}")
     return 0 if ok else 1
 

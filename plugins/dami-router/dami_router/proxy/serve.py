@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
+import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from dami_router.proxy.app import Proxy
 
-__all__ = ["require_serving", "serve", "settings"]
+__all__ = ["require_port", "require_serving", "serve", "settings"]
 
 
 def require_serving() -> None:
@@ -51,6 +52,19 @@ def settings(proxy: Proxy, host: str, port: int, drain: float) -> uvicorn.Config
         proxy_headers=False,
         timeout_graceful_shutdown=max(1, round(drain)),
     )
+
+
+def require_port(host: str, port: int) -> None:
+    """Raise FailureError where nothing can listen there: said before a model is loaded, not after."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise FailureError(
+            f"no server can start at {host}:{port}: {error.strerror or error}", hint="--port 0 takes a free one"
+        ) from None
 
 
 def serve(config: RouterConfig, host: str, port: int, ready: Callable[[str], None], proxy: Proxy | None = None) -> None:

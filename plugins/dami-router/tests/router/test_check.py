@@ -96,6 +96,18 @@ def test_a_live_server_has_every_lambda(run: Any) -> None:
     assert re.search(r"^live\s+any\s+http://127.0.0.1:1 \(live\)", run(text)[1], re.M)
 
 
+def test_a_section_of_dami_live_is_checked_as_it_reads_it(run: Any) -> None:
+    """Without `family`, `variants` and `backends` a file is for `dami live --router`, which has every λ."""
+    code, out, err = run("thinking: split\n")
+    assert (code, "ready to serve" in out) == (0, True)
+    assert "dami live INSTRUCT THINKING --router" in err
+    assert codes(run, "estimator: {chain: [], fixed: 0.3}") == ["constant"]
+    code, _, err = run("estimator: {chian: []}\n")
+    assert (code, "did you mean `chain`" in err) == (2, True)
+    code, _, err = run("policy: {lambda_min: 0.2}\n", "--probe")
+    assert (code, "names no servers to ask" in err) == (2, True)
+
+
 def test_probe_asks_every_server(world: World, run: Any) -> None:
     """--probe is what `dami serve --check` finds out: exit 1 where a server is another model's."""
     good, wrong = world.tgi("v-l000"), world.tgi("v-l050")
@@ -114,6 +126,8 @@ def test_the_keys_tell_recipes_and_routers_apart() -> None:
         "{family: x, backends: []}": "router",
         "{family: x, bakends: [], polcy: {}}": "router",
         "{variants: []}": "router",
+        "{thinking: split}": "router",
+        "{api_keys_env: K, effort_shift: {}}": "router",
         "{merge_method: dami, base_model: a, models: [], parameters: {}, family: {}}": "recipe",
         "{merge_metod: dami, modles: []}": "recipe",
         "{}": "recipe",

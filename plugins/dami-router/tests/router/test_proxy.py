@@ -89,11 +89,12 @@ def test_model_names_and_effort_choose_the_variant(
 
 @pytest.mark.parametrize("model", ["gpt-4o", "dami:2", "dami:x", "v-l001", "dami:-0.1", "dami:nan"])
 def test_an_unknown_model_is_404_in_openai_s_form(world: World, model: str) -> None:
-    """A name that is no variant and no λ is refused before any server is asked."""
+    """A name that is no variant and no λ is refused before any server is asked; of a λ it is said which there are."""
     server = world.upstream("v-l000")
     client = world.router(("v-l000", server))
     answer = client.chat(model=model)
     assert (answer.status, answer.json["error"]["code"], server.calls) == (404, "model_not_found", [])
+    assert ("from 0 to 1" in answer.json["error"]["message"]) == model.startswith("dami:")
 
 
 def test_effort_may_shift_an_estimate_instead_of_pinning_it(world: World) -> None:
