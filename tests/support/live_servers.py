@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,13 +19,14 @@ from dami_router.config import RouterConfig
 
 @contextmanager
 def served(loop: Loop, engine: Engine, config: RouterConfig) -> Iterator[Client]:
-    """Run a real server of an engine at a free port."""
+    """Run a real server of an engine at a free port; its files are hashed when it is handed out."""
     app = make_proxy(engine, config)
     settings = uvicorn.Config(app, port=0, lifespan="on", log_config=None, timeout_graceful_shutdown=2)
     server = uvicorn.Server(settings)
     task = loop.start(server.serve())
     try:
         loop.run(_until_started(server, task))
+        _wait_for_hashes()
         yield Client(server.servers[0].sockets[0].getsockname()[1], app)
     finally:
         server.should_exit = True
@@ -36,6 +38,12 @@ def section(tmp_path: Path, text: str, engine: Engine) -> RouterConfig:
     path = tmp_path / "section.yml"
     path.write_text(text)
     return configure(engine, path)
+
+
+def _wait_for_hashes() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "dami-hash":
+            thread.join(60)
 
 
 async def _until_started(server: uvicorn.Server, task: asyncio.Task[object]) -> None:
