@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dami_merge.live.texts import Texts
 __all__ = ["Description"]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_TRIES = 3
 _STEPS = 20
 _ABLE = {"log_probs": True, "prompt_log_probs": True, "top_n": True}
 
@@ -79,10 +81,10 @@ def _sha256(checkpoint: Checkpoint, name: str) -> str | None:
     known = path.resolve().name
     if _SHA256.fullmatch(known) and path.is_symlink():
         return known
-    try:
-        return file_sha256(path)
-    except OSError:
-        return None
+    for _ in range(_TRIES):
+        with suppress(OSError):  # a disk far away may fail once
+            return file_sha256(path)
+    return None
 
 
 def _opens_think_from(texts: Texts) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from dami_router.config import RouterConfig
 @contextmanager
 def served(loop: Loop, engine: Engine, config: RouterConfig) -> Iterator[Client]:
     """Run a real server of an engine at a free port; its files are hashed when it is handed out."""
+    gc.collect()  # what earlier tests left open is closed now, not under the server's hands
     app = make_proxy(engine, config)
     settings = uvicorn.Config(app, port=0, lifespan="on", log_config=None, timeout_graceful_shutdown=2)
     server = uvicorn.Server(settings)
