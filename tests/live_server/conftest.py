@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from fakes.fixtures import loop, world
 from fakes.loop import Loop
 from fakes.world import Client
 from support.live_servers import served
@@ -13,6 +14,8 @@ from support.live_servers import served
 from dami_merge.lab import copy_pair
 from dami_merge.live import Engine
 from dami_merge.live_server.serving import configure
+
+__all__ = ["loop", "world"]
 
 
 @pytest.fixture(autouse=True)
@@ -36,13 +39,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 def alone(pair: tuple[str, str]) -> Engine:
     """An engine of the tests' own: what it answers to one request alone is what the server must answer."""
     return Engine.load(*pair, mode="mixed")
-
-
-@pytest.fixture(scope="session")
-def loop() -> Iterator[Loop]:
-    made = Loop()
-    yield made
-    made.stop()
 
 
 @pytest.fixture(scope="session")

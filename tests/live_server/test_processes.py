@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.loop import Loop
 from fakes.upstream import chat, plain
 from fakes.world import World
 from openai import OpenAI
@@ -62,13 +61,6 @@ def processes(pair: tuple[str, str]) -> Iterator[tuple[Process, Process]]:
     yield made
     for process in made:
         process.close()
-
-
-@pytest.fixture
-def world(loop: Loop) -> Iterator[World]:
-    made = World(loop)
-    yield made
-    made.close()
 
 
 def test_a_live_process_behind_dami_serve_dies_mid_load_and_nothing_is_lost(

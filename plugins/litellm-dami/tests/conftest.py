@@ -2,22 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from fakes.fixtures import loop, world
 
-import pytest
-from fakes.loop import Loop
-from fakes.world import World
-
-
-@pytest.fixture(scope="session")
-def loop() -> Iterator[Loop]:
-    made = Loop()
-    yield made
-    made.stop()
-
-
-@pytest.fixture
-def world(loop: Loop) -> Iterator[World]:
-    made = World(loop)
-    yield made
-    made.close()
+__all__ = ["loop", "world"]

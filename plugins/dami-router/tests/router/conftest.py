@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
-from fakes.loop import Loop
-from fakes.world import World
+from fakes.fixtures import loop, world
 
 if TYPE_CHECKING:
     from fakes.lab import LabModel
 
-
-@pytest.fixture(scope="session")
-def loop() -> Iterator[Loop]:
-    made = Loop()
-    yield made
-    made.stop()
-
-
-@pytest.fixture
-def world(loop: Loop) -> Iterator[World]:
-    made = World(loop)
-    yield made
-    made.close()
+__all__ = ["loop", "world"]
 
 
 @pytest.fixture(scope="session")
