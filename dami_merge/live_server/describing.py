@@ -6,10 +6,10 @@ the Hub's cache are known by their names there; others are read in the backgroun
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from dami_merge.live.texts import Texts
 
 __all__ = ["Description"]
 
+_LOG = logging.getLogger(__name__)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_TRIES = 3
 _STEPS = 20
 _ABLE = {"log_probs": True, "prompt_log_probs": True, "top_n": True}
 
@@ -81,10 +81,11 @@ def _sha256(checkpoint: Checkpoint, name: str) -> str | None:
     known = path.resolve().name
     if _SHA256.fullmatch(known) and path.is_symlink():
         return known
-    for _ in range(_TRIES):
-        with suppress(OSError):  # a disk far away may fail once
-            return file_sha256(path)
-    return None
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        _LOG.warning("%s: cannot be read: %s; routers are not told its sha256", path, error.strerror)
+        return None
 
 
 def _opens_think_from(texts: Texts) -> float | None:

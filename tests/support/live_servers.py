@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,16 +18,16 @@ from dami_router.config import RouterConfig
 
 
 @contextmanager
-def served(loop: Loop, engine: Engine, config: RouterConfig) -> Iterator[Client]:
-    """Run a real server of an engine at a free port; its files are hashed when it is handed out."""
-    gc.collect()  # what earlier tests left open is closed now, not under the server's hands
+def served(loop: Loop, engine: Engine, config: RouterConfig, *, hashed: bool = True) -> Iterator[Client]:
+    """Run a real server of an engine at a free port; its files are hashed when it is handed out, unless told not."""
     app = make_proxy(engine, config)
     settings = uvicorn.Config(app, port=0, lifespan="on", log_config=None, timeout_graceful_shutdown=2)
     server = uvicorn.Server(settings)
     task = loop.start(server.serve())
     try:
         loop.run(_until_started(server, task))
-        _wait_for_hashes()
+        if hashed:
+            wait_for_hashes()
         yield Client(server.servers[0].sockets[0].getsockname()[1], app)
     finally:
         server.should_exit = True
@@ -42,7 +41,8 @@ def section(tmp_path: Path, text: str, engine: Engine) -> RouterConfig:
     return configure(engine, path)
 
 
-def _wait_for_hashes() -> None:
+def wait_for_hashes() -> None:
+    """Wait until the servers of this process know the hashes of their files."""
     for thread in threading.enumerate():
         if thread.name == "dami-hash":
             thread.join(60)

@@ -59,6 +59,7 @@ class Proxy:
         self.router.on_failure = self.metrics.failed
         self._keys = [key.encode() for key in config.api_keys]
         self._config = config
+        self._inside = calls is not None
         self._watches = Watches()
         self._posts = posts or {}
         self._gets: Mapping[str, Callable[[Send], Awaitable[None]]] = {
@@ -212,7 +213,12 @@ class Proxy:
         await send_json(send, 200, {"object": "list", "data": data})
 
     async def _info(self, send: Send) -> None:
-        """TGI's own description, taken from a TGI server, under the family's name and with its smallest limits."""
+        """TGI's own description, taken from a TGI server, under the family's name and with its smallest limits.
+
+        It is as old as the last probe; a server inside this process is asked now, which costs nothing.
+        """
+        if self._inside:
+            await self.router.prober.probe_all()
         infos = [r.identity.info for r in self.router.fleet.replicas if r.identity and r.identity.info]
         if not infos:
             raise HttpError(404, "no TGI server answers, so there is nothing to describe")
