@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
 
 from dami_router.output import Output
 
@@ -19,24 +19,35 @@ __all__ = ["stoppable"]
 def stoppable(output: Output) -> Iterator[None]:
     """End the process with 130 on an interrupt, without waiting for threads that are still sending.
 
-    For commands that may be killed at any moment, and only for those. The signal itself is answered: an exception
-    could be raised where the main thread waits for others, and wait with it.
+    For commands that may be killed at any moment, and only for those. A thread answers the signal, told by the
+    system itself: Python answers signals in the main thread alone, and one that comes just before this thread
+    begins to wait for another is not seen until the wait ends, which here may take as long as the transfer.
     """
-
-    def leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        # The interrupt may have come in the middle of writing to the same stream.
-        with suppress(RuntimeError, OSError):
-            output.note("stopped; the same command goes on")
-            sys.stderr.flush()
-        os._exit(130)
-
     before = signal.getsignal(signal.SIGINT)
     ignored = before is signal.SIG_IGN  # as a shell has it for its background jobs
     if ignored or threading.current_thread() is not threading.main_thread():
         yield
         return
-    signal.signal(signal.SIGINT, leave)
+    watched, told = socket.socketpair()
+    told.setblocking(False)
+    watcher = threading.Thread(target=_leave_when_told, args=(watched, output), name="interrupt", daemon=True)
+    watcher.start()
+    told_before = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGINT, lambda *_: None)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+        signal.set_wakeup_fd(told_before)
+        told.close()
+        watcher.join()
+        watched.close()
+
+
+def _leave_when_told(watched: socket.socket, output: Output) -> None:
+    while number := watched.recv(1):
+        if number[0] == signal.SIGINT:
+            with suppress(RuntimeError, OSError, ValueError):  # whatever has become of stderr
+                output.note("stopped; the same command goes on")
+                sys.stderr.flush()
+            os._exit(130)
