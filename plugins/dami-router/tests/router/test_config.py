@@ -81,6 +81,8 @@ def test_mistakes_name_their_line_and_the_way_out(change: tuple[str, str], line:
         ("limits: {queue: 1.5}", "whole number"),
         ("estimator: {chain: [efort]}", "did you mean `effort`"),
         ("estimator: {chain: [effort: {hihg: 1}]}", "did you mean `high`"),
+        ("estimator: {chain: [mine]}", "no estimator of this name is installed"),
+        ("estimator: {chain: effort}", "expected a list of estimators"),
         ("estimator: {fixed: 2}", "in [0, 1]"),
         ("api_keys_env: KEY", "KEY is not set"),
         ("family: ./x", "either `family` or a list of `variants`"),
@@ -176,11 +178,14 @@ def test_another_distribution_s_estimator_decides(
         parse_config(GOOD + "estimator: {chain: [mine: {prof: 1}]}", {})
 
 
+FIELDS = (
+    "api_key_env backoff budget cache chain choose concurrency confidence connect cooldown drain drop_dominated effort "
+    "failures first_byte fixed form high id identity idle interval lambda lambda_max lambda_min map mean_lambda "
+    "mean_tokens memory model opens_think protocol queue queue_wait sticky timeout tokens total trained url variant x"
+)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 2) | st.floats(allow_nan=True) | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "lambda", "url", "x"]), inner, max_size=3)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS.split(" ")), inner, max_size=4),
     max_leaves=6,
 )
 NAMES = "variants backends estimator effort_shift policy timeouts retries breaker limits probe api_keys_env thinking"
