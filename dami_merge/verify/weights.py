@@ -18,10 +18,12 @@ from dami_merge.checkpoint import Checkpoint, TensorInfo
 from dami_merge.depth import Anatomy
 from dami_merge.interpolation import TORCH_DTYPES, BlockInterpolator
 from dami_merge.verify.recovery import Evidence, Recovered, gather
+from dami_router.errors import CheckpointError
 
 __all__ = ["Difference", "LayerLambda", "Weights"]
 
 _BLOCK = 1 << 19  # elements
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SAMPLES = 4  # runs of a tensor that are sampled
 _RUN = 1 << 14  # elements of a run
 
@@ -57,6 +59,8 @@ class Weights:
         self._sources = sources
         self._kernel = BlockInterpolator(_BLOCK)
         self._handles: dict[Path, int] = {}
+        # One for each side and kept: fresh memory for every block costs the system more than reading it.
+        self._buffers = [bytearray(_BLOCK * max(ITEMSIZE.values())) for _ in self._sides]
         self._stack = ExitStack()
 
     def __enter__(self) -> Weights:
@@ -113,9 +117,9 @@ class Weights:
             count = min(_BLOCK, info.nbytes // size - first)
             stored = self._read(0, info, first, count)
             expected = self._expected(source, lambda_, info.dtype, first, count)
-            bits = (stored.view(torch.uint8) != expected.view(torch.uint8)).view(-1, size).any(1)
             progress(count * size)
-            if bool(bits.any()):
+            if not torch.equal(stored.view(_BITS[size]), expected.view(_BITS[size])):
+                bits = stored.view(_BITS[size]) != expected.view(_BITS[size])
                 at = int(bits.nonzero()[0])
                 total += int(bits.sum())
                 first_bad = first_bad or (first + at, float(stored[at]), float(expected[at]))
@@ -135,6 +139,7 @@ class Weights:
         return out
 
     def _read(self, side: int, info: TensorInfo, first: int, count: int) -> torch.Tensor:
+        """Return elements of a tensor; they are good until the same side is read again."""
         folder = self._sides[side].folder
         assert folder is not None
         path = folder / info.file
@@ -142,5 +147,7 @@ class Weights:
             self._handles[path] = os.open(path, os.O_RDONLY)
             self._stack.callback(os.close, self._handles[path])
         size = ITEMSIZE[info.dtype]
-        data = bytearray(os.pread(self._handles[path], count * size, info.start + first * size))
+        data = memoryview(self._buffers[side])[: count * size]
+        if os.preadv(self._handles[path], [data], info.start + first * size) < len(data):
+            raise CheckpointError(f"{path}: ends too early; it shrank while it was read")
         return torch.frombuffer(data, dtype=TORCH_DTYPES.get(info.dtype, torch.uint8))
