@@ -62,7 +62,7 @@ def live(
     require_serving()
     keys = tuple(_key(variable) for variable in api_key_env)
     # What is wrong with these is said at once, not after two models were loaded.
-    load_section(router)
+    section = load_section(router)
     require_port(host, port)
     from dami_merge.live import Engine
     from dami_merge.live_server.serving import configure, run
@@ -74,7 +74,7 @@ def live(
     )  # fmt: skip
     for warning in engine.warnings:
         output.warning(warning)
-    config = configure(engine, router, keys)
+    config = configure(engine, section, keys)
     if not config.api_keys and host not in ("127.0.0.1", "::1", "localhost"):
         output.warning(f"{host} can be reached from elsewhere, and no API key is asked for; see --api-key-env")
     run(engine, config, path, host, port, lambda address: _ready(output, engine.name, address))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from pathlib import Path
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -12,7 +11,7 @@ from prometheus_client.registry import Collector
 from dami_merge.live import Engine
 from dami_merge.live_server.calls import EngineCalls
 from dami_merge.live_server.describing import Description, name_of
-from dami_router.config import RouterConfig, Timeouts, VariantSpec, load_section
+from dami_router.config import RouterConfig, Timeouts, VariantSpec
 from dami_router.pinning import LIVE
 from dami_router.proxy.app import Proxy
 from dami_router.proxy.serve import serve
@@ -23,11 +22,12 @@ _TIMEOUTS = Timeouts(first_byte=600.0, total=3600.0)
 """A model of four billion parameters on a CPU takes its time; `timeouts` in the router's section says otherwise."""
 
 
-def configure(engine: Engine, section: Path | None, keys: tuple[str, ...] = ()) -> RouterConfig:
-    """Return the proxy's configuration: the endpoints by their names, one backend, and what the section says."""
-    config = load_section(section, engine.name, _variants(engine))
-    timeouts = _TIMEOUTS if config.timeouts == Timeouts() else config.timeouts
-    return replace(config, timeouts=timeouts, api_keys=(*config.api_keys, *keys))
+def configure(engine: Engine, section: RouterConfig, keys: tuple[str, ...] = ()) -> RouterConfig:
+    """Return the proxy's configuration: the endpoints by their names, and what `load_section` has read."""
+    timeouts = _TIMEOUTS if section.timeouts == Timeouts() else section.timeouts
+    return replace(
+        section, name=engine.name, variants=_variants(engine), timeouts=timeouts, api_keys=(*section.api_keys, *keys)
+    )
 
 
 def make_proxy(engine: Engine, config: RouterConfig, path: object = "uniform") -> Proxy:

@@ -14,6 +14,7 @@ from support.live_servers import served
 from dami_merge.lab import copy_pair
 from dami_merge.live import Engine
 from dami_merge.live_server.serving import configure
+from dami_router.config import load_section
 
 __all__ = ["loop", "world"]
 
@@ -50,5 +51,5 @@ def eight(pair: tuple[str, str]) -> Engine:
 @pytest.fixture(scope="session")
 def server(loop: Loop, eight: Engine) -> Iterator[Client]:
     """A server with the defaults."""
-    with served(loop, eight, configure(eight, None)) as client:
+    with served(loop, eight, configure(eight, load_section(None))) as client:
         yield client

@@ -15,6 +15,7 @@ from dami_merge.live import Engine
 from dami_merge.live_server import describing
 from dami_merge.live_server.describing import Description
 from dami_merge.live_server.serving import configure
+from dami_router.config import load_section
 
 WEIGHTS = "model.safetensors"
 
@@ -30,7 +31,7 @@ def test_hashes_are_told_as_soon_as_they_are_known(
         return file_sha256(path)
 
     monkeypatch.setattr(describing, "file_sha256", slowly)
-    with served(loop, eight, configure(eight, None), hashed=False) as client:
+    with served(loop, eight, configure(eight, load_section(None)), hashed=False) as client:
         assert client.get("/info").json["live"]["thinking"]["files"] == {}
         gate.set()
         wait_for_hashes()

@@ -14,7 +14,7 @@ from fakes.world import Client
 
 from dami_merge.live import Engine
 from dami_merge.live_server.serving import configure, make_proxy
-from dami_router.config import RouterConfig
+from dami_router.config import RouterConfig, load_section
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def section(tmp_path: Path, text: str, engine: Engine) -> RouterConfig:
     """Return the configuration of a server with a section of router.yml."""
     path = tmp_path / "section.yml"
     path.write_text(text)
-    return configure(engine, path)
+    return configure(engine, load_section(path))
 
 
 def wait_for_hashes() -> None:

@@ -171,14 +171,11 @@ def is_section(path: Path) -> bool:
     return not set(_SERVED) & set(load(path).data)
 
 
-def load_section(
-    path: Path | None,
-    name: str = "live",
-    variants: tuple[VariantSpec, ...] = (),
-    backends: tuple[BackendSpec, ...] = (IN_PROCESS,),
-    environment: Mapping[str, str] | None = None,
-) -> RouterConfig:
-    """Read a router.yml for a server that knows its own models: `family`, `variants` and `backends` are refused."""
+def load_section(path: Path | None, environment: Mapping[str, str] | None = None) -> RouterConfig:
+    """Read a router.yml for `dami live`, or its defaults where none is given.
+
+    The server knows its own models and fills in its name and variants: `family`, `variants` and `backends` are refused.
+    """
     document = load(path) if path else parse("{}", "router.yml")
     top = Section.of(document, (), document.data)
     for key in _SERVED:
@@ -186,7 +183,7 @@ def load_section(
             raise top.error(key, "this server knows its own models", f"leave `{key}` out")
     top.only(*_TOP)
     folder = path.parent if path else Path()
-    return _settings(top, folder, os.environ if environment is None else environment, name, variants, backends)
+    return _settings(top, folder, os.environ if environment is None else environment, LIVE, (), (IN_PROCESS,))
 
 
 def _config(document: Document, folder: Path, environment: Mapping[str, str], needs_backends: bool) -> RouterConfig:
