@@ -120,7 +120,10 @@ class World:
 
     def proxy(self, text: str, environment: Mapping[str, str] | None = None) -> Client:
         """Start a proxy with a configuration."""
-        app = Proxy(parse_config(patient(text), environment or {}))
+        return self.serve(Proxy(parse_config(patient(text), environment or {})))
+
+    def serve(self, app: Proxy) -> Client:
+        """Start a proxy's application as `dami serve` does."""
         server = uvicorn.Server(settings(app, "127.0.0.1", 0, 2))
         task = self.loop.start(server.serve())
         self._proxies.append((server, task))
