@@ -118,10 +118,11 @@ class Weights:
             stored = self._read(0, info, first, count)
             expected = self._expected(source, lambda_, info.dtype, first, count)
             progress(count * size)
-            if not torch.equal(stored.view(_BITS[size]), expected.view(_BITS[size])):
-                bits = stored.view(_BITS[size]) != expected.view(_BITS[size])
-                at = int(bits.nonzero()[0])
-                total += int(bits.sum())
+            bits, right = stored.view(_BITS[size]), expected.view(_BITS[size])
+            if not torch.equal(bits, right):
+                different = bits != right
+                at = int(different.nonzero()[0])
+                total += int(different.sum())
                 first_bad = first_bad or (first + at, float(stored[at]), float(expected[at]))
         if first_bad is None:
             return None
