@@ -15,7 +15,6 @@ from dami_router.estimators.effort import EFFORTS, Effort
 from dami_router.estimators.fixed import Fixed
 from dami_router.estimators.installed import installed, named
 from dami_router.section import Section
-from dami_router.suggestions import did_you_mean, listed
 
 __all__ = ["effort_table", "read_chain"]
 
@@ -50,12 +49,8 @@ def _entry(section: Section, index: int, entry: Any) -> Section:
 def _link(link: Section, folder: Path, asks: Confidence) -> Estimator:
     """Make one estimator; `asks` gives a trained one the Instruct endpoint's confidence if it was trained with it."""
     strangers = [name for name in installed() if name not in _OURS]
+    link.only(*_OURS, *strangers, problem="no estimator of this name is installed")
     (name,) = link.data
-    known = (*_OURS, *strangers)
-    if name not in known:
-        near = did_you_mean(str(name), known)
-        way = f"did you mean `{near}`?" if near else f"known here: {listed(known)}; others come with their packages"
-        raise link.error(name, "no estimator of this name is installed", way)
     try:
         if name == "trained":
             return named(str(folder / link.text("trained")), asks=replace(asks, form="instruct", map=None))

@@ -35,9 +35,9 @@ class Section:
         """Return (not raise) an error about one key."""
         return self.document.error((*self.place, key) if key else self.place, message, hint=hint)
 
-    def only(self, *known: str) -> None:
-        """Refuse keys other than these."""
-        self.document.only_keys(self.place, self.data, known)
+    def only(self, *known: str, problem: str = "unknown key") -> None:
+        """Refuse keys other than these, in these words."""
+        self.document.only_keys(self.place, self.data, known, problem)
 
     def has(self, key: str) -> bool:
         """Say whether a key is given and is not null."""

@@ -42,8 +42,10 @@ class Document:
         line = f":{self.lines[at]}" if at in self.lines else ""
         return RecipeError(f"{self.name}{line}: {dotted(place)}{message}", hint=hint)
 
-    def only_keys(self, place: Key, found: Mapping[str, Any], known: Iterable[str]) -> None:
-        """Refuse a key of the mapping at `place` that is not among the known ones."""
+    def only_keys(
+        self, place: Key, found: Mapping[str, Any], known: Iterable[str], problem: str = "unknown key"
+    ) -> None:
+        """Refuse a key of the mapping at `place` that is not among the known ones, in these words."""
         known = list(known)
         for key in found:
             if key not in known:
@@ -51,7 +53,7 @@ class Document:
                 hint = f"did you mean `{near}`?" if near else f"known here: {listed(known)}"
                 if key.endswith(")"):
                     hint = "YAML cuts at commas inside { }: put `name(a, b)` in quotes there"
-                raise self.error((*place, key), "unknown key", hint=hint)
+                raise self.error((*place, key), problem, hint=hint)
 
 
 def dotted(place: Key) -> str:
