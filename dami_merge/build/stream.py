@@ -55,12 +55,12 @@ class ShardStream:
             with ChunkPool(size, len(paths), _BUFFERS) as pool:
                 self._stream(shard, list(cut(shard, self._sources, size)), files, lambdas, pool, progress)
                 hashes = pool.finish(files)
-            for end, file in streamed:
-                end.end(file)
+            for side, file in streamed:
+                side.end(file)
             return hashes
         finally:
-            for end in self._ends:
-                end.forget()
+            for side in self._ends:
+                side.forget()
             for out in files:
                 out.close()
 
@@ -75,7 +75,7 @@ class ShardStream:
     ) -> None:
         spans = [(chunk.spans(False), chunk.spans(True)) for chunk in chunks]
         capacity = max((sum(span.nbytes for span in side) for pair in spans for side in pair), default=0)
-        a, b = (EndpointReader(end, capacity, LANES) for end in self._ends)
+        a, b = (EndpointReader(side, capacity, LANES) for side in self._ends)
         computed: deque[tuple[Future[None], Work]] = deque()
 
         def hand_over() -> None:
@@ -101,13 +101,13 @@ class ShardStream:
     def _begin_hashes(self, shard: Shard) -> list[tuple[InputHashes, str]]:
         # An endpoint's file that this shard reads from front to back is hashed on the way.
         begun = []
-        for thinking, end in enumerate(self._ends):
+        for thinking, side in enumerate(self._ends):
             pairs = [self._sources[tensor.name] for tensor in shard.tensors]
             infos = [pair.thinking if thinking else pair.instruct for pair in pairs]
-            file = spans_whole_file(infos, end.size)
-            if file is not None and not end.known(file):
-                end.begin(file, infos[0].start)
-                begun.append((end, file))
+            file = spans_whole_file(infos, side.size)
+            if file is not None and not side.known(file):
+                side.begin(file, infos[0].start)
+                begun.append((side, file))
         return begun
 
 
