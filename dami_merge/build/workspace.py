@@ -138,6 +138,7 @@ def _carry_over(finished: Path, partial: Path, ours: set[str]) -> None:
         weights = path.suffix == ".safetensors" or path.name == INDEX
         if path.is_file() and path.name not in ours and not weights and not (partial / path.name).exists():
             shutil.copy2(path, partial / path.name)
+            sync(partial / path.name)
 
 
 def _write(path: Path, content: bytes) -> None:

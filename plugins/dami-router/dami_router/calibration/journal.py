@@ -32,9 +32,9 @@ class Journal:
     done: dict[str, Scores] = field(default_factory=dict)
 
     def append(self, digest: str, scores: Scores) -> None:
-        """Write down one query's scores."""
-        self.done[digest] = scores
+        """Write down one query's scores; raises FailureError, and takes half a line back."""
         self._write({"query": digest, "scores": dict(scores)})
+        self.done[digest] = scores
 
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Read what is there, or write the first line; raises MisuseError where it is of other settings."""
@@ -54,9 +54,13 @@ class Journal:
             self.done[str(data.get("query"))] = cast(Scores, scores)
 
     def _write(self, data: Mapping[str, Any]) -> None:
+        begin = os.lseek(self.handle, 0, os.SEEK_END)
         try:
-            os.write(self.handle, json.dumps(data).encode() + b"\n")
+            rest = memoryview(json.dumps(data).encode() + b"\n")
+            while rest:
+                rest = rest[os.write(self.handle, rest) :]
         except OSError as error:
+            os.ftruncate(self.handle, begin)
             raise FailureError(f"{self.path}: cannot be written: {error.strerror}") from None
 
 
