@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from estimators import TRAINED, rollouts_file, rollouts_of
 
-from dami_router.evaluation import Grid, figure
+from dami_router.rollouts.grid import Grid, figure
 from dami_router.router import Decision, Router
 
 DEV = 1000

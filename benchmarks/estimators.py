@@ -26,14 +26,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dami_merge.lab.splits import TRAINED_LENGTHS
-from dami_router.comparison import compare, cross_validated, length_of_query, with_estimator
-from dami_router.crossvalidation import folds_of
-from dami_router.estimators.base import Query
-from dami_router.estimators.training import Settings, train
-from dami_router.evaluation import Grid, figure
-from dami_router.policy import nearest
-from dami_router.rollouts import Rollout, read_rollouts, write_rollouts
-from dami_router.routing_metrics import apgr
+from dami_router.choosing.policy import nearest
+from dami_router.estimators.query import Query
+from dami_router.estimators.training import TrainingSettings, train
+from dami_router.evaluating.comparison import compare, cross_validated, length_of_query, with_estimator
+from dami_router.evaluating.scores import apgr
+from dami_router.rollouts.folds import folds_of
+from dami_router.rollouts.gathering import grid_of
+from dami_router.rollouts.grid import Grid, figure
+from dami_router.rollouts.records import Rollout, read_rollouts, write_rollouts
 
 TRAINED = TRAINED_LENGTHS[-1]
 """The longest chain that the lab pairs are trained on."""
@@ -50,7 +51,7 @@ def rollouts_of(pair: Path, work: Path, dev: int) -> Grid:
     confidence = work / f"{pair.name}-dev-{dev}-conf.json"
     if not file.exists() or not confidence.exists():
         from dami_merge.lab.answering import probe
-        from dami_merge.lab.rollouts import roll_out
+        from dami_merge.lab.rolling_out import roll_out
         from dami_merge.lab.splits import draw_queries
         from dami_merge.lab.variants import load_variant
 
@@ -62,7 +63,7 @@ def rollouts_of(pair: Path, work: Path, dev: int) -> Grid:
             answered += roll_out(load_variant(pair, x), queries, x, f"lab-l{round(x * 100):03d}")
         write_rollouts(answered, file)
     known = json.loads(confidence.read_text())
-    grid = Grid.of(read_rollouts(file))
+    grid = grid_of(read_rollouts(file))
     return replace(grid, confidence=np.array([known[query] for query in grid.queries]))
 
 
@@ -71,7 +72,7 @@ def lab(grid: Grid, budget: float) -> dict[str, Any]:
     split = np.array([query.startswith("test") for query in grid.queries])
     dev, test = grid.rows(np.flatnonzero(~split)), grid.rows(np.flatnonzero(split))
     start = time.perf_counter()
-    estimator = train(dev, Settings(budget=budget))
+    estimator = train(dev, TrainingSettings(budget=budget))
     seconds = time.perf_counter() - start
     lengths, deliberate = _lengths(test), _within_budget(dev, budget)
     out: dict[str, Any] = {"train_s": seconds, "about": dict(estimator.about)}
@@ -114,10 +115,10 @@ def _against_thinking(part: Grid, lambdas: tuple[float, ...]) -> dict[str, Any]:
 
 def gsm8k(path: Path, seeds: int) -> dict[str, Any]:
     """5-fold APGR of the default estimator and of the query's length, over several ways of folding."""
-    grid = Grid.of(read_rollouts(path))
+    grid = grid_of(read_rollouts(path))
     runs = []
     for seed in range(seeds):
-        settings = Settings(seed=seed)
+        settings = TrainingSettings(seed=seed)
         found = compare(grid, [cross_validated(grid, settings, 5, lambda _: None), length_of_query(grid, settings, 5)])
         runs.append({m["name"]: m["apgr_by_fold"] for m in found.as_dict()["estimators"]} | _peer(grid, seed))
     return {name: _spread([run[name] for run in runs]) for name in runs[0]}
@@ -154,7 +155,7 @@ def speed(rows: int) -> dict[str, Any]:
     """Time one estimate, and reading, arranging and training on many rows; peak memory of the process."""
     from dami_merge.lab import SHIPPED_ROLLOUTS
 
-    grid = Grid.of(read_rollouts(SHIPPED_ROLLOUTS))
+    grid = grid_of(read_rollouts(SHIPPED_ROLLOUTS))
     half = grid.rows(np.arange(1000))
     start = time.perf_counter()
     estimator = train(half)
@@ -188,7 +189,7 @@ def _many(rows: int) -> dict[str, Any]:
                         f'"correct":{str(right).lower()},"tokens":{int(20 + 200 * hard * j)}}}\n'
                     )
         start = time.perf_counter()
-        grid = Grid.of(read_rollouts(path))
+        grid = grid_of(read_rollouts(path))
         read = time.perf_counter()
         grid.static(1.0)
         point = time.perf_counter()

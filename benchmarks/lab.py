@@ -23,12 +23,12 @@ import torch
 from numpy.typing import NDArray
 
 from dami_merge.lab.answering import probe
-from dami_merge.lab.rollouts import roll_out
+from dami_merge.lab.rolling_out import roll_out
 from dami_merge.lab.splits import TRAINED_LENGTHS, draw_queries
-from dami_merge.lab.training import THINKS_BY_LENGTH, THINKS_HALF_THE_TIME, train_pair
+from dami_merge.lab.training_pair import THINKS_BY_LENGTH, THINKS_HALF_THE_TIME, train_pair
 from dami_merge.lab.variants import load_variant
-from dami_router.evaluation import figure
-from dami_router.rollouts import Rollout, write_rollouts
+from dami_router.rollouts.grid import figure
+from dami_router.rollouts.records import Rollout, write_rollouts
 
 LAMBDAS = [i / 10 for i in range(11)]
 INSTRUCT, THINKING = 0, 10

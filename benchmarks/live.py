@@ -28,17 +28,17 @@ from typing import Any
 
 import torch
 
-from dami_merge.checkpoint import Checkpoint
-from dami_merge.depth import Anatomy
+from dami_merge.checkpoints.checkpoint import Checkpoint
+from dami_merge.checkpoints.model_ref import ModelRef
+from dami_merge.interpolation.depth import Anatomy
+from dami_merge.interpolation.path import Uniform
+from dami_merge.interpolation.setting import Constant
 from dami_merge.live import Engine, Generation
-from dami_merge.live.attention import KeyValues, Run, Step, register
+from dami_merge.live.attention import ForwardStep, KeyValues, RowSpan, register
 from dami_merge.live.blend import Blend, PairTensor
-from dami_merge.live.model import Batch, PairModel, PlainModel
+from dami_merge.live.pair_model import Batch, PairModel, PlainModel
 from dami_merge.live.skeleton import exchange, parameter_names, skeleton
 from dami_merge.live.spread import Spread
-from dami_merge.path import Uniform
-from dami_merge.recipe import ModelRef
-from dami_merge.setting import Fixed
 
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"hidden": 256, "layers": 4, "heads": 4, "kv": 2, "forward": 768, "vocabulary": 4096},
@@ -131,7 +131,7 @@ def logits(model: PlainModel, lambda_: float) -> torch.Tensor:
     ids = [(37 * i) % 1000 for i in range(128)]
     cache = KeyValues(model.device)
     cache.reserve(1, len(ids))
-    batch = Batch(ids, Step([], [Run(0, 0, len(ids))], cache), ((model.vector(lambda_), len(ids)),), 1)
+    batch = Batch(ids, ForwardStep([], [RowSpan(0, 0, len(ids))], cache), ((model.vector(lambda_), len(ids)),), 1)
     return model.forward(batch)(range(len(ids)))
 
 
@@ -141,7 +141,7 @@ def make_pair(shape: dict[str, int], device: torch.device, dtype: torch.dtype) -
     side = Checkpoint(ModelRef("random"), None, _config(shape), {})
     model = skeleton(side)
     shapes = parameter_names(model)
-    spread = Spread(list(shapes), Anatomy.of(shapes, side.config), Fixed(Uniform()))
+    spread = Spread(list(shapes), Anatomy.of(shapes, side.config), Constant(Uniform()))
     torch.manual_seed(0)
     pairs = {}
     for name, size in shapes.items():

@@ -26,9 +26,9 @@ from mergekit.merge_methods.base import (
 )
 from pydantic import BeforeValidator
 
-from dami_merge.depth import Anatomy
-from dami_merge.interpolation import interpolate
-from dami_merge.schedule import Schedule, check_lambda, parse_lambda
+from dami_merge.interpolation.depth import Anatomy
+from dami_merge.interpolation.formula import interpolate
+from dami_merge.interpolation.schedule import Schedule, check_lambda, parse_lambda
 from dami_router.errors import FailureError, MisuseError
 
 __all__ = ["METHOD", "DamiMerge", "register", "run_merge"]

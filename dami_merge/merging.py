@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from dami_router.durable import sync
 from dami_router.errors import DamiError, FailureError, MisuseError
+from dami_router.shared.durable import sync
 
 __all__ = ["merge_recipe", "merge_text", "whole_folder"]
 

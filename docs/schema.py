@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from dami_router.family import json_schema
+from dami_router.manifest.family import json_schema
 
 TARGET = Path(__file__).parent / "family.schema.json"
 
@@ -22,7 +22,9 @@ def main() -> int:
         return 0
     if TARGET.is_file() and TARGET.read_text(encoding="utf-8") == text:
         return 0
-    sys.stderr.write("docs/family.schema.json is not what dami_router.family says; run `make docs` and commit it\n")
+    sys.stderr.write(
+        "docs/family.schema.json is not what dami_router.manifest.family says; run `make docs` and commit it\n"
+    )
     return 1
 
 

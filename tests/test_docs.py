@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dami_merge.depth import Place
-from dami_merge.path import parse_path
-from dami_merge.recipe import parse_recipe
-from dami_merge.schedule import SCHEDULES, parse_lambda
+from dami_merge.interpolation.depth import Place
+from dami_merge.interpolation.path import parse_path
+from dami_merge.interpolation.schedule import SCHEDULES, parse_lambda
+from dami_merge.recipes.recipe import parse_recipe
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(
@@ -95,7 +95,7 @@ def test_the_command_reference_needs_no_torch() -> None:
         [sys.executable, "-c", code], cwd=ROOT / "docs", capture_output=True, text=True, check=True, env=clean()
     )
     imported = set(done.stdout.split())
-    assert "dami_merge.cli.explain" in imported
+    assert "dami_merge.commands.explain" in imported
     assert not imported & {"torch", "mergekit", "transformers", "matplotlib"}
 
 

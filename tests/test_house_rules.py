@@ -40,3 +40,21 @@ def test_every_test_says_what_it_shows(path: Path) -> None:
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             text = ast.get_docstring(node) or ""
             assert text.rstrip().endswith("."), f"{node.name} in line {node.lineno}"
+
+
+def _public_names() -> dict[str, list[str]]:
+    """Where each module and each public class of the distributions is defined."""
+    found: dict[str, list[str]] = {}
+    for path in SOURCES:
+        if path.stem.startswith("__"):
+            continue
+        found.setdefault(f"module {path.stem}", []).append(str(path))
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(f"class {node.name}", []).append(str(path))
+    return found
+
+
+def test_a_name_has_one_meaning() -> None:
+    """No module file name and no public class name is used twice across the distributions."""
+    assert {name: places for name, places in _public_names().items() if len(places) > 1} == {}

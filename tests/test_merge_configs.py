@@ -12,14 +12,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from dami_merge.cli.build import build
-from dami_merge.cli.explain import explain
-from dami_merge.depth import Anatomy
-from dami_merge.interpolation import interpolate
+from dami_merge.commands.build import build
+from dami_merge.commands.explain import explain
+from dami_merge.interpolation.depth import Anatomy
+from dami_merge.interpolation.formula import interpolate
 from dami_merge.lab import SHIPPED_ROLLOUTS
-from dami_merge.recipe import Recipe, load_recipe, parse_recipe
+from dami_merge.recipes.recipe import Recipe, load_recipe, parse_recipe
 from dami_router.commands.check import check
-from dami_router.rollouts import Rollout, read_rollouts
+from dami_router.rollouts.records import Rollout, read_rollouts
 
 FOLDER = Path(__file__).parent.parent / "merge_configs"
 NAMES = [path.name for path in sorted(FOLDER.glob("*.yml"))]
@@ -121,8 +121,8 @@ def lambda_in(task: Any) -> float:
 
 def anatomy_of(folder: Path) -> tuple[Anatomy, set[str]]:
     """Return how many layers an endpoint has, and its tensors' names."""
-    from dami_merge.checkpoint import open_checkpoint
-    from dami_merge.recipe import ModelRef
+    from dami_merge.checkpoints.checkpoint import open_checkpoint
+    from dami_merge.checkpoints.model_ref import ModelRef
 
     endpoint = open_checkpoint(ModelRef(str(folder)))
     return Anatomy.of(endpoint.tensors, endpoint.config), set(endpoint.tensors)

@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 from fakes.world import World
 
-from dami_merge.build.plan import variant_id
-from dami_merge.recipe import Recipe, load_recipe
+from dami_merge.build.build_plan import variant_id
+from dami_merge.recipes.recipe import Recipe, load_recipe
 from dami_router.cli import main
-from dami_router.config import RouterConfig, load_config
-from dami_router.family import parse_family
+from dami_router.config.router_yml import load_config
+from dami_router.config.specs import RouterConfig
+from dami_router.manifest.family import parse_family
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "router_configs"

@@ -7,7 +7,7 @@ folder, the hashes and the manifest of a build, but no arithmetic.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dami_merge.build.family import BuildReport, Options, build_family
+    from dami_merge.build.building import BuildReport, Options, build_family
 
 __all__ = ["BuildReport", "Options", "build_family"]
 
@@ -15,6 +15,6 @@ __all__ = ["BuildReport", "Options", "build_family"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from dami_merge.build import family
+    from dami_merge.build import building
 
-    return getattr(family, name)
+    return getattr(building, name)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from dami_merge.build.build_plan import TensorSource
 from dami_merge.build.layout import ITEMSIZE, OutTensor, Shard
-from dami_merge.build.plan import Source
 from dami_merge.build.reader import Span
 
 __all__ = ["BLOCK", "Block", "Chunk", "chunk_size", "cut"]
@@ -23,7 +23,7 @@ class Block:
     """Elements of one tensor that stand at `position` of their chunk."""
 
     tensor: OutTensor
-    source: Source
+    source: TensorSource
     first: int
     count: int
     position: int
@@ -56,7 +56,7 @@ def chunk_size(buffers: int) -> int:
     return size
 
 
-def cut(shard: Shard, sources: Mapping[str, Source], size: int) -> Iterator[Chunk]:
+def cut(shard: Shard, sources: Mapping[str, TensorSource], size: int) -> Iterator[Chunk]:
     """Yield the shard's chunks of `size` bytes in order, the last one as long as it is."""
     blocks: list[Block] = []
     start = 0

@@ -8,34 +8,32 @@ top level, a tokenizer class that it knows, the template inside tokenizer_config
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from dami_merge.checkpoint import Checkpoint
-from dami_router.errors import CheckpointError
-from dami_router.family import ChatTemplate, Sampling
+from dami_merge.checkpoints.checkpoint import Checkpoint
+from dami_merge.checkpoints.small_files import read_small_file
+from dami_merge.checkpoints.templates import (
+    GENERATION_CONFIG,
+    TEMPLATE_FILE,
+    TOKENIZER_CONFIG,
+    generation_of,
+    opens_think,
+    read_sampling,
+    template_of,
+    template_sha256,
+)
+from dami_router.manifest.family import ChatTemplate, Sampling
 
-__all__ = [
-    "TEMPLATE_FILE", "Companions", "make_companions", "opens_think", "sampling_of", "template_of", "template_sha256",
-]  # fmt: skip
+__all__ = ["Companions", "make_companions"]
 
-TEMPLATE_FILE = "chat_template.jinja"
-_TOKENIZER_CONFIG = "tokenizer_config.json"
-_GENERATION_CONFIG = "generation_config.json"
 _COPIED = (
     "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model",
     "sentencepiece.bpe.model", "tekken.json", "special_tokens_map.json", "added_tokens.json",
     "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
     "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt",
-)  # fmt: skip
-_MAX_BYTES = 256 << 20
-_SAMPLING = (
-    "do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty",
-    "presence_penalty", "frequency_penalty", "max_new_tokens",
 )  # fmt: skip
 _TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
@@ -59,57 +57,20 @@ def make_companions(
     `dtype` is the variant's, in safetensors' spelling. A side that lacks a template or a
     generation_config.json is stood in for by the other.
     """
-    files = {name: data for name in _COPIED if (data := _read(instruct, name)) is not None}
+    files = {name: data for name in _COPIED if (data := read_small_file(instruct, name)) is not None}
     files["config.json"] = _json(_config(instruct.config, _TORCH_NAMES.get(dtype, "float32")))
     template, template_side = _pick(instruct, thinking, thinking_template, template_of)
     _put_tokenizer(files, instruct, template)
-    generation, sampling_side = _pick(instruct, thinking, thinking_sampling, _generation)
+    generation, sampling_side = _pick(instruct, thinking, thinking_sampling, generation_of)
     if generation is not None:
-        files[_GENERATION_CONFIG] = generation
+        files[GENERATION_CONFIG] = generation
     return Companions(
         dict(sorted(files.items())),
         ChatTemplate(
             source=template_side or "instruct", sha256=template_sha256(template), opens_think=opens_think(template)
         ),
-        Sampling(source=sampling_side, values=_sampling(generation)),
+        Sampling(source=sampling_side, values=read_sampling(generation)),
     )
-
-
-def template_of(side: Checkpoint) -> Any:
-    """Return an endpoint's chat template (text, or a list of named ones), as Transformers 5 finds it; else None."""
-    text = side.read_text(TEMPLATE_FILE)
-    if text is not None:
-        return text
-    for name in (_TOKENIZER_CONFIG, "chat_template.json"):
-        template = (side.read_json(name) or {}).get("chat_template")
-        if isinstance(template, str | list):
-            return template
-    return None
-
-
-def sampling_of(side: Checkpoint) -> dict[str, bool | int | float | None] | None:
-    """Return the sampling defaults of an endpoint's generation_config.json, or None where it has none."""
-    generation = _generation(side)
-    return None if generation is None else _sampling(generation)
-
-
-def template_sha256(template: Any) -> str | None:
-    """Return the hash of a template's text, or of its JSON where there are several."""
-    if template is None:
-        return None
-    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def opens_think(template: Any) -> bool:
-    """Tell whether the generation prompt ends inside a `<think>` block. A reading of the text, not a rendering."""
-    if isinstance(template, list):
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, Mapping)}
-        template = named.get("default")
-    if not isinstance(template, str) or "add_generation_prompt" not in template:
-        return False
-    end = template.rsplit("add_generation_prompt", 1)[-1]
-    return "<think>" in end and "</think>" not in end.rsplit("<think>", 1)[-1]
 
 
 def _pick(instruct: Checkpoint, thinking: Checkpoint, prefer_thinking: bool, read: Any) -> tuple[Any, Side | None]:
@@ -144,7 +105,7 @@ def _readable_by_old(config: dict[str, Any], dtype: str) -> dict[str, Any]:
 
 
 def _put_tokenizer(files: dict[str, bytes], instruct: Checkpoint, template: Any) -> None:
-    config = instruct.read_json(_TOKENIZER_CONFIG)
+    config = instruct.read_json(TOKENIZER_CONFIG)
     if config is None and template is None:
         return
     made = dict(config or {})
@@ -160,46 +121,9 @@ def _put_tokenizer(files: dict[str, bytes], instruct: Checkpoint, template: Any)
         if isinstance(template, str):
             files[TEMPLATE_FILE] = template.encode()
     same = made == config
-    original = _read(instruct, _TOKENIZER_CONFIG) if same else None
-    files[_TOKENIZER_CONFIG] = original if original is not None else _json(made)
-
-
-def _generation(side: Checkpoint) -> bytes | None:
-    side.read_json(_GENERATION_CONFIG)  # refuses what is no JSON object
-    return _read(side, _GENERATION_CONFIG)
-
-
-def _sampling(generation: bytes | None) -> dict[str, bool | int | float | None]:
-    data = json.loads(generation) if generation is not None else {}
-    return {key: data[key] for key in _SAMPLING if isinstance(data.get(key), bool | int | float)}
+    original = read_small_file(instruct, TOKENIZER_CONFIG) if same else None
+    files[TOKENIZER_CONFIG] = original if original is not None else _json(made)
 
 
 def _json(data: Mapping[str, Any]) -> bytes:
     return (json.dumps(data, ensure_ascii=False, indent=2) + "\n").encode()
-
-
-def _read(side: Checkpoint, name: str) -> bytes | None:
-    assert side.folder is not None
-    path = side.folder / name
-    if not path.is_file():
-        return None
-    if not _stays_inside(path, side.folder):
-        raise CheckpointError(
-            f"{side.ref}: {name} is a link to {path.resolve()}, outside the checkpoint's folder",
-            hint="put a copy of the file there",
-        )
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise CheckpointError(f"{side.ref}: {name} is larger than {_MAX_BYTES >> 20} MiB")
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{side.ref}: {name} cannot be read: {error.strerror}") from None
-
-
-def _stays_inside(path: Path, folder: Path) -> bool:
-    target = path.resolve()
-    if target.is_relative_to(folder.resolve()):
-        return True
-    # The Hub's cache keeps the files of a snapshot as links into its repository's `blobs`.
-    cache = folder.resolve().parent.parent
-    return folder.resolve().parent.name == "snapshots" and target.is_relative_to(cache / "blobs")

@@ -16,7 +16,7 @@ import torch
 
 from dami_merge.build.chunks import BLOCK, Block, Chunk
 from dami_merge.build.reader import Views
-from dami_merge.interpolation import TORCH_DTYPES, BlockInterpolator
+from dami_merge.interpolation.formula import TORCH_DTYPES, BlockInterpolator
 
 __all__ = ["LANES", "Lanes", "Work"]
 

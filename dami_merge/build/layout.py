@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dami_merge.checkpoint import Checkpoint
+from dami_merge.checkpoints.checkpoint import Checkpoint
 from dami_router.errors import CheckpointError
 
 __all__ = ["INDEX", "ITEMSIZE", "OutTensor", "Shard", "index_text", "plan_shards"]

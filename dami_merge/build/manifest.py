@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import dami_merge
+from dami_merge.build.build_plan import Plan, VariantPlan
 from dami_merge.build.companions import Companions
-from dami_merge.build.hashing import InputHashes
-from dami_merge.build.plan import Plan, VariantPlan
-from dami_merge.checkpoint import Checkpoint
-from dami_merge.recipe import Recipe
-from dami_router.family import CreatedWith, Endpoint, Endpoints, Family, Variant
+from dami_merge.checkpoints.checkpoint import Checkpoint
+from dami_merge.files.hashing import InputHashes
+from dami_merge.recipes.recipe import Recipe
+from dami_router.manifest.family import CreatedWith, Endpoint, Endpoints, Family, Variant
 
 __all__ = ["Finished", "describe_endpoint", "make_manifest"]
 

@@ -14,8 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 
-from dami_merge.build.hashing import InputHashes
-from dami_merge.checkpoint import TensorInfo
+from dami_merge.checkpoints.checkpoint import TensorInfo
+from dami_merge.files.hashing import InputHashes
 from dami_router.errors import CheckpointError
 
 __all__ = ["EndpointReader", "Span", "Views", "read_pairs", "spans_whole_file"]

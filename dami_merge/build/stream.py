@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
+from dami_merge.build.build_plan import TensorSource
 from dami_merge.build.chunks import Chunk, chunk_size, cut
 from dami_merge.build.compute import LANES, Lanes, Work
-from dami_merge.build.hashing import InputHashes
 from dami_merge.build.layout import Shard
-from dami_merge.build.plan import Source
 from dami_merge.build.reader import EndpointReader, read_pairs, spans_whole_file
 from dami_merge.build.writers import ChunkPool, OutFile
+from dami_merge.files.hashing import InputHashes
 
 __all__ = ["ShardStream"]
 
@@ -29,7 +29,7 @@ class ShardStream:
     """Streams shards of a plan from two endpoints."""
 
     def __init__(
-        self, instruct: InputHashes, thinking: InputHashes, sources: Mapping[str, Source], *, device: str = "cpu"
+        self, instruct: InputHashes, thinking: InputHashes, sources: Mapping[str, TensorSource], *, device: str = "cpu"
     ) -> None:
         self._ends = (instruct, thinking)
         self._sources = sources

@@ -13,11 +13,11 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from dami_merge.build.journal import Journal
+from dami_merge.build.build_journal import BuildJournal
 from dami_merge.build.layout import INDEX
-from dami_router.durable import sync
 from dami_router.errors import DamiError, FailureError, MisuseError
-from dami_router.family import MANIFEST, Family, load_family
+from dami_router.manifest.family import MANIFEST, Family, load_family
+from dami_router.shared.durable import sync
 
 __all__ = ["Workspace", "open_workspace"]
 
@@ -32,7 +32,7 @@ class Workspace:
         self.out = out
         self.work = out / _WORK
         self.lock = self.work / "lock"
-        self.journal = Journal(self.work / "journal.jsonl")
+        self.journal = BuildJournal(self.work / "journal.jsonl")
 
     def finished(self, variant: str) -> Path:
         """Return where a finished variant is, or will be."""

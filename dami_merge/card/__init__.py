@@ -1,6 +1,6 @@
 """What a variant's repository tells its readers: the card, the picture of λ, mergekit's configuration, scores."""
 
-from dami_merge.card.files import CardFiles, hub_id, make_card_files, make_family_card
+from dami_merge.card.card_files import CardFiles, hub_id, make_card_files, make_family_card
 from dami_merge.card.licence import Licence, LicenceReader, decide_licence, read_licence
 
 __all__ = [

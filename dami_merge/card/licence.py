@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dami_router.errors import FailureError, MisuseError
-from dami_router.family import Endpoint, Endpoints
-from dami_router.hub import told
+from dami_router.manifest.family import Endpoint, Endpoints
+from dami_router.manifest.published import told
 
 __all__ = ["Licence", "LicenceReader", "decide_licence", "read_licence"]
 
@@ -82,7 +82,7 @@ def _licence(card: Mapping[str, Any]) -> Licence | None:
 
 
 def _on_the_hub(endpoint: Endpoint) -> Mapping[str, Any]:
-    from dami_router.hub import hub_api
+    from dami_router.manifest.published import hub_api
 
     try:
         info = hub_api().model_info(endpoint.source.partition("@")[0], revision=endpoint.commit)

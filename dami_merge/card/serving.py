@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dami_router.family import Variant
+from dami_router.manifest.family import Variant
 
 __all__ = ["serving"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dami_merge.hub.push_plan import PushPlan
-from dami_router.family import Variant
+from dami_router.manifest.family import Variant
 
 if TYPE_CHECKING:
     from huggingface_hub import Collection, HfApi

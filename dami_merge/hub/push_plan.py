@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dami_merge.build.hashing import file_sha256
 from dami_merge.card import Licence, make_card_files, make_family_card
-from dami_merge.recipe import parse_recipe
+from dami_merge.files.hashing import file_sha256
+from dami_merge.files.progress import Progress
+from dami_merge.recipes.recipe import parse_recipe
 from dami_router.errors import CheckpointError, FailureError, MisuseError
-from dami_router.family import MANIFEST, Family, Variant
-from dami_router.hub import parse_hub_id
+from dami_router.manifest.family import MANIFEST, Family, Variant
+from dami_router.manifest.published import parse_hub_id
 
-__all__ = ["Layout", "Progress", "PushOptions", "PushPlan", "Source", "Target", "check_ready", "plan_push"]
+__all__ = ["Layout", "PushOptions", "PushPlan", "PushTarget", "UploadSource", "check_ready", "plan_push"]
 
 Layout = Literal["repos", "branches"]
-Progress = Callable[[int], AbstractContextManager[Callable[[int], object]]]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class PushOptions:
 
 
 @dataclass(frozen=True)
-class Source:
+class UploadSource:
     """A file for the Hub: its path there, its content or where it is, its size and sha256."""
 
     path: str
@@ -50,13 +50,13 @@ class Source:
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
+class PushTarget:
     """A branch of a repository and everything on it but the manifest; `variant` is None for the family's own."""
 
     repo: str
     branch: str
     variant: Variant | None
-    files: tuple[Source, ...]
+    files: tuple[UploadSource, ...]
 
     @property
     def size(self) -> int:
@@ -74,7 +74,7 @@ class PushPlan:
     family: Family
     root: Path
     options: PushOptions
-    targets: tuple[Target, ...]
+    targets: tuple[PushTarget, ...]
     collection: str | None
 
     @property
@@ -83,7 +83,7 @@ class PushPlan:
         return list(dict.fromkeys(target.repo for target in self.targets))
 
     @property
-    def variants(self) -> list[Target]:
+    def variants(self) -> list[PushTarget]:
         """The targets that hold a variant."""
         return [target for target in self.targets if target.variant is not None]
 
@@ -126,7 +126,7 @@ def plan_push(family: Family, root: Path, options: PushOptions, licence: Licence
     # Whoever reads a card finds no trace of where a family was pushed before.
     described = without_places(family)
     targets = [
-        Target(
+        PushTarget(
             places[v.id][0], places[v.id][1] or "main", v,
             (*_weights(v, root), *_made(dict(make_card_files(described, v, root, licence, places)))),
         )
@@ -134,7 +134,7 @@ def plan_push(family: Family, root: Path, options: PushOptions, licence: Licence
     ]  # fmt: skip
     if branches:
         card = make_family_card(described, licence, places)
-        targets.append(Target(whole, "main", None, tuple(_made({"README.md": card}))))
+        targets.append(PushTarget(whole, "main", None, tuple(_made({"README.md": card}))))
     collection = family.name if options.collection and not branches else None
     return PushPlan(family, root, options, tuple(targets), collection)
 
@@ -144,15 +144,15 @@ def without_places(family: Family) -> Family:
     return family.model_copy(update={"variants": [v.model_copy(update={"hub": None}) for v in family.variants]})
 
 
-def _weights(variant: Variant, root: Path) -> Iterator[Source]:
+def _weights(variant: Variant, root: Path) -> Iterator[UploadSource]:
     for name, sha256 in variant.files.items():
         path = root / variant.folder / name
-        yield Source(name, path, path.stat().st_size, sha256)
+        yield UploadSource(name, path, path.stat().st_size, sha256)
 
 
-def _made(files: dict[str, bytes]) -> Iterator[Source]:
+def _made(files: dict[str, bytes]) -> Iterator[UploadSource]:
     for name, content in files.items():
-        yield Source(name, content, len(content), hashlib.sha256(content).hexdigest())
+        yield UploadSource(name, content, len(content), hashlib.sha256(content).hexdigest())
 
 
 def _branch(family: Family, variant: Variant) -> str:

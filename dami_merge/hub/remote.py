@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dami_merge.hub.push_plan import Source, Target
+from dami_merge.hub.push_plan import PushTarget, UploadSource
 from dami_router.errors import FailureError
-from dami_router.family import MANIFEST, Family, Variant
-from dami_router.hub import read_manifest
+from dami_router.manifest.family import MANIFEST, Family, Variant
+from dami_router.manifest.published import read_manifest
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -29,7 +29,7 @@ class Remote:
     files: Mapping[str, RepoFile]
     manifest: Family | None
 
-    def has(self, source: Source) -> bool:
+    def has(self, source: UploadSource) -> bool:
         """Whether the branch holds exactly this content at this path."""
         found = self.files.get(source.path)
         if found is None or found.size != source.size:
@@ -39,11 +39,11 @@ class Remote:
         content = source.read()
         return bool(found.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())  # noqa: S324
 
-    def missing(self, sources: Iterable[Source]) -> list[Source]:
+    def missing(self, sources: Iterable[UploadSource]) -> list[UploadSource]:
         """Return what the branch lacks or has otherwise."""
         return [source for source in sources if not self.has(source)]
 
-    def stale(self, target: Target) -> list[str]:
+    def stale(self, target: PushTarget) -> list[str]:
         """Return the paths of earlier weights and files of ours that the variant no longer has."""
         before = {v.id: v for v in self.manifest.variants} if self.manifest else {}
         old = before.get(target.variant.id) if target.variant else None
@@ -66,7 +66,7 @@ def look(api: HfApi, repo: str, revision: str, *, with_manifest: bool = True) ->
     return Remote(head, files, read[0] if read else None)
 
 
-def check_ours(target: Target, remote: Remote, family: Family) -> None:
+def check_ours(target: PushTarget, remote: Remote, family: Family) -> None:
     """Refuse to write into a repository that holds something else than this family."""
     if remote.manifest is None and set(remote.files) <= _BORN_WITH:
         return
@@ -79,7 +79,7 @@ def check_ours(target: Target, remote: Remote, family: Family) -> None:
     )
 
 
-def commit_of(api: HfApi, target: Target, head: str, before: Family | None, local: Variant) -> str:
+def commit_of(api: HfApi, target: PushTarget, head: str, before: Family | None, local: Variant) -> str:
     """Return a commit that holds the variant's files: one that a manifest names already, else the head.
 
     `before` is the manifest that was on the Hub. So a second push finds the same commits,
@@ -95,13 +95,13 @@ def commit_of(api: HfApi, target: Target, head: str, before: Family | None, loca
     return head
 
 
-def source_of_text(path: str, text: str) -> Source:
+def source_of_text(path: str, text: str) -> UploadSource:
     """Return a file made here from its text."""
     content = text.encode()
-    return Source(path, content, len(content), hashlib.sha256(content).hexdigest())
+    return UploadSource(path, content, len(content), hashlib.sha256(content).hexdigest())
 
 
-def _holds(api: HfApi, target: Target, revision: str, weights: list[Source]) -> bool:
+def _holds(api: HfApi, target: PushTarget, revision: str, weights: list[UploadSource]) -> bool:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:

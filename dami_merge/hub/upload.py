@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from dami_merge.hub.push_plan import Source, Target
+from dami_merge.hub.push_plan import PushTarget, UploadSource
 from dami_merge.hub.remote import Remote, look
-from dami_router.hub import is_passing
+from dami_router.manifest.published import is_passing
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -21,9 +21,9 @@ _WAITS = (1.0, 3.0)  # seconds before a commit is tried again
 
 def bring(
     api: HfApi,
-    target: Target,
+    target: PushTarget,
     remote: Remote,
-    sources: Sequence[Source],
+    sources: Sequence[UploadSource],
     stale: Sequence[str],
     message: str,
     *,
@@ -51,7 +51,7 @@ def bring(
     return look(api, target.repo, target.branch, with_manifest=False)
 
 
-def _addition(source: Source) -> CommitOperationAdd:
+def _addition(source: UploadSource) -> CommitOperationAdd:
     from huggingface_hub import CommitOperationAdd
 
     made = CommitOperationAdd(source.path, source.content)
@@ -62,9 +62,9 @@ def _addition(source: Source) -> CommitOperationAdd:
 
 def _commit(
     api: HfApi,
-    target: Target,
+    target: PushTarget,
     remote: Remote,
-    todo: Sequence[Source],
+    todo: Sequence[UploadSource],
     operations: Sequence[CommitOperationAdd],
     stale: Sequence[str],
     message: str,

@@ -5,13 +5,13 @@ works step by step and then checks itself. Importing this package imports neithe
 """
 
 from dami_merge.lab.shipped import SHIPPED_PAIR, SHIPPED_ROLLOUTS, copy_pair
-from dami_merge.lab.splits import Query, draw_queries, split_of
+from dami_merge.lab.splits import LabQuery, draw_queries, split_of
 from dami_merge.lab.task import evaluate, grade, has_think_block
 
 __all__ = [
     "SHIPPED_PAIR",
     "SHIPPED_ROLLOUTS",
-    "Query",
+    "LabQuery",
     "copy_pair",
     "draw_queries",
     "evaluate",

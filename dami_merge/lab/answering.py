@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from dami_merge.lab.model import one_thread
 from dami_merge.lab.task import DIGITS, has_think_block
+from dami_merge.lab.tiny_model import one_thread
 from dami_merge.lab.tokenizer import BOS, EOS, TOKENS, encode
 
 if TYPE_CHECKING:

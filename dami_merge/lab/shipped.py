@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dami_router.durable import write_atomically
 from dami_router.errors import FailureError
+from dami_router.shared.durable import write_atomically
 
 __all__ = ["SHIPPED_PAIR", "SHIPPED_ROLLOUTS", "copy_pair"]
 

@@ -18,7 +18,7 @@ from dami_merge.lab.task import DIGITS, OPERATORS, evaluate, length, make_chain
 __all__ = [
     "HELD_OUT_LENGTHS",
     "TRAINED_LENGTHS",
-    "Query",
+    "LabQuery",
     "Split",
     "draw_chain",
     "draw_queries",
@@ -39,7 +39,7 @@ _PURE_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
+class LabQuery:
     """One held-out question: a stable id, the chain as the user's message, the right digit, the operations n."""
 
     id: str
@@ -80,7 +80,7 @@ def draw_training_chain(rng: Random) -> str:
     return chain
 
 
-def draw_queries(split: Literal["dev", "test"], count: int = 1000) -> tuple[Query, ...]:
+def draw_queries(split: Literal["dev", "test"], count: int = 1000) -> tuple[LabQuery, ...]:
     """The same distinct queries of a held-out split at every call, n = 1…10 as evenly as distinct chains allow.
 
     They come in an order that does not depend on length, so that any leading part is a fair sample.
@@ -94,7 +94,7 @@ def draw_queries(split: Literal["dev", "test"], count: int = 1000) -> tuple[Quer
         share = -(-(count - len(chains)) // (HELD_OUT_LENGTHS.stop - n))
         chains.update(_draw_distinct(split, n, share))
     ordered = sorted(chains, key=_hash)
-    return tuple(Query(f"{split}-{i:04d}", c, evaluate(c), length(c)) for i, c in enumerate(ordered))
+    return tuple(LabQuery(f"{split}-{i:04d}", c, evaluate(c), length(c)) for i, c in enumerate(ordered))
 
 
 def _draw_distinct(split: Split, operations: int, count: int) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dami_merge.lab.model import load_endpoint
+from dami_merge.lab.tiny_model import load_endpoint
 
 if TYPE_CHECKING:
     from transformers import Qwen3ForCausalLM
@@ -20,7 +20,7 @@ def load_variant(pair: Path, lambda_: float) -> Qwen3ForCausalLM:
     """
     from safetensors.torch import load_file
 
-    from dami_merge.interpolation import interpolate
+    from dami_merge.interpolation.formula import interpolate
 
     model = load_endpoint(pair / "instruct")
     instruct, thinking = (load_file(pair / name / "model.safetensors") for name in ("instruct", "thinking"))

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["ATTENTION", "KeyValues", "Run", "Step", "register"]
+__all__ = ["ATTENTION", "ForwardStep", "KeyValues", "RowSpan", "register"]
 
 ATTENTION = "dami_live"
 _CHUNK = 128
@@ -23,7 +23,7 @@ _SPARE = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RowSpan:
     """Tokens `past` to `past + count` of the prompt of the row in `slot`."""
 
     slot: int
@@ -32,14 +32,14 @@ class Run:
 
 
 @dataclass(eq=False)
-class Step:
+class ForwardStep:
     """One pass: a token for each of the first `len(lengths)` slots, then runs of prompts.
 
     `lengths[i]` says how many tokens slot i holds before the pass.
     """
 
     lengths: list[int]
-    runs: list[Run]
+    runs: list[RowSpan]
     cache: KeyValues
     _masks: dict[tuple[int | None, int | None], torch.Tensor | None] = field(default_factory=dict)
     _positions: torch.Tensor | None = None
@@ -166,7 +166,7 @@ def _attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,  # noqa: ARG001
     *,
-    live: Step,
+    live: ForwardStep,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **_: object,

@@ -8,10 +8,10 @@ from enum import Enum
 
 import torch
 
-__all__ = ["Blend", "Lambdas", "PairTensor", "Source"]
+__all__ = ["Blend", "Lambdas", "PairTensor", "WeightSource"]
 
 
-class Source(Enum):
+class WeightSource(Enum):
     """Where a module takes its weights from."""
 
     INSTRUCT = 0
@@ -33,9 +33,9 @@ class PairTensor:
     ends: torch.Tensor
     merged: torch.Tensor | None = None
 
-    def plain(self, source: Source) -> torch.Tensor:
+    def plain(self, source: WeightSource) -> torch.Tensor:
         """Return the parameter itself, for every source but MIXED."""
-        if source is Source.MERGED:
+        if source is WeightSource.MERGED:
             assert self.merged is not None
             return self.merged
         return self.ends[source.value]
@@ -61,10 +61,10 @@ class Blend:
     """What all modules of one model look at: set by the engine before each pass."""
 
     def __init__(self) -> None:
-        self.source = Source.INSTRUCT
+        self.source = WeightSource.INSTRUCT
         self.lambdas: Lambdas | None = None
 
-    def set(self, source: Source, lambdas: Lambdas | None = None) -> None:
+    def set(self, source: WeightSource, lambdas: Lambdas | None = None) -> None:
         """Use `source` from now on; MIXED needs λ for the tokens of the next call."""
         self.source, self.lambdas = source, lambdas
 

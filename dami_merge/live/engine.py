@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from dami_merge.build.endpoints import Pair
-from dami_merge.live.attention import KeyValues, Run, Step
+from dami_merge.checkpoints.endpoints import Pair
+from dami_merge.interpolation.schedule import Schedule
+from dami_merge.live.attention import ForwardStep, KeyValues, RowSpan
 from dami_merge.live.generation import Completion, CompletionBuilder, Event, Generation, PromptToken, Row
 from dami_merge.live.loading import Loaded, load, order_of_endpoints, order_of_recipe
-from dami_merge.live.model import Batch, LanguageModel, Logits, out_of_memory
-from dami_merge.live.policy import Mode
+from dami_merge.live.pair_model import Batch, LanguageModel, Logits, out_of_memory
 from dami_merge.live.rows import LiveRow, Share
 from dami_merge.live.sampling import pick, score
-from dami_merge.live.texts import Texts
-from dami_merge.recipe import Recipe
-from dami_merge.schedule import Schedule
+from dami_merge.live.tokenizing import Tokenizing
+from dami_merge.live.weights_mode import Mode
+from dami_merge.recipes.recipe import Recipe
 from dami_router.errors import MisuseError
 
 __all__ = ["Engine"]
@@ -40,7 +40,7 @@ class Engine:
     def __init__(
         self,
         model: LanguageModel,
-        texts: Texts | None = None,
+        texts: Tokenizing | None = None,
         *,
         name: str = "live",
         max_length: int = 4096,
@@ -281,10 +281,10 @@ class Engine:
     def _batch(self, shares: Sequence[Share]) -> Batch:
         # Prompts are read in the order of their slots: rows that write always come first.
         writing = [share.past for share in shares if share.live.read]
-        runs = [Run(share.slot, share.past, share.count) for share in shares if not share.live.read]
+        runs = [RowSpan(share.slot, share.past, share.count) for share in shares if not share.live.read]
         return Batch(
             ids=[token for share in shares for token in share.tokens],
-            step=Step(writing, runs, self._cache),
+            step=ForwardStep(writing, runs, self._cache),
             owners=tuple((share.live.vector, share.count) for share in shares),
             ahead=max(live.left for live in self._live),
         )

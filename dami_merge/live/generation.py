@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dami_merge.schedule import Schedule
+from dami_merge.interpolation.schedule import Schedule
 from dami_router.errors import MisuseError
 
 __all__ = ["MAX_TOP", "Choice", "Completion", "Event", "FinishReason", "Generation", "PromptToken", "Row"]

@@ -15,22 +15,23 @@ from typing import Any
 
 import torch
 
-from dami_merge.build.endpoints import Fetch, Pair, compared, download, local
-from dami_merge.depth import Anatomy
-from dami_merge.family_block import FamilyBlock, read_family
+from dami_merge.checkpoints.endpoints import Fetch, Pair, compared, download, local
+from dami_merge.checkpoints.model_ref import ModelRef
+from dami_merge.interpolation.depth import Anatomy
+from dami_merge.interpolation.path import Path, Uniform
+from dami_merge.interpolation.setting import Constant, Setting
 from dami_merge.live.attention import register
 from dami_merge.live.blend import Blend
-from dami_merge.live.model import PairModel
-from dami_merge.live.policy import MODES, Mode
+from dami_merge.live.pair_model import PairModel
+from dami_merge.live.pair_weights import check_parameters, common_dtype, load_pairs
 from dami_merge.live.skeleton import exchange, parameter_names, skeleton
 from dami_merge.live.spread import Spread
-from dami_merge.live.texts import Texts
-from dami_merge.live.weights import check_parameters, common_dtype, load_pairs
-from dami_merge.path import Path, Uniform
-from dami_merge.recipe import ModelRef, Recipe
-from dami_merge.setting import Fixed, Setting
-from dami_router import strict_yaml
+from dami_merge.live.tokenizing import Tokenizing
+from dami_merge.live.weights_mode import MODES, Mode
+from dami_merge.recipes.family_block import FamilyBlock, read_family
+from dami_merge.recipes.recipe import Recipe
 from dami_router.errors import MisuseError
+from dami_router.shared import strict_yaml
 
 __all__ = ["Loaded", "Order", "load", "order_of_endpoints", "order_of_recipe"]
 
@@ -58,7 +59,7 @@ class Loaded:
 
     name: str
     model: PairModel
-    texts: Texts
+    texts: Tokenizing
     positions: int
     warnings: tuple[str, ...]
     endpoints: Pair
@@ -84,7 +85,7 @@ def order_of_endpoints(
 def order_of_recipe(recipe: Recipe) -> Order:
     """Read an order from a recipe: its endpoints, its dtype, and its family's name, path and template."""
     family = recipe.family or FamilyBlock(
-        _common_name(recipe.instruct.path, recipe.thinking.path), (), Fixed(Uniform()), float("inf")
+        _common_name(recipe.instruct.path, recipe.thinking.path), (), Constant(Uniform()), float("inf")
     )
     return Order(
         recipe.instruct, recipe.thinking, family.name, family.path, family.thinking_template_from, recipe.dtype, recipe
@@ -107,7 +108,7 @@ def load(order: Order, *, device: str = "cpu", mode: Mode = "auto", fetch: Fetch
         check_parameters(side, shapes)
     spread = Spread(list(shapes), Anatomy.of(pair.instruct.tensors, pair.instruct.config), order.path, order.recipe)
     here = Pair(local(pair.instruct, fetch), local(pair.thinking, fetch), pair.warnings)
-    texts = Texts(here.instruct, here.thinking, order.thinking_template_from)
+    texts = Tokenizing(here.instruct, here.thinking, order.thinking_template_from)
     sides = (here.instruct, here.thinking)
     pairs = load_pairs(sides, shapes, spread.groups, dtype or common_dtype(sides, list(shapes)), place)
     blend = Blend()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dami_merge.live.blend import Blend, PairTensor, Source
+from dami_merge.live.blend import Blend, PairTensor, WeightSource
 
 __all__ = ["PairEmbedding", "PairLinear", "PairRMSNorm"]
 
@@ -26,7 +26,7 @@ class PairLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return W(λ)x + b(λ)."""
         blend, weight, bias = self.blend, self.pair, self.pair_bias
-        if blend.source is not Source.MIXED:
+        if blend.source is not WeightSource.MIXED:
             return functional.linear(x, weight.plain(blend.source), None if bias is None else bias.plain(blend.source))
         # A bias with the weight's own λ goes into the product; one with a λ of its own is added after.
         together = bias is not None and bias.group == weight.group
@@ -47,7 +47,7 @@ class PairEmbedding(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Return E(λ)[ids]."""
-        if self.blend.source is not Source.MIXED:
+        if self.blend.source is not WeightSource.MIXED:
             return functional.embedding(ids, self.pair.plain(self.blend.source))
         instruct, thinking = (functional.embedding(ids, end) for end in self.pair.ends)
         return self.blend.mix(instruct, thinking, self.pair.group)
@@ -68,7 +68,7 @@ class PairRMSNorm(nn.Module):
         """Return g(λ)·x/rms(x)."""
         wide = x.to(torch.float32)
         normal = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.epsilon)).to(x.dtype)
-        if self.blend.source is not Source.MIXED:
+        if self.blend.source is not WeightSource.MIXED:
             return self.pair.plain(self.blend.source) * normal
         gain = self.blend.norm_weight(self.pair)
         # (tokens, features) against (1, tokens, features), or against (1, tokens, heads, features) of a QK-norm.

@@ -8,7 +8,7 @@ from typing import Any
 from dami_merge.live.generation import Event, FinishReason, PromptToken, Row
 from dami_merge.live.sampling import Picked, Sampler
 from dami_merge.live.spread import Vector
-from dami_merge.live.text import TextStream
+from dami_merge.live.text_stream import VisibleText
 
 __all__ = ["LiveRow", "Share"]
 
@@ -28,7 +28,7 @@ class LiveRow:
         self.tokens = list(generation.prompt)
         self.length = 0
         self.sampler = Sampler(generation)
-        self.text = TextStream(_decoder(tokenizer, generation.skip_special_tokens), generation.stop)
+        self.text = VisibleText(_decoder(tokenizer, generation.skip_special_tokens), generation.stop)
         self.scores: list[PromptToken] | None = None
         if generation.prompt_log_probs is not None:
             self.scores = [PromptToken(self.tokens[0], None)]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dami_merge.checkpoint import Checkpoint
+from dami_merge.checkpoints.checkpoint import Checkpoint
 from dami_merge.live.attention import ATTENTION
 from dami_merge.live.blend import Blend, PairTensor
 from dami_merge.live.modules import PairEmbedding, PairLinear, PairRMSNorm

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from dami_merge.depth import Anatomy, Place
-from dami_merge.path import Path, Uniform
-from dami_merge.recipe import Recipe
-from dami_merge.schedule import Schedule, check_lambda
-from dami_merge.setting import Setting
+from dami_merge.interpolation.depth import Anatomy, Place
+from dami_merge.interpolation.path import Path, Uniform
+from dami_merge.interpolation.schedule import Schedule, check_lambda
+from dami_merge.interpolation.setting import Setting
+from dami_merge.recipes.recipe import Recipe
 from dami_router.errors import MisuseError
 
 __all__ = ["Spread", "Vector"]

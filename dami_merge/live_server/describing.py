@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dami_merge.build.hashing import file_sha256
-from dami_merge.checkpoint import Checkpoint
+from dami_merge.checkpoints.checkpoint import Checkpoint
+from dami_merge.files.hashing import file_sha256
 from dami_merge.live import Engine
-from dami_merge.live.texts import Texts
+from dami_merge.live.tokenizing import Tokenizing
 
 __all__ = ["Description"]
 
@@ -88,7 +88,7 @@ def _sha256(checkpoint: Checkpoint, name: str) -> str | None:
         return None
 
 
-def _opens_think_from(texts: Texts) -> float | None:
+def _opens_think_from(texts: Tokenizing) -> float | None:
     """Return the least λ whose chat template opens a `<think>` block in the prompt; None where none does."""
     if not texts.opens_think(1.0):
         return None

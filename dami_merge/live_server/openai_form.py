@@ -16,10 +16,18 @@ from typing import Any, Literal
 
 from dami_merge.live import Completion, Engine, Event, Generation, PromptToken
 from dami_merge.live.generation import MAX_TOP
-from dami_merge.live_server.asked import Asked, chat_tokens, copies, fitting, prompts, sampled, texts_of
+from dami_merge.live_server.engine_request import (
+    EngineRequest,
+    chat_tokens,
+    copies,
+    fitting,
+    prompts,
+    sampled,
+    texts_of,
+)
 from dami_merge.live_server.fields import NO_LIMIT, BadFieldError, Fields
-from dami_merge.live_server.tokens import Written
-from dami_router.pinning import pin
+from dami_merge.live_server.token_texts import Written
+from dami_router.messages.pinning import pin
 
 __all__ = ["read_chat", "read_completion"]
 
@@ -35,7 +43,7 @@ _TEXT_TOKENS = 16
 """What OpenAI writes of a text completion where the request sets no limit."""
 
 
-def read_chat(data: Mapping[str, Any], engine: Engine, lambda_: float) -> Asked:
+def read_chat(data: Mapping[str, Any], engine: Engine, lambda_: float) -> EngineRequest:
     """Read a chat request at λ; raises BadFieldError, MisuseError."""
     fields = Fields(data)
     fields.refuse(_REFUSED)
@@ -50,7 +58,7 @@ def read_chat(data: Mapping[str, Any], engine: Engine, lambda_: float) -> Asked:
     return _asked("chat", fields, engine, lambda_, [one])
 
 
-def read_completion(data: Mapping[str, Any], engine: Engine, lambda_: float) -> Asked:
+def read_completion(data: Mapping[str, Any], engine: Engine, lambda_: float) -> EngineRequest:
     """Read a request for text completions at λ; raises BadFieldError, MisuseError."""
     fields = Fields(data)
     fields.refuse(_REFUSED)
@@ -92,7 +100,7 @@ def _generation(
 def _asked(
     kind: Literal["chat", "text"], fields: Fields, engine: Engine, lambda_: float, many: Sequence[Generation],
     *, nothing_new: bool = False,
-) -> Asked:  # fmt: skip
+) -> EngineRequest:  # fmt: skip
     stream = fields.flag("stream")
     if stream and (fields.flag("echo") or fields.has("prompt_logprobs")):
         raise BadFieldError("`echo` and `prompt_logprobs` are not given in a stream; leave `stream` out")
@@ -104,7 +112,7 @@ def _asked(
         echo=fields.flag("echo"), prompt_logprobs=fields.has("prompt_logprobs"), nothing_new=nothing_new,
         include_usage=options.flag("include_usage"),
     )  # fmt: skip
-    return Asked(generations, stream, form)
+    return EngineRequest(generations, stream, form)
 
 
 @dataclass

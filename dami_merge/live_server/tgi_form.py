@@ -14,9 +14,9 @@ from typing import Any
 
 from dami_merge.live import Choice, Completion, Engine, Event, Generation
 from dami_merge.live.generation import MAX_TOP
-from dami_merge.live_server.asked import Asked, fitting, sampled, texts_of, tokens_of
+from dami_merge.live_server.engine_request import EngineRequest, fitting, sampled, texts_of, tokens_of
 from dami_merge.live_server.fields import NO_LIMIT, BadFieldError, Fields
-from dami_merge.live_server.tokens import Written, finite
+from dami_merge.live_server.token_texts import Written, finite
 
 __all__ = ["read_generate"]
 
@@ -28,7 +28,7 @@ _NEW_TOKENS = 100
 _SAMPLING = ("temperature", "top_k", "top_p")
 
 
-def read_generate(data: Mapping[str, Any], engine: Engine, lambda_: float, path: str) -> Asked:
+def read_generate(data: Mapping[str, Any], engine: Engine, lambda_: float, path: str) -> EngineRequest:
     """Read a request at λ; raises BadFieldError, MisuseError."""
     text = Fields(data).text("inputs")
     given = data.get("parameters")
@@ -53,7 +53,7 @@ def read_generate(data: Mapping[str, Any], engine: Engine, lambda_: float, path:
     )
     full = text if fields.flag("return_full_text") else ""
     form = _Form(Written(texts_of(engine).tokenizer), generation, texts_of(engine).eos, full, details, path == "/")
-    return Asked((generation,), stream, form)
+    return EngineRequest((generation,), stream, form)
 
 
 def _truncated(fields: Fields, prompt: list[int]) -> list[int]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dami_merge.build.companions import TEMPLATE_FILE
-from dami_merge.checkpoint import Checkpoint
+from dami_merge.checkpoints.checkpoint import Checkpoint
+from dami_merge.checkpoints.templates import TEMPLATE_FILE
 
 __all__ = ["unreadable"]
 

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from support.builds import build, reshard, same_bits, weights
 from support.pairs import Pair, make_pair
 
-from dami_merge.build.plan import make_plan
-from dami_merge.checkpoint import open_checkpoint
+from dami_merge.build.build_plan import make_plan
+from dami_merge.checkpoints.checkpoint import open_checkpoint
 from dami_merge.mergekit_adapter import run_merge
-from dami_merge.recipe import parse_recipe
+from dami_merge.recipes.recipe import parse_recipe
 from dami_router.errors import MisuseError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

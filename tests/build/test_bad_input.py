@@ -19,7 +19,7 @@ from support.builds import FAMILY, build, tree, write_pair
 from support.pairs import Pair, make_pair, write_tokenizer
 
 from dami_merge.build import Options, build_family
-from dami_merge.recipe import parse_recipe
+from dami_merge.recipes.recipe import parse_recipe
 from dami_router.errors import CheckpointError, DamiError, FailureError, MisuseError
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from support.builds import build
 from support.pairs import Pair
 
-from dami_merge.build.journal import Journal, Record, content_key, locked
+from dami_merge.build.build_journal import BuildJournal, Record, content_key
+from dami_merge.files.locking import locked
 from dami_router.errors import FailureError
 
 ONE, TWO = Record("from-1", "1" * 64), Record("from-2", "2" * 64)
@@ -22,13 +23,13 @@ ONE, TWO = Record("from-1", "1" * 64), Record("from-2", "2" * 64)
 def test_records_are_found_again_by_variant_and_file(tmp_path: Path) -> None:
     """By another process as by this one; the last record of a file counts."""
     path = tmp_path / "journal.jsonl"
-    journal = Journal(path)
+    journal = BuildJournal(path)
     assert journal.get("v-l000", "a.safetensors") is None
     journal.add("v-l000", "a.safetensors", ONE)
     journal.add("v-l000", "b.safetensors", ONE)
     journal.add("v-l100", "a.safetensors", ONE)
     journal.add("v-l100", "a.safetensors", TWO)
-    for known in (journal, Journal(path)):
+    for known in (journal, BuildJournal(path)):
         assert known.get("v-l000", "a.safetensors") == ONE
         assert known.get("v-l100", "a.safetensors") == TWO
         assert known.get("v-l100", "b.safetensors") is None
@@ -36,7 +37,7 @@ def test_records_are_found_again_by_variant_and_file(tmp_path: Path) -> None:
 
 def test_a_variant_is_known_by_its_whole_name(tmp_path: Path) -> None:
     """`v-l0` is not known because `v-l000` is."""
-    journal = Journal(tmp_path / "journal.jsonl")
+    journal = BuildJournal(tmp_path / "journal.jsonl")
     journal.add("v-l000", "a.safetensors", ONE)
     assert journal.knows("v-l000")
     assert not journal.knows("v-l0")
@@ -51,12 +52,12 @@ def test_a_variant_is_known_by_its_whole_name(tmp_path: Path) -> None:
 def test_a_torn_line_is_no_record_and_swallows_none(tmp_path: Path, torn: bytes) -> None:
     """Whatever a crash left at the end: the lines before it count, and so does what is added after it."""
     path = tmp_path / "journal.jsonl"
-    Journal(path).add("v", "a.safetensors", ONE)
+    BuildJournal(path).add("v", "a.safetensors", ONE)
     path.write_bytes(path.read_bytes() + torn)
-    journal = Journal(path)
+    journal = BuildJournal(path)
     assert journal.get("v", "b.safetensors") is None
     journal.add("v", "c.safetensors", TWO)
-    again = Journal(path)
+    again = BuildJournal(path)
     assert (again.get("v", "a.safetensors"), again.get("v", "c.safetensors")) == (ONE, TWO)
     assert again.get("v", "b.safetensors") is None
 
@@ -64,7 +65,7 @@ def test_a_torn_line_is_no_record_and_swallows_none(tmp_path: Path, torn: bytes)
 def test_tidying_makes_the_same_bytes_whatever_way_led_there(tmp_path: Path) -> None:
     """Sorted, one line for a record, nothing torn; and read again it is the same."""
     for name, order in (("a", [("v", ONE), ("w", ONE), ("v", TWO)]), ("b", [("w", ONE), ("v", TWO)])):
-        journal = Journal(tmp_path / name)
+        journal = BuildJournal(tmp_path / name)
         for variant, record in order:
             journal.add(variant, "x.safetensors", record)
         journal.tidy()
@@ -72,13 +73,13 @@ def test_tidying_makes_the_same_bytes_whatever_way_led_there(tmp_path: Path) -> 
     assert lines == (tmp_path / "b").read_bytes()
     assert [json.loads(line)["file"] for line in lines.splitlines()] == ["v/x.safetensors", "w/x.safetensors"]
     assert json.loads(lines.splitlines()[0]) == {"file": "v/x.safetensors", "made_from": "from-2", "sha256": "2" * 64}
-    assert Journal(tmp_path / "a").get("v", "x.safetensors") == TWO
+    assert BuildJournal(tmp_path / "a").get("v", "x.safetensors") == TWO
 
 
 def test_a_record_is_on_the_disk_when_it_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each line is synced, and with the first one the journal's own name."""
     disk, path = Disk(monkeypatch, tmp_path), tmp_path / "journal.jsonl"
-    journal = Journal(path)
+    journal = BuildJournal(path)
     journal.add("v", "a.safetensors", ONE)
     assert disk.kinds() == [("sync", "journal.jsonl"), ("sync", tmp_path.name)]
     assert disk.holds(path)

@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 from support.builds import FAMILY, Built, build, reshard, same_bits, tree, weights, write_pair
 from support.pairs import Pair, make_pair
 
-from dami_merge.build.endpoints import open_pair
-from dami_merge.build.plan import variant_id
+from dami_merge.build.build_plan import variant_id
 from dami_merge.build.stream import ShardStream
-from dami_merge.checkpoint import Checkpoint, open_checkpoint
-from dami_merge.interpolation import BlockInterpolator, interpolate
-from dami_merge.recipe import ModelRef, parse_recipe
+from dami_merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from dami_merge.checkpoints.endpoints import open_pair
+from dami_merge.checkpoints.model_ref import ModelRef
+from dami_merge.interpolation.formula import BlockInterpolator, interpolate
+from dami_merge.recipes.recipe import parse_recipe
 from dami_router.errors import CheckpointError
-from dami_router.family import load_family
+from dami_router.manifest.family import load_family
 
 
 def test_ends_are_the_endpoints(family: Built, pair: Pair) -> None:
@@ -198,7 +199,7 @@ def test_device_path_gives_the_same_bits(tmp_path: Path, pair: Pair, monkeypatch
     """The path that copies blocks to a device and back gives the same files (here with the CPU as the device)."""
     recipe = pair.recipe(0.5, dtype="bfloat16", family=FAMILY)
     plain = tree(build(recipe, tmp_path / "plain").out)
-    monkeypatch.setattr("dami_merge.build.family.check_device", lambda device: None)
+    monkeypatch.setattr("dami_merge.build.building.check_device", lambda device: None)
     assert ShardStream.__init__.__kwdefaults__ == {"device": "cpu"}
     assert tree(build(recipe, tmp_path / "device", device="cpu:0").out) == plain
 
@@ -240,10 +241,10 @@ def test_hub_endpoints_are_fetched_at_their_commit(pair: Pair, tmp_path: Path, m
         fetched.append((str(side.ref), side.commit))
         return folders[str(side.ref)]
 
-    monkeypatch.setattr("dami_merge.build.endpoints.open_checkpoint", opened)
+    monkeypatch.setattr("dami_merge.checkpoints.endpoints.open_checkpoint", opened)
     monkeypatch.setattr(Checkpoint, "read_json", lambda self, name: None)
     monkeypatch.setattr(Checkpoint, "read_text", lambda self, name: None)
-    found = open_pair(recipe, fetch)
+    found = open_pair(recipe.instruct, recipe.thinking, recipe.dtype, fetch)
     assert fetched == [("org/instruct", "c" * 40), ("org/thinking", "c" * 40)]
     assert (str(found.instruct.ref), found.instruct.folder, found.instruct.commit) == (
         "org/instruct", pair.instruct, "c" * 40,

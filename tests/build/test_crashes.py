@@ -20,8 +20,8 @@ from support import forks
 from support.builds import FAMILY, build, reshard, tree, write_pair
 from support.pairs import Pair, make_pair
 
-from dami_merge.build.journal import locked
 from dami_merge.build.workspace import Workspace
+from dami_merge.files.locking import locked
 from dami_merge.verify import verify_family
 from dami_router.errors import FailureError
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dami_merge.build import hashing
-from dami_merge.build.hashing import InputHashes, hashing_ahead
+from dami_merge.files import hashing
+from dami_merge.files.hashing import InputHashes, hashing_ahead
 from dami_router.errors import CheckpointError
 
 SIZE = 1000

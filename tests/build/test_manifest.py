@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.builds import Built
 
 from dami_router.errors import CheckpointError
-from dami_router.family import MANIFEST, json_schema, load_family, parse_family
+from dami_router.manifest.family import MANIFEST, json_schema, load_family, parse_family
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "family.schema.json"
 

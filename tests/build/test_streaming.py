@@ -27,8 +27,8 @@ from support.builds import FAMILY, build, reshard, same_bits, tree, weights, wri
 from support.pairs import Pair
 
 from dami_merge.build import Options, build_family, chunks, compute, stream
-from dami_merge.interpolation import BlockInterpolator, interpolate
-from dami_merge.recipe import parse_recipe
+from dami_merge.interpolation.formula import BlockInterpolator, interpolate
+from dami_merge.recipes.recipe import parse_recipe
 from dami_router.errors import CheckpointError, DamiError
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)

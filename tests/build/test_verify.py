@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from support.builds import FAMILY, Built, build, reshard
 from support.pairs import Pair, make_pair
 
-from dami_merge.checkpoint import read_header
-from dami_merge.interpolation import FLOATING_DTYPES, interpolate
+from dami_merge.checkpoints.checkpoint import read_header
+from dami_merge.interpolation.formula import FLOATING_DTYPES, interpolate
 from dami_merge.verify import Problem, verify_family
 from dami_merge.verify.recovery import Evidence, gather
 from dami_router.errors import CheckpointError, MisuseError

@@ -8,7 +8,7 @@ import sys
 
 SCRIPT = """
 import signal, sys, threading
-from dami_merge.cli.stopping import stoppable
+from dami_merge.commands.stopping import stoppable
 from dami_router.output import Output
 
 with stoppable(Output()):

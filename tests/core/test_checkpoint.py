@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.pairs import Pair, make_pair, write_raw, write_tokenizer
 
-from dami_merge.checkpoint import open_checkpoint, read_header
-from dami_merge.compatibility import Finding, compare
-from dami_merge.recipe import ModelRef
+from dami_merge.checkpoints.checkpoint import open_checkpoint, read_header
+from dami_merge.checkpoints.compatibility import Finding, compare
+from dami_merge.checkpoints.model_ref import ModelRef
 from dami_router.errors import CheckpointError
 
 CONFIG = {"architectures": ["Tiny"], "model_type": "tiny", "num_hidden_layers": 2}

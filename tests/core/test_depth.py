@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dami_merge.depth import Anatomy
+from dami_merge.interpolation.depth import Anatomy
 
 LLAMA = [
     "model.embed_tokens.weight",

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dami_merge.interpolation import FLOATING_DTYPES, TORCH_DTYPES, BlockInterpolator, interpolate
+from dami_merge.interpolation.formula import FLOATING_DTYPES, TORCH_DTYPES, BlockInterpolator, interpolate
 from dami_router.errors import FailureError
 
 LAMBDAS = st.floats(0.0, 1.0)

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dami_merge.depth import Anatomy
-from dami_merge.recipe import ModelRef, load_recipe, parse_recipe
-from dami_merge.setting import Choice, Fixed, Gradient
+from dami_merge.checkpoints.model_ref import ModelRef
+from dami_merge.interpolation.depth import Anatomy
+from dami_merge.interpolation.setting import Choice, Constant, Gradient
+from dami_merge.recipes.recipe import load_recipe, parse_recipe
 from dami_router.errors import MisuseError, RecipeError
 
 HEAD = "merge_method: dami\nbase_model: org/I\nmodels:\n  - model: org/T\n"
@@ -190,7 +191,7 @@ def test_settings_resolve_as_in_mergekit(raw: object, name: str) -> None:
     """For any setting and tensor, our λ equals mergekit's own evaluation to the last bit."""
     from mergekit.config import InputModelDefinition, MergeConfiguration, evaluate_setting
 
-    from dami_merge.schedule import parse_lambda
+    from dami_merge.interpolation.schedule import parse_lambda
 
     read = parse_recipe(recipe(json.dumps({"lambda": raw})))
     config = MergeConfiguration(
@@ -214,7 +215,7 @@ def test_settings_are_told_apart() -> None:
         type(parse_recipe(recipe(p)).parameters.lambda_)
         for p in ("{lambda: 0.5}", "{lambda: [0, 1]}", "{lambda: [{value: 1}]}")
     ]
-    assert kinds == [Fixed, Gradient, Choice]
+    assert kinds == [Constant, Gradient, Choice]
 
 
 @given(text=st.text(max_size=200))

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dami_merge.depth import Place
-from dami_merge.path import PATHS, parse_path
-from dami_merge.schedule import SCHEDULES, check_lambda, parse_lambda
+from dami_merge.interpolation.depth import Place
+from dami_merge.interpolation.path import PATHS, parse_path
+from dami_merge.interpolation.schedule import SCHEDULES, check_lambda, parse_lambda
 from dami_router.errors import MisuseError
 
 UNIT = st.floats(0.0, 1.0)

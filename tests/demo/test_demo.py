@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from dami_merge.demo.report import as_dict, as_text, examples, write_report
-from dami_merge.demo.run import Demo, Routed
-from dami_merge.lab import Query
-from dami_router.evaluation import Figure, Point
-from dami_router.rollouts import Rollout
+from dami_merge.demo.demo_report import as_dict, as_text, examples, write_report
+from dami_merge.demo.running import Demo, Routed
+from dami_merge.lab import LabQuery
+from dami_router.rollouts.grid import Figure, Point
+from dami_router.rollouts.records import Rollout
 
 
 def dami(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -65,7 +65,7 @@ def test_the_demo_s_variants_are_merges(finished: tuple[Path, subprocess.Complet
     import torch
     from safetensors.torch import load_file
 
-    from dami_merge.interpolation import interpolate
+    from dami_merge.interpolation.formula import interpolate
 
     out, _ = finished
     files = [out / p / "model.safetensors" for p in ("lab/instruct", "lab/thinking", "variants/l040")]
@@ -114,7 +114,7 @@ def story(text: str, lambda_: float, instruct: bool, routed: bool, thinking: boo
         return Rollout(text, text, x, float(correct), 5, answer="<think>1</think>2")
 
     return Routed(
-        Query(text, text, "2", 1), 0.5, lambda_, lambda_,
+        LabQuery(text, text, "2", 1), 0.5, lambda_, lambda_,
         rollout(routed, lambda_), rollout(instruct, 0.0), rollout(thinking, 1.0),
     )  # fmt: skip
 

@@ -17,11 +17,11 @@ from support.builds import build
 from support.hub_state import RECIPE
 
 from dami_merge.card import Licence, decide_licence, hub_id, make_card_files
-from dami_merge.card.config import lambdas_of, layer_lambdas
+from dami_merge.card.mergekit_config import lambdas_of, layer_lambdas
 from dami_merge.card.picture import lambda_picture
-from dami_merge.recipe import parse_recipe
+from dami_merge.recipes.recipe import parse_recipe
 from dami_router.errors import FailureError
-from dami_router.family import Endpoint, Family, load_family, parse_family
+from dami_router.manifest.family import Endpoint, Family, load_family, parse_family
 
 APACHE = Licence("apache-2.0")
 BY_MODULE = "\n    - {filter: mlp, value: early(1)}\n    - {value: power(3)}"

@@ -15,7 +15,7 @@ from support.hub_state import Answer
 
 from dami_router.datasets import load_dataset
 from dami_router.errors import FailureError, MisuseError
-from dami_router.rollouts import read_rollouts
+from dami_router.rollouts.records import read_rollouts
 
 CARD = """---
 configs:

@@ -14,7 +14,7 @@ from hub_server.running import TOKEN, RunningHub
 from support.builds import tree
 from support.hub_state import Command, nothing_half_published, published
 
-from dami_router.family import MANIFEST
+from dami_router.manifest.family import MANIFEST
 
 ROOT = Path(__file__).parents[2]
 PUSH = ("--namespace", "acme", "--license", "apache-2.0")
@@ -133,10 +133,10 @@ def test_the_documented_way_works(environment: dict[str, str], tmp_path: Path) -
 
 
 def test_the_light_half_reads_a_family_without_the_heavy_one(push: Command, environment: dict[str, str]) -> None:
-    """Family.load from the Hub imports neither torch nor what publishes."""
+    """open_family from the Hub imports neither torch nor what publishes."""
     assert push().code == 0
     code = (
-        "import sys; from dami_router.family import Family; f = Family.load('acme/fam-l050'); "
+        "import sys; from dami_router.manifest.published import open_family; f = open_family('acme/fam-l050'); "
         "assert [v.hub.repo for v in f.variants][1] == 'acme/fam-l050'; "
         "assert not {'torch', 'transformers', 'dami_merge.hub'} & set(sys.modules)"
     )

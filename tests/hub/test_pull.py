@@ -14,7 +14,8 @@ from support.builds import tree
 from support.hub_state import Command
 
 from dami_router.errors import CheckpointError, FailureError, MisuseError
-from dami_router.family import MANIFEST, Family, load_family
+from dami_router.manifest.family import MANIFEST, load_family
+from dami_router.manifest.published import open_family
 
 
 @pytest.fixture(scope="module")
@@ -283,16 +284,16 @@ def test_family_load_fetches_the_manifest_alone(hub: RunningHub, family: Path, t
     """Family.load gives the whole family from a folder, a repository or a collection, and downloads no weights."""
     log = len(hub.faults.log)
     local = load_family(family)
-    assert Family.load(family) == Family.load(str(family)) == local
-    assert Family.load("acme/fam-l050") == Family.load(slug(hub)) == local
+    assert open_family(family) == open_family(str(family)) == local
+    assert open_family("acme/fam-l050") == open_family(slug(hub)) == local
     assert not [line for line in hub.faults.log[log:] if "resolve" in line and MANIFEST not in line]
     with pytest.raises(FailureError, match="no such repository"):
-        Family.load("acme/none")
+        open_family("acme/none")
     with pytest.raises(MisuseError, match="no such file"):
-        Family.load(str(tmp_path / "nowhere"))
+        open_family(str(tmp_path / "nowhere"))
     replace_manifest(hub, "acme/fam-l050", lambda data: data.update(surprise=1))
     with pytest.raises(CheckpointError, match="surprise"):
-        Family.load("acme/fam-l050")
+        open_family("acme/fam-l050")
 
 
 def test_private_families_need_the_token(

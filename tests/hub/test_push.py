@@ -11,7 +11,7 @@ import yaml
 from hub_server.running import READ_TOKEN, RunningHub
 from support.hub_state import Command, content, published, remote_manifest
 
-from dami_router.family import MANIFEST, load_family
+from dami_router.manifest.family import MANIFEST, load_family
 
 
 def test_a_family_becomes_repositories_and_a_collection(hub: RunningHub, push: Command, family: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hub_server.running import RunningHub
 from support.hub_state import Command, nothing_half_published, published
 
-from dami_router.family import load_family
+from dami_router.manifest.family import load_family
 
 ALWAYS = 99
 

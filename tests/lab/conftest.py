@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dami_merge.lab.model import one_thread
+from dami_merge.lab.tiny_model import one_thread
 
 
 @pytest.fixture(autouse=True, scope="session")

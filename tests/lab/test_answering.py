@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from dami_merge.lab import SHIPPED_PAIR, draw_queries
 from dami_merge.lab.answering import answer, probe
-from dami_merge.lab.model import load_endpoint, new_model
+from dami_merge.lab.tiny_model import load_endpoint, new_model
 
 TEXTS = [q.text for q in draw_queries("test")[:40]]
 

@@ -13,11 +13,11 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from dami_merge.lab import SHIPPED_PAIR, SHIPPED_ROLLOUTS, copy_pair, draw_queries, grade
-from dami_merge.lab.model import new_model, save_endpoint
-from dami_merge.lab.rollouts import roll_out
+from dami_merge.lab.rolling_out import roll_out
+from dami_merge.lab.tiny_model import new_model, save_endpoint
 from dami_merge.lab.variants import load_variant
 from dami_router.errors import FailureError
-from dami_router.rollouts import Rollout, read_rollouts
+from dami_router.rollouts.records import Rollout, read_rollouts
 
 ENDPOINTS = ("instruct", "thinking")
 
@@ -149,7 +149,7 @@ def test_copying_onto_a_file_is_refused(tmp_path: Path) -> None:
 def test_importing_the_lab_is_light() -> None:
     """Neither torch nor transformers is imported with the package and its light modules."""
     code = (
-        "import sys, dami_merge.lab, dami_merge.lab.training, dami_merge.lab.rollouts, dami_merge.lab.variants;"
+        "import sys, dami_merge.lab, dami_merge.lab.training_pair, dami_merge.lab.rolling_out, dami_merge.lab.variants;"
         "sys.exit(bool({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

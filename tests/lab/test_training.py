@@ -9,11 +9,11 @@ from random import Random
 import pytest
 import torch
 
-from dami_merge.lab.model import MODEL_CONFIG, new_model, one_thread, save_endpoint
 from dami_merge.lab.splits import TRAINED_LENGTHS, split_of
 from dami_merge.lab.task import format_answer
+from dami_merge.lab.tiny_model import MODEL_CONFIG, new_model, one_thread, save_endpoint
 from dami_merge.lab.tokenizer import TOKENS
-from dami_merge.lab.training import (
+from dami_merge.lab.training_pair import (
     ALWAYS_DIRECT,
     MOSTLY_CHECKS,
     THINKS_BY_LENGTH,
@@ -71,7 +71,7 @@ def test_training_refuses_to_overwrite(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the last file cannot be written, no directory of that name appears."""
     monkeypatch.setattr(
-        "dami_merge.lab.model.write_tokenizer", lambda _directory: (_ for _ in ()).throw(OSError("full"))
+        "dami_merge.lab.tiny_model.write_tokenizer", lambda _directory: (_ for _ in ()).throw(OSError("full"))
     )
     with pytest.raises(OSError, match="full"):
         save_endpoint(new_model(0).state_dict(), tmp_path / "instruct")

@@ -16,7 +16,7 @@ from support.pairs import VOCABULARY, Pair
 from transformers import AutoModelForCausalLM
 
 from dami_merge.live import Engine, Generation
-from dami_merge.live.blend import Source
+from dami_merge.live.blend import WeightSource
 
 lambdas = st.floats(0, 1, allow_subnormal=False)
 prompts = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=12)
@@ -54,7 +54,7 @@ def test_logits_of_a_mixed_batch_are_those_of_the_variants(
         pair = make_live_pair(Path(folder), kind, seed=seed, **config)
         engine = Engine.load(str(pair.instruct), str(pair.thinking), path=path, mode="mixed")
         found = logits_of(engine, [prompt for _, prompt in rows], [lambda_ for lambda_, _ in rows])
-        assert engine.model.source is Source.MIXED  # type: ignore[attr-defined]
+        assert engine.model.source is WeightSource.MIXED  # type: ignore[attr-defined]
         for ours, (lambda_, prompt) in zip(found, rows, strict=True):
             with torch.inference_mode():
                 theirs = variant(pair, lambda_, path)(torch.tensor([prompt])).logits[0]
@@ -117,8 +117,8 @@ def test_whole_answers_are_those_of_generate_on_the_built_variants(kind: str, tm
 
 def test_a_schedule_is_a_lambda_for_every_layer(tmp_path: Path) -> None:
     """Rows may ask for schedules; each answers as a merge with that schedule, and a recipe's is the default."""
-    from dami_merge.recipe import parse_recipe
-    from dami_merge.schedule import parse_lambda
+    from dami_merge.interpolation.schedule import parse_lambda
+    from dami_merge.recipes.recipe import parse_recipe
 
     pair = make_live_pair(tmp_path)
     prompt = [2, 8, 2, 8]

@@ -71,7 +71,7 @@ def test_a_request_that_does_not_fit_the_model_is_refused(engine: Engine, genera
 
 def test_a_schedule_outside_the_segment_is_refused(engine: Engine) -> None:
     """A row's schedule is checked layer by layer when it is added."""
-    from dami_merge.schedule import parse_lambda
+    from dami_merge.interpolation.schedule import parse_lambda
 
     schedule = parse_lambda("ramp(0, 1.5)")
     with pytest.raises(MisuseError, match=r"λ: expected a number in \[0, 1\], found 1.5"):

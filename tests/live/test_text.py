@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dami_merge.lab import SHIPPED_PAIR
 from dami_merge.live import Engine, Generation
-from dami_merge.live.text import TextStream
+from dami_merge.live.text_stream import VisibleText
 from dami_router.errors import MisuseError
 
 texts = st.text(st.sampled_from("aab <>STOP/é漢🙂"), max_size=30)
@@ -23,7 +23,7 @@ def decode_bytes(ids: list[int]) -> str:
 
 def streamed(text: str, stop: tuple[str, ...] = ()) -> tuple[list[str], bool]:
     """What is shown after each byte of a text, until a stop text is found."""
-    stream = TextStream(decode_bytes, stop)
+    stream = VisibleText(decode_bytes, stop)
     shown = []
     for byte in text.encode():
         shown.append(stream.push(byte))
@@ -56,10 +56,10 @@ def test_nothing_of_a_stop_text_is_shown(text: str, stops: list[str]) -> None:
 
 def test_broken_bytes_are_shown_in_the_end() -> None:
     """Bytes that never become a character do not hold back the rest for ever."""
-    stream = TextStream(decode_bytes)
+    stream = VisibleText(decode_bytes)
     parts = [stream.push(0xC3) for _ in range(12)]
     assert any(parts)
-    stream = TextStream(decode_bytes)
+    stream = VisibleText(decode_bytes)
     assert stream.push(0xE6) == ""
     assert stream.finish() == "\ufffd"
 

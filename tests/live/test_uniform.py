@@ -13,9 +13,9 @@ from support.live import far_apart, logits_of, make_live_pair, variant
 from support.pairs import Pair
 
 from dami_merge.live import Engine, Generation
-from dami_merge.live.blend import Source
-from dami_merge.live.model import PairModel
-from dami_merge.live.policy import Policy
+from dami_merge.live.blend import WeightSource
+from dami_merge.live.pair_model import PairModel
+from dami_merge.live.weights_mode import Policy
 
 PROMPT = [3, 1, 4, 1, 5]
 
@@ -60,7 +60,7 @@ def test_uniform_logits_are_the_built_variants_own(pair: Pair) -> None:
     (ours,) = logits_of(engine, [PROMPT], [0.6])
     with torch.inference_mode():
         theirs = variant(pair, 0.6)(torch.tensor([PROMPT])).logits[0]
-    assert model.source is Source.MERGED
+    assert model.source is WeightSource.MERGED
     assert same_bits(ours, theirs)
 
 
@@ -81,7 +81,7 @@ def test_auto_uses_what_is_cheapest(pair: Pair) -> None:
     engine, model = load(pair, prefill=1024)
     seen = []
 
-    def sources(lambdas: list[float], tokens: int) -> set[Source]:
+    def sources(lambdas: list[float], tokens: int) -> set[WeightSource]:
         seen.clear()
         for lambda_ in lambdas:
             engine.add(Generation(PROMPT, lambda_, max_new_tokens=tokens, ignore_eos=True))
@@ -90,19 +90,19 @@ def test_auto_uses_what_is_cheapest(pair: Pair) -> None:
             seen.append(model.source)
         return set(seen)
 
-    assert sources([0.0, 0.0], 20) == {Source.INSTRUCT}
-    assert sources([1.0], 20) == {Source.THINKING}
-    assert sources([0.0, 1.0], 20) == {Source.MIXED}
-    assert sources([0.3], 6) == {Source.MIXED}
-    assert sources([0.5], 40) == {Source.MIXED, Source.MERGED}
-    assert seen.index(Source.MERGED) == 8
-    assert seen[8:] == [Source.MERGED] * 32
-    assert sources([0.5], 4) == {Source.MERGED}
-    assert sources([0.5, 0.6], 20) == {Source.MIXED}
+    assert sources([0.0, 0.0], 20) == {WeightSource.INSTRUCT}
+    assert sources([1.0], 20) == {WeightSource.THINKING}
+    assert sources([0.0, 1.0], 20) == {WeightSource.MIXED}
+    assert sources([0.3], 6) == {WeightSource.MIXED}
+    assert sources([0.5], 40) == {WeightSource.MIXED, WeightSource.MERGED}
+    assert seen.index(WeightSource.MERGED) == 8
+    assert seen[8:] == [WeightSource.MERGED] * 32
+    assert sources([0.5], 4) == {WeightSource.MERGED}
+    assert sources([0.5, 0.6], 20) == {WeightSource.MIXED}
     # A long prompt is dearer than a merge, whatever comes after it.
     engine.add(Generation(PROMPT * 103, 0.7, max_new_tokens=1))
     engine.step()
-    assert model.source is Source.MERGED
+    assert model.source is WeightSource.MERGED
 
 
 def test_uniform_mode_works_on_one_lambda_at_a_time(pair: Pair) -> None:
@@ -112,7 +112,7 @@ def test_uniform_mode_works_on_one_lambda_at_a_time(pair: Pair) -> None:
     finished = []
     while engine.busy:
         events = engine.step()
-        assert model.source is Source.MERGED
+        assert model.source is WeightSource.MERGED
         assert len({event.row.generation.lambda_ for event in events}) == 1
         finished += [event.row for event in events if event.finish_reason]
     assert finished == rows
@@ -128,10 +128,10 @@ def test_the_policy_never_reads_a_buffer_that_holds_another_lambda(passes: list[
         if decision.merge:
             assert holds != (lambda_,)
             holds = (lambda_,)
-        if decision.source is Source.MERGED:
+        if decision.source is WeightSource.MERGED:
             assert vectors == {holds}
         if len(vectors) > 1:
-            assert decision.source is Source.MIXED
+            assert decision.source is WeightSource.MIXED
 
 
 def test_mixed_and_merged_answers_agree_in_fp32(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from support.live_servers import served
 
 from dami_merge.lab import copy_pair
 from dami_merge.live import Engine
-from dami_merge.live_server.serving import configure
-from dami_router.config import load_section
+from dami_merge.live_server.launch import configure
+from dami_router.config.router_yml import load_section
 
 __all__ = ["loop", "world"]
 

@@ -10,12 +10,12 @@ import pytest
 from fakes.loop import Loop
 from support.live_servers import served, wait_for_hashes
 
-from dami_merge.build.hashing import file_sha256
+from dami_merge.files.hashing import file_sha256
 from dami_merge.live import Engine
 from dami_merge.live_server import describing
 from dami_merge.live_server.describing import Description
-from dami_merge.live_server.serving import configure
-from dami_router.config import load_section
+from dami_merge.live_server.launch import configure
+from dami_router.config.router_yml import load_section
 
 WEIGHTS = "model.safetensors"
 

@@ -20,8 +20,8 @@ from support.live_servers import section, served
 
 from dami_merge.build import Options, build_family
 from dami_merge.live import Engine, Event
-from dami_merge.recipe import parse_recipe
-from dami_router.config import parse_config
+from dami_merge.recipes.recipe import parse_recipe
+from dami_router.config.router_yml import parse_config
 from dami_router.errors import RecipeError
 from dami_router.router import Router
 

@@ -14,7 +14,7 @@ from fakes.world import Client
 from dami_merge.lab import draw_queries
 from dami_merge.lab.task import grade
 from dami_router.cli import main
-from dami_router.rollouts import read_rollouts
+from dami_router.rollouts.records import read_rollouts
 
 COUNT = 24
 

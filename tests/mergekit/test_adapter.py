@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from support.pairs import Pair, make_pair
 
-from dami_merge.depth import Anatomy
-from dami_merge.interpolation import interpolate
+from dami_merge.interpolation.depth import Anatomy
+from dami_merge.interpolation.formula import interpolate
 from dami_merge.mergekit_adapter import METHOD, register, run_merge
-from dami_merge.recipe import parse_recipe
+from dami_merge.recipes.recipe import parse_recipe
 from dami_router.errors import FailureError, MisuseError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from support.pairs import Pair, make_pair
 
-from dami_merge.depth import Anatomy
-from dami_merge.interpolation import interpolate
-from dami_merge.recipe import parse_recipe
+from dami_merge.interpolation.depth import Anatomy
+from dami_merge.interpolation.formula import interpolate
+from dami_merge.recipes.recipe import parse_recipe
 
 
 def command(name: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:

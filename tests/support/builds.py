@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dami_merge.build import BuildReport, Options, build_family
-from dami_merge.recipe import parse_recipe
+from dami_merge.recipes.recipe import parse_recipe
 from support.pairs import Pair
 
 FAMILY: dict[str, Any] = {"name": "Fam", "lambdas": [0, 0.25, 0.5, 0.8, 1]}

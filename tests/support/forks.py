@@ -22,8 +22,8 @@ def main() -> None:
     """Serve until stdin ends."""
     import torch
 
-    import dami_merge.build.family  # imported once, before the forks
-    import dami_merge.explanation  # noqa: F401
+    import dami_merge.build.building  # imported once, before the forks
+    import dami_merge.recipes.explanation  # noqa: F401
 
     torch.set_num_threads(1)
     _say("ready")
@@ -43,14 +43,14 @@ def _say(value: object) -> None:
 
 
 def _build(order: dict[str, Any]) -> int:
-    from dami_merge.build import Options, build_family, family
-    from dami_merge.recipe import load_recipe
+    from dami_merge.build import Options, build_family, building
+    from dami_merge.recipes.recipe import load_recipe
     from dami_router.errors import DamiError
 
     if limit := order.get("file_limit"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     if order.get("lie_about_space"):
-        family.free_bytes = lambda path: 1 << 60
+        building.free_bytes = lambda path: 1 << 60
     if order.get("kill_at"):
         _arm(order["kill_at"])
     try:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from hub_server.running import RunningHub
 
-from dami_router.family import MANIFEST, Family, load_family, parse_family
+from dami_router.manifest.family import MANIFEST, Family, load_family, parse_family
 
 RECIPE = """\
 merge_method: dami

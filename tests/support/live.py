@@ -10,12 +10,12 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from dami_merge.depth import Anatomy
-from dami_merge.interpolation import interpolate
+from dami_merge.interpolation.depth import Anatomy
+from dami_merge.interpolation.formula import interpolate
+from dami_merge.interpolation.path import parse_path
 from dami_merge.live import Engine
-from dami_merge.live.attention import KeyValues, Run, Step
-from dami_merge.live.model import Batch
-from dami_merge.path import parse_path
+from dami_merge.live.attention import ForwardStep, KeyValues, RowSpan
+from dami_merge.live.pair_model import Batch
 from support.pairs import VOCABULARY, Pair, write_tokenizer
 
 KINDS = {
@@ -70,11 +70,11 @@ def variant(pair: Pair, lambda_: float, path: str = "uniform", dtype: torch.dtyp
 def logits_of(engine: Engine, prompts: Sequence[Sequence[int]], lambdas: Sequence[float]) -> list[torch.Tensor]:
     """Return the logits (tokens, vocabulary) of every prompt, read together in one pass."""
     cache = KeyValues(engine.model.device)
-    runs = [Run(i, 0, len(prompt)) for i, prompt in enumerate(prompts)]
+    runs = [RowSpan(i, 0, len(prompt)) for i, prompt in enumerate(prompts)]
     cache.reserve(len(prompts), max(map(len, prompts)))
     owners = tuple((engine.model.vector(v), len(p)) for v, p in zip(lambdas, prompts, strict=True))
     ids = [token for prompt in prompts for token in prompt]
-    logits = engine.model.forward(Batch(ids, Step([], runs, cache), owners, 1))(range(len(ids)))
+    logits = engine.model.forward(Batch(ids, ForwardStep([], runs, cache), owners, 1))(range(len(ids)))
     return list(logits.split([len(prompt) for prompt in prompts]))
 
 

@@ -11,8 +11,9 @@ from fakes.loop import Loop
 from fakes.world import Client, World
 
 from dami_merge.live import Engine
-from dami_merge.live_server.serving import configure, make_proxy
-from dami_router.config import RouterConfig, load_section
+from dami_merge.live_server.launch import configure, make_proxy
+from dami_router.config.router_yml import load_section
+from dami_router.config.specs import RouterConfig
 
 
 @contextmanager

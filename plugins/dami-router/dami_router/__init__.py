@@ -11,12 +11,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from dami_router.errors import DamiError, FailureError, MisuseError
+from dami_router.version import __version__
 
 if TYPE_CHECKING:
     from dami_router.client import AsyncDamiClient, DamiClient
     from dami_router.router import Router
 
-__version__ = "0.1.0"
 
 __all__ = ["AsyncDamiClient", "DamiClient", "DamiError", "FailureError", "MisuseError", "Router", "__version__"]
 

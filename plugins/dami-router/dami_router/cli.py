@@ -17,10 +17,10 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from dami_router import __version__
 from dami_router.errors import DamiError, MisuseError
 from dami_router.output import Output
-from dami_router.suggestions import did_you_mean
+from dami_router.shared.suggestions import did_you_mean
+from dami_router.version import __version__
 
 __all__ = ["COMMANDS", "Shell", "command", "main"]
 

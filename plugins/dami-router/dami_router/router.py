@@ -18,20 +18,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dami_router.budget import Budget, Entry
-from dami_router.calls import Calls, Reply, StaleError, UnansweredError
-from dami_router.config import Protocol, RouterConfig, VariantSpec, load_config
-from dami_router.conversations import Conversations
-from dami_router.endpoints import Endpoints
+from dami_router.choosing.budget import Budget, Entry
+from dami_router.choosing.conversations import Conversations
+from dami_router.choosing.policy import choose, dominated, fallbacks
+from dami_router.config.router_yml import load_config
+from dami_router.config.specs import Protocol, RouterConfig, VariantSpec
 from dami_router.errors import FailureError
-from dami_router.estimators.base import Estimate, Query
-from dami_router.fleet import Fleet, Replica
-from dami_router.pinning import LIVE, pin, pinned
-from dami_router.policy import choose, dominated, fallbacks
-from dami_router.probing import Prober
-from dami_router.request import Request, read_request
-from dami_router.suggestions import did_you_mean
-from dami_router.transport import Transport
+from dami_router.estimators.query import Estimate, Query
+from dami_router.messages.pinning import LIVE, pin, pinned
+from dami_router.messages.request import Request, read_request
+from dami_router.shared.suggestions import did_you_mean
+from dami_router.upstream.estimator_calls import ServedEndpoints
+from dami_router.upstream.fleet import Fleet, Replica
+from dami_router.upstream.health import Prober
+from dami_router.upstream.reply import Calls, Reply, StaleError, UnansweredError
+from dami_router.upstream.transport import Transport
 
 __all__ = ["Answered", "Decision", "NoAnswerError", "NoVariantError", "Router", "UnknownModelError"]
 
@@ -123,7 +124,7 @@ class Router:
         self.transport: Calls = calls or Transport(config.timeouts)
         self.prober = Prober(self.fleet, self.transport, config.probe)
         # Whoever only decides, with no server behind it, asks none either.
-        self.endpoints = Endpoints(config, self.fleet, self.transport, self.prober) if config.backends else None
+        self.endpoints = ServedEndpoints(config, self.fleet, self.transport, self.prober) if config.backends else None
         self.estimator = config.estimator.bind(self.endpoints) if self.endpoints else config.estimator
         self.budget = _budget(config)
         self.on_failure = _ignore

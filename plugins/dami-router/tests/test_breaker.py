@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dami_router.breaker import Breaker
+from dami_router.upstream.breaker import Breaker
 
 
 class Clock:

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dami_router.budget import Budget
-from dami_router.conversations import Conversations
+from dami_router.choosing.budget import Budget
+from dami_router.choosing.conversations import Conversations
+from dami_router.choosing.policy import Figures, Rule, choose, dominated, fallbacks, nearest
 from dami_router.errors import MisuseError
-from dami_router.policy import Figures, Rule, choose, dominated, fallbacks, nearest
 
 FIVE = [0.0, 0.25, 0.5, 0.75, 1.0]
 

@@ -13,17 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dami_router.backends.logprobs import made_probe, number
-from dami_router.config import parse_config
+from dami_router.config.router_yml import parse_config
 from dami_router.errors import DamiError, FailureError, MisuseError, RecipeError
-from dami_router.estimators.base import Estimate, Query
 from dami_router.estimators.calibrated import MOST_SCORES, CalibratedMap
 from dami_router.estimators.chain import Chain
 from dami_router.estimators.confidence import Confidence, digest
 from dami_router.estimators.fixed import Fixed
+from dami_router.estimators.log_probs import EstimationError, Probe, Servers, Token, UnableError
 from dami_router.estimators.measures import confidence, discrepancy, entropy, entropy_ratio
 from dami_router.estimators.quantile import QuantileMap
-from dami_router.memo import Memo
-from dami_router.served import EstimationError, Probe, Servers, Token, UnableError
+from dami_router.estimators.query import Estimate, Query
+from dami_router.shared.memo import Memo
 
 LOGPROBS = st.lists(st.floats(-50, 0), min_size=1, max_size=20)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fakes.disk import Disk
 
-from dami_router.durable import sync, write_atomically
+from dami_router.shared.durable import sync, write_atomically
 
 
 def names(folder: Path) -> list[str]:

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from dami_router.cli import main
-from dami_router.comparison import compare, cross_validated, unseen
 from dami_router.errors import MisuseError
-from dami_router.estimators.training import Settings
-from dami_router.evaluation import Grid
-from dami_router.family import load_family
-from dami_router.rollouts import Rollout, read_rollouts, write_rollouts
+from dami_router.estimators.training import TrainingSettings
+from dami_router.evaluating.comparison import compare, cross_validated, unseen
+from dami_router.manifest.family import load_family
+from dami_router.rollouts.gathering import grid_of
+from dami_router.rollouts.records import Rollout, read_rollouts, write_rollouts
 
 LAMBDAS = (0.0, 0.5, 1.0)
 
@@ -131,7 +131,7 @@ def test_no_query_answers_for_itself() -> None:
         for twin in range(2)
         for x in (0.0, 1.0)
     ]
-    found = cross_validated(Grid.of(rows), Settings(), 5, lambda _: None)
+    found = cross_validated(grid_of(rows), TrainingSettings(), 5, lambda _: None)
     right = np.mean([hard == lambda_ for hard, lambda_ in zip(np.repeat(rng_hard(), 2), found.lambdas, strict=True)])
     assert right < 0.7
 
@@ -149,7 +149,7 @@ def test_an_estimator_is_not_asked_what_it_was_trained_on(file: Path, tmp_path: 
 
 def test_an_estimator_that_was_not_trained_sees_all() -> None:
     """Only trained estimators have seen queries."""
-    grid = Grid.of(rollouts(4))
+    grid = grid_of(rollouts(4))
     assert unseen(grid, []).queries == grid.queries
 
 
@@ -226,7 +226,7 @@ def test_bad_rollouts_are_one_message(
 
 def test_numbered_samples_are_averaged() -> None:
     """Several answers of one variant to one query count as their mean."""
-    made = Grid.of([Rollout("a", "x", 0.5, float(i == 0), 10 * i, sample=i) for i in range(4)])
+    made = grid_of([Rollout("a", "x", 0.5, float(i == 0), 10 * i, sample=i) for i in range(4)])
     assert (made.correct.item(), made.tokens.item()) == (0.25, 15.0)
 
 
@@ -238,13 +238,13 @@ def test_incomplete_queries_can_be_left_out(tmp_path: Path, capsys: pytest.Captu
     assert run("eval", tmp_path / "r.jsonl", "--json", "--drop-incomplete", "--folds", 2) == 0
     assert json.loads(capsys.readouterr().out)["queries"] == 60
     with pytest.raises(MisuseError, match="no query was answered by every variant"):
-        Grid.of([Rollout("a", "x", 0.0, 1, 1), Rollout("b", "y", 1.0, 1, 1)], drop_incomplete=True)
+        grid_of([Rollout("a", "x", 0.0, 1, 1), Rollout("b", "y", 1.0, 1, 1)], drop_incomplete=True)
 
 
 def test_nearly_equal_lambdas_are_one_variant(tmp_path: Path) -> None:
     """0.1 + 0.2 and 0.3 are the same λ."""
     path = write_lines(tmp_path / "r.jsonl", {"lambda": 0.1 + 0.2}, {"lambda": 0.3, "query_id": "b", "query": "y"})
-    assert Grid.of(read_rollouts(path)).lambdas == (0.3,)
+    assert grid_of(read_rollouts(path)).lambdas == (0.3,)
 
 
 @pytest.mark.parametrize(
@@ -305,8 +305,8 @@ def test_a_hundred_thousand_rows_take_little_memory(tmp_path: Path) -> None:
             )
     code = (
         "import re, sys; from pathlib import Path\n"
-        "from dami_router.evaluation import Grid; from dami_router.rollouts import read_rollouts\n"
-        "grid = Grid.of(read_rollouts(Path(sys.argv[1])))\n"
+        "from dami_router.rollouts.gathering import grid_of; from dami_router.rollouts.records import read_rollouts\n"
+        "grid = grid_of(read_rollouts(Path(sys.argv[1])))\n"
         "assert grid.correct.shape == (10000, 10) and grid.static(1.0).accuracy.mean == 1.0\n"
         # Not ru_maxrss: Linux hands a child the peak of the process that started it.
         "print(int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) // 1024)"
@@ -319,5 +319,5 @@ def test_a_hundred_thousand_rows_take_little_memory(tmp_path: Path) -> None:
 
 def test_comparing_nothing_still_has_points() -> None:
     """Without estimators there are static points and the oracle."""
-    found = compare(Grid.of(rollouts(6)), [])
+    found = compare(grid_of(rollouts(6)), [])
     assert (found.dominated, found.oracle.accuracy.mean) == ((0.5,), 1.0)

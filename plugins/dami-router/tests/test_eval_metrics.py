@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dami_router.evaluation import Figure, Grid, Point, dominated, figure
-from dami_router.plots import draw_sweep, render
-from dami_router.rollouts import Rollout, read_rollouts
-from dami_router.routing_metrics import apgr, cost_curve, cpt, frontier, mixing_at, pareto_distance, saving_at
+from dami_router.evaluating.plots import draw_sweep, render
+from dami_router.evaluating.scores import apgr, cost_curve, cpt, frontier, mixing_at, pareto_distance, saving_at
+from dami_router.rollouts.gathering import grid_of
+from dami_router.rollouts.grid import Figure, Grid, Point, dominated, figure
+from dami_router.rollouts.records import Rollout, read_rollouts
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 SEEDS = st.integers(0, 2**32 - 1)
@@ -21,7 +22,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 def grid(*cells: tuple[tuple[float, int], ...]) -> Grid:
     """One row a query of (correct, tokens), one column a λ, evenly spaced."""
     n = len(cells[0]) - 1
-    return Grid.of(
+    return grid_of(
         Rollout(str(q), f"text {q}", i / n, correct, tokens)
         for q, row in enumerate(cells)
         for i, (correct, tokens) in enumerate(row)
@@ -116,7 +117,7 @@ def test_intervals_are_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> No
     """Cutting the resamples into blocks, as for many queries, changes no bit."""
     values = np.random.default_rng(1).random(777)
     whole = figure(values)
-    monkeypatch.setattr("dami_router.evaluation._BLOCK", 777 * 3)
+    monkeypatch.setattr("dami_router.rollouts.grid._BLOCK", 777 * 3)
     assert figure(values) == whole
 
 
@@ -125,7 +126,7 @@ def test_length_alone_on_two_real_models() -> None:
     path = DATA / "gsm8k_two_model_rollouts.jsonl.gz"
     if not path.exists():
         pytest.skip(f"optional data: {path} is not here")
-    made = Grid.of(read_rollouts(path))
+    made = grid_of(read_rollouts(path))
     assert apgr(np.array([float(len(t)) for t in made.texts]), *made.correct.T) == pytest.approx(0.60, abs=0.005)
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from dami_router.errors import FailureError, MisuseError
-from dami_router.estimators.base import Query
 from dami_router.estimators.installed import installed, named
-from dami_router.rollouts import Rollout, write_rollouts
+from dami_router.estimators.query import Query
+from dami_router.rollouts.records import Rollout, write_rollouts
 
 GUIDE = Path(__file__).parents[3] / "docs" / "estimators.md"
 

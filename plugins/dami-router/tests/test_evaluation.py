@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dami_router.choosing.policy import nearest
 from dami_router.errors import MisuseError
 from dami_router.estimators.quantile import QuantileMap
-from dami_router.evaluation import Figure, Grid, Point, dominated
-from dami_router.policy import nearest
-from dami_router.rollouts import Rollout, read_rollouts, write_rollouts
+from dami_router.rollouts.gathering import grid_of
+from dami_router.rollouts.grid import Figure, Grid, Point, dominated
+from dami_router.rollouts.records import Rollout, read_rollouts, write_rollouts
 
 UNIT = st.floats(0.0, 1.0)
 LINE = {"query_id": "q1", "query": "1+1", "lambda": 0.5, "correct": True, "tokens": 7}
@@ -27,7 +28,7 @@ def rollout(query: str, lambda_: float, correct: float, tokens: int) -> Rollout:
 
 def grid() -> Grid:
     """Two queries, three variants: q1 needs λ=1, q2 is right everywhere."""
-    return Grid.of(
+    return grid_of(
         [
             rollout("q1", 0.0, 0, 2),
             rollout("q1", 0.5, 0, 10),
@@ -98,7 +99,7 @@ def test_points_are_looked_up() -> None:
 @settings(deadline=None)
 def test_no_choice_beats_the_oracle(rows: list[list[tuple[float, int]]]) -> None:
     """The oracle is at least as accurate as every static variant, and its interval holds its mean."""
-    made = Grid.of(
+    made = grid_of(
         rollout(str(q), i / 2, correct, tokens) for q, row in enumerate(rows) for i, (correct, tokens) in enumerate(row)
     )
     oracle = made.routed(made.oracle())
@@ -110,11 +111,11 @@ def test_no_choice_beats_the_oracle(rows: list[list[tuple[float, int]]]) -> None
 def test_incomplete_rollouts_are_refused() -> None:
     """A query that a variant did not answer, or answered twice, is named."""
     with pytest.raises(MisuseError, match=r"`q2` has no rollout at λ=0\.5"):
-        Grid.of([rollout("q1", 0, 1, 1), rollout("q1", 0.5, 1, 1), rollout("q2", 0, 1, 1)])
+        grid_of([rollout("q1", 0, 1, 1), rollout("q1", 0.5, 1, 1), rollout("q2", 0, 1, 1)])
     with pytest.raises(MisuseError, match="two rollouts"):
-        Grid.of([rollout("q1", 0, 1, 1), rollout("q1", 0, 1, 1)])
+        grid_of([rollout("q1", 0, 1, 1), rollout("q1", 0, 1, 1)])
     with pytest.raises(MisuseError, match="no rollouts"):
-        Grid.of([])
+        grid_of([])
 
 
 def test_dominated_points_are_found() -> None:

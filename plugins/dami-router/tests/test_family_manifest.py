@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from dami_router.errors import CheckpointError, MisuseError
-from dami_router.family import MANIFEST, MAX_MANIFEST_BYTES, Family, json_schema, load_family, parse_family
+from dami_router.manifest.family import MANIFEST, MAX_MANIFEST_BYTES, json_schema, load_family, parse_family
+from dami_router.manifest.published import open_family
 
 SHA, COMMIT = "0123456789abcdef" * 4, "0123456789" * 4
 
@@ -195,7 +196,7 @@ def test_a_family_is_found_in_its_folder_or_by_its_file(tmp_path: Path) -> None:
     """Both give the same; a file may have any name."""
     (tmp_path / MANIFEST).write_text(json.dumps(manifest()))
     (tmp_path / "other.json").write_text(json.dumps(manifest(name="Other")))
-    assert load_family(tmp_path) == load_family(tmp_path / MANIFEST) == Family.load(str(tmp_path))
+    assert load_family(tmp_path) == load_family(tmp_path / MANIFEST) == open_family(str(tmp_path))
     assert load_family(tmp_path / "other.json").name == "Other"
 
 

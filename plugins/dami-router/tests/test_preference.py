@@ -14,19 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dami_router.crossvalidation import folds_of
 from dami_router.errors import DamiError, FailureError, MisuseError
-from dami_router.estimators.base import Estimate, EstimationError, Estimator, Query
 from dami_router.estimators.basis import Basis
 from dami_router.estimators.bradley_terry import ideal, loss, preferences
 from dami_router.estimators.cuts import Cuts
 from dami_router.estimators.descent import minimise
+from dami_router.estimators.estimator import Estimator
+from dami_router.estimators.features import STATISTICS, HashedText, statistics
+from dami_router.estimators.log_probs import EstimationError
 from dami_router.estimators.preference import Preference
+from dami_router.estimators.query import Estimate, Query
 from dami_router.estimators.store import load, save
-from dami_router.estimators.training import Settings, train
-from dami_router.evaluation import Grid
-from dami_router.features import STATISTICS, HashedText, statistics
-from dami_router.rollouts import Rollout
+from dami_router.estimators.training import TrainingSettings, train
+from dami_router.rollouts.folds import folds_of
+from dami_router.rollouts.gathering import grid_of
+from dami_router.rollouts.records import Rollout
 
 LAMBDAS = (0.0, 0.5, 1.0)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -49,12 +51,12 @@ def rollouts(count: int, *, seed: int = 0, confidence: bool = False) -> list[Rol
 @pytest.fixture(scope="module")
 def trained() -> Preference:
     """One estimator, trained on 200 questions."""
-    return train(Grid.of(rollouts(200)), Settings(knots=4))
+    return train(grid_of(rollouts(200)), TrainingSettings(knots=4))
 
 
 def test_it_learns_which_queries_need_thinking(trained: Preference) -> None:
     """On 19 of 20 new questions or more, λ is 1 where only thinking helps, and 0 where it only costs."""
-    held = Grid.of(rollouts(100, seed=1))
+    held = grid_of(rollouts(100, seed=1))
     found = zip(held.texts, trained.lambdas(held.texts), strict=True)
     assert sum(x == (1.0 if text.startswith("hard") else 0.0) for text, x in found) >= 95
 
@@ -69,7 +71,7 @@ def test_it_is_an_estimator(trained: Preference) -> None:
 
 def test_training_is_deterministic(trained: Preference) -> None:
     """The same rollouts give the same bits."""
-    again = train(Grid.of(rollouts(200)), Settings(knots=4))
+    again = train(grid_of(rollouts(200)), TrainingSettings(knots=4))
     assert np.array_equal(again.parameters, trained.parameters)
     assert again.cuts == trained.cuts
 
@@ -184,7 +186,7 @@ def test_confidence_is_a_feature_and_is_asked_for() -> None:
         async def estimate(self, query: Query) -> Estimate:
             return Estimate(0.5, self.name, {"confidence": 0.2 if "hard" in query.text else 0.8})
 
-    made = train(Grid.of(rollouts(120, confidence=True)), Settings(knots=4))
+    made = train(grid_of(rollouts(120, confidence=True)), TrainingSettings(knots=4))
     assert made.evidence == ("confidence",)
     query = Query("hard question about things things things number 0 500")
     with pytest.raises(EstimationError, match="nobody gives it"):
@@ -197,7 +199,7 @@ def test_a_saved_estimator_says_the_same(trained: Preference, tmp_path: Path) ->
     """What is saved reads back with equal λ, and holds no pickle and no training text."""
     save(trained, tmp_path / "est")
     again = load(tmp_path / "est")
-    texts = Grid.of(rollouts(20, seed=2)).texts
+    texts = grid_of(rollouts(20, seed=2)).texts
     assert again.lambdas(texts) == trained.lambdas(texts)
     assert again.trained_on == trained.trained_on
     assert {f.name for f in (tmp_path / "est").iterdir()} == {"estimator.json", "weights.safetensors"}
@@ -236,7 +238,7 @@ def test_a_foreign_description_is_refused(
 @cache
 def tiny() -> Preference:
     """The smallest estimator that is worth saving."""
-    return train(Grid.of(rollouts(20)), Settings(knots=1, folds=2), encoder=HashedText(4))
+    return train(grid_of(rollouts(20)), TrainingSettings(knots=1, folds=2), encoder=HashedText(4))
 
 
 @given(position=st.floats(0, 1), byte=st.integers(0, 255))
@@ -281,13 +283,13 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
 def test_settings_without_meaning_are_refused(bad: dict[str, float], message: str) -> None:
     """A price, margin, number of folds or seed out of range is one message."""
     with pytest.raises(MisuseError, match=message):
-        Settings(**bad)  # type: ignore[arg-type]
+        TrainingSettings(**bad)  # type: ignore[arg-type]
 
 
 def test_one_variant_cannot_be_trained_on() -> None:
     """Rollouts of one λ alone say that two are needed."""
     with pytest.raises(MisuseError, match="at least two variants"):
-        train(Grid.of([Rollout("a", "x", 0.5, 1.0, 3)]))
+        train(grid_of([Rollout("a", "x", 0.5, 1.0, 3)]))
 
 
 @pytest.mark.parametrize(("correct", "tokens"), [(1.0, 7), (0.0, 7), (1.0, 0)])
@@ -295,14 +297,14 @@ def test_rollouts_that_prefer_nothing_are_refused(correct: float, tokens: int) -
     """All right, all wrong or all without tokens, at one cost: there is nothing to learn, and it says so."""
     same = [Rollout(f"q{i}", f"text {i}", x, correct, tokens) for i in range(20) for x in LAMBDAS]
     with pytest.raises(MisuseError, match="prefer no variant"):
-        train(Grid.of(same))
+        train(grid_of(same))
 
 
 @pytest.mark.parametrize("correct", [0.0, 1.0])
 def test_one_class_only_gives_the_cheapest(correct: float) -> None:
     """Where every answer is right, or every one wrong, the cheapest variant is what pays."""
     made = train(
-        Grid.of([Rollout(f"q{i}", f"text {i}", x, correct, int(10 + 90 * x)) for i in range(60) for x in LAMBDAS])
+        grid_of([Rollout(f"q{i}", f"text {i}", x, correct, int(10 + 90 * x)) for i in range(60) for x in LAMBDAS])
     )
     assert set(made.lambdas([f"new {i}" for i in range(20)])) == {0.0}
 
@@ -310,7 +312,7 @@ def test_one_class_only_gives_the_cheapest(correct: float) -> None:
 def test_too_few_queries_are_refused() -> None:
     """Fewer different queries than folds cannot be split."""
     with pytest.raises(MisuseError, match="cannot be split into 5 folds"):
-        train(Grid.of(rollouts(3)))
+        train(grid_of(rollouts(3)))
 
 
 @given(labels=st.lists(st.integers(0, 6), min_size=8, max_size=40), folds=st.integers(2, 4), seed=st.integers(0, 99))

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dami_router.embeddings import EndpointEncoder
 from dami_router.errors import MisuseError
-from dami_router.estimators.base import EstimationError, Query
+from dami_router.estimators.embeddings import EndpointEncoder
+from dami_router.estimators.log_probs import EstimationError
+from dami_router.estimators.query import Query
 from dami_router.estimators.store import load, save
-from dami_router.estimators.training import Settings, train
-from dami_router.evaluation import Grid
-from dami_router.rollouts import Rollout
+from dami_router.estimators.training import TrainingSettings, train
+from dami_router.rollouts.gathering import grid_of
+from dami_router.rollouts.records import Rollout
 
 
 class Server(HTTPServer):
@@ -75,7 +76,7 @@ def test_training_and_estimating_on_embeddings(server: Server, tmp_path: Path, m
         for i in range(80)
         for x in (0.0, 1.0)
     ]
-    made = train(Grid.of(rows), Settings(knots=2), encoder=EndpointEncoder(address(server), "tiny"))
+    made = train(grid_of(rows), TrainingSettings(knots=2), encoder=EndpointEncoder(address(server), "tiny"))
     save(made, tmp_path / "est")
     assert "127.0.0.1" not in (tmp_path / "est" / "estimator.json").read_text()
     with pytest.raises(MisuseError, match="where is that model served"):

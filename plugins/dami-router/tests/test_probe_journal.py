@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dami_router.calibration.journal import journal
+from dami_router.calibration.probe_journal import journal
 from dami_router.errors import FailureError, MisuseError
 
 SETTINGS = {"tokens": 4, "url": "http://a"}

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dami_router.calls import BrokenError
+from dami_router.messages.tokens import TokenCount
 from dami_router.proxy.relay import relay, reply_headers
 from dami_router.proxy.wire import (
     ClientGoneError,
@@ -25,7 +25,7 @@ from dami_router.proxy.wire import (
     send_json,
     send_whole,
 )
-from dami_router.tokens import TokenCount
+from dami_router.upstream.reply import BrokenError
 
 HEADERS = [(b"content-type", b"text/event-stream")]
 MIB = 1 << 20

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dami_router import __version__
-from dami_router.collecting.journal import journal, rollouts_of, settings_path
-from dami_router.collecting.settings import Settings
+from dami_router.collecting.rollout_journal import journal, rollouts_of, settings_path
+from dami_router.collecting.settings import QuestionSettings
 from dami_router.datasets import Question
 from dami_router.errors import FailureError, MisuseError
 
-SETTINGS = Settings("number")
+SETTINGS = QuestionSettings("number")
 QUESTIONS = {f"q{i}": Question(f"q{i}", f"{i}+{i}?", str(2 * i), "data.jsonl") for i in range(3)}
 MODELS = {0.0: "v-l000", 1.0: "v-l100"}
 
@@ -32,7 +32,7 @@ def row(number: int = 0, lambda_: float = 0.0, **more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write(path: Path, *rows: dict[str, Any], settings: Settings = SETTINGS) -> None:
+def write(path: Path, *rows: dict[str, Any], settings: QuestionSettings = SETTINGS) -> None:
     """Run once: append rows, a call for each."""
     with journal(path, settings, "data.jsonl") as opened:
         for one in rows:
@@ -145,7 +145,7 @@ def test_a_write_that_takes_only_a_part_goes_on(path: Path, monkeypatch: pytest.
     assert lines(path) == [row(0), row(1)]
 
 
-def refusal(path: Path, settings: Settings = SETTINGS) -> MisuseError | FailureError:
+def refusal(path: Path, settings: QuestionSettings = SETTINGS) -> MisuseError | FailureError:
     """Return why a run may not go on with a file."""
     with pytest.raises((MisuseError, FailureError)) as caught, journal(path, settings, "data.jsonl"):
         pass
@@ -213,7 +213,7 @@ def test_other_settings_are_named(path: Path) -> None:
 
 def test_settings_are_kept_beside_the_rollouts(path: Path) -> None:
     """Readable JSON: what wrote it, the dataset, the settings; the first run writes it, a later one leaves it."""
-    with journal(path, Settings("number", system="λ"), "data.jsonl") as opened:
+    with journal(path, QuestionSettings("number", system="λ"), "data.jsonl") as opened:
         assert opened.empty
         opened.append([row(0)])
         assert not opened.empty
@@ -222,12 +222,12 @@ def test_settings_are_kept_beside_the_rollouts(path: Path) -> None:
     text = file.read_text(encoding="utf-8")
     assert json.loads(text) == {
         "created_with": f"dami-router {__version__}", "dataset": "data.jsonl",
-        "settings": Settings("number", system="λ").as_dict(),
+        "settings": QuestionSettings("number", system="λ").as_dict(),
     }  # fmt: skip
     assert '\n  "dataset"' in text
     assert "λ" in text
     assert text.endswith("}\n")
-    with journal(path, Settings("number", system="λ"), "elsewhere.jsonl"):
+    with journal(path, QuestionSettings("number", system="λ"), "elsewhere.jsonl"):
         pass
     assert file.read_text(encoding="utf-8") == text
 

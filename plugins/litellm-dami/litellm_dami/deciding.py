@@ -11,10 +11,11 @@ import logging
 import os
 from pathlib import Path
 
-from dami_router.config import RouterConfig, load_config
+from dami_router.choosing.policy import nearest
+from dami_router.config.router_yml import load_config
+from dami_router.config.specs import RouterConfig
 from dami_router.errors import DamiError, MisuseError
-from dami_router.policy import nearest
-from dami_router.request import Request
+from dami_router.messages.request import Request
 from dami_router.router import Decision, Router, UnknownModelError
 
 __all__ = ["VARIABLE", "Decider", "Source", "router_file"]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from dami_router.request import Request, read_request
+from dami_router.messages.request import Request, read_request
 
 __all__ = ["request_of"]
 

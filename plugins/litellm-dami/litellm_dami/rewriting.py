@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dami_router.budget import Entry
-from dami_router.request import Request
+from dami_router.choosing.budget import Entry
+from dami_router.messages.request import Request
 from dami_router.router import Decision
 from litellm_dami.deciding import Decider
 from litellm_dami.reading import request_of

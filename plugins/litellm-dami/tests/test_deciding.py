@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import litellm_dami
-from dami_router.config import RouterConfig, load_config, parse_config
+from dami_router.config.router_yml import load_config, parse_config
+from dami_router.config.specs import RouterConfig
 from dami_router.errors import MisuseError, RecipeError
 from litellm_dami.classifying import DamiClassifier
 from litellm_dami.deciding import Decider, router_file

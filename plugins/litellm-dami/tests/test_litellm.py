@@ -35,7 +35,7 @@ SECRET = "ZEBRAFISH"
 # An estimator of another distribution: it fails, hangs or answers as it is told to.
 STRANGER = f'''
 import asyncio
-from dami_router.estimators.base import Estimate
+from dami_router.estimators.estimator import Estimate
 
 class Moody:
     name = "moody"

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from dami_router.backends.base import Post
-from dami_router.estimators.base import Query
-from dami_router.served import Ability, BusyError, EstimationError, Probe, Prompt, Token, UnableError
-from dami_router.thinking import CLOSE, OPEN
+from dami_router.backends.backend import Post
+from dami_router.estimators.log_probs import Ability, BusyError, EstimationError, Probe, Prompt, Token, UnableError
+from dami_router.estimators.query import Query
+from dami_router.messages.thinking import CLOSE, OPEN
 
 __all__ = ["CLOSED", "LogProbs", "asked", "at", "made_probe", "number", "read_chat", "required", "whole_numbers"]
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from dami_router.backends.base import Post
+from dami_router.backends.backend import Post
 from dami_router.backends.logprobs import CLOSED, asked, at, made_probe, number, read_chat, required, whole_numbers
-from dami_router.estimators.base import Query
-from dami_router.served import EstimationError, Probe, Prompt, Token, UnableError
+from dami_router.estimators.log_probs import EstimationError, Probe, Prompt, Token, UnableError
+from dami_router.estimators.query import Query
 
 __all__ = ["OpenAILogProbs"]
 

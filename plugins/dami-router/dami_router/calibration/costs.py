@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from dami_router.config import VariantSpec
+from dami_router.config.specs import VariantSpec
 from dami_router.errors import MisuseError
-from dami_router.rollouts import Rollout
+from dami_router.rollouts.records import Rollout
 
 __all__ = ["Cost", "LambdaCost", "TokenCosts", "Unit", "tokens_of_rollouts", "tokens_of_variants"]
 

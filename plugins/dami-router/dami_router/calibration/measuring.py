@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from dami_router.calibration.journal import Journal, Scores
-from dami_router.estimators.base import EstimationError, Query
+from dami_router.calibration.probe_journal import ProbeJournal, Scores
 from dami_router.estimators.calibrated import FORMS, Form
-from dami_router.estimators.confidence import Choice, Confidence, Measured, digest
-from dami_router.served import BusyError
+from dami_router.estimators.confidence import Choice, Confidence, ConfidenceScore, digest
+from dami_router.estimators.log_probs import BusyError, EstimationError
+from dami_router.estimators.query import Query
 
 __all__ = ["Collection", "collect", "forms_of", "key_of"]
 
@@ -48,7 +48,7 @@ async def forms_of(estimator: Confidence, form: Choice, query: Query) -> tuple[F
 
 
 async def collect(
-    estimator: Confidence, forms: Sequence[Form], texts: Sequence[str], into: Journal, concurrency: int,
+    estimator: Confidence, forms: Sequence[Form], texts: Sequence[str], into: ProbeJournal, concurrency: int,
     say: Callable[[str], None],
 ) -> Collection:  # fmt: skip
     """Measure every query that `into` has not, `concurrency` at a time."""
@@ -90,7 +90,7 @@ async def _scores(each: dict[Form, Confidence], query: Query) -> Scores:
     return found
 
 
-async def _patiently(estimator: Confidence, query: Query) -> Measured:
+async def _patiently(estimator: Confidence, query: Query) -> ConfidenceScore:
     for pause in _PAUSES:
         try:
             return await estimator.measure(query)

@@ -7,18 +7,18 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from dami_router.request import read_request
+from dami_router.messages.request import read_request
+from dami_router.messages.thinking import CLOSE, split_thinking
+from dami_router.messages.tokens import TokenCount
 from dami_router.router import Decision, NoAnswerError, NoVariantError, Router
-from dami_router.thinking import CLOSE, split_thinking
-from dami_router.tokens import TokenCount
 
-__all__ = ["Asked", "Target", "UnusableError", "ask"]
+__all__ = ["RolloutTarget", "UnusableError", "VariantAnswer", "ask"]
 
 _HEADERS = {"content-type": "application/json"}
 
 
 @dataclass(frozen=True)
-class Target:
+class RolloutTarget:
     """Who is to answer at λ: a variant's id, or `live`. Nobody may take its place; `model` is its name for clients."""
 
     lambda_: float
@@ -28,7 +28,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Asked:
+class VariantAnswer:
     """An answer: `text` as it came, `answer` without thoughts; tokens generated; seconds."""
 
     text: str
@@ -47,7 +47,7 @@ class UnusableError(Exception):
         self.why, self.final, self.retry_after = why, final, retry_after
 
 
-async def ask(router: Router, target: Target, body: dict[str, Any]) -> Asked:
+async def ask(router: Router, target: RolloutTarget, body: dict[str, Any]) -> VariantAnswer:
     """Send one chat to one variant, with the router's own tries; raises UnusableError."""
     request = read_request("/v1/chat/completions", "openai", json.dumps(body).encode(), _HEADERS)
     decision = Decision(target.lambda_, target.variant, "pinned", 0.0, (target.variant,))
@@ -67,7 +67,7 @@ async def ask(router: Router, target: Target, body: dict[str, Any]) -> Asked:
     return _read(reply, target, time.perf_counter() - begun)
 
 
-def _read(reply: bytes, target: Target, seconds: float) -> Asked:
+def _read(reply: bytes, target: RolloutTarget, seconds: float) -> VariantAnswer:
     try:
         choice = json.loads(reply)["choices"][0]
         message, finish = choice["message"], choice.get("finish_reason")
@@ -86,11 +86,11 @@ def _read(reply: bytes, target: Target, seconds: float) -> Asked:
     text = text.encode("utf-8", "replace").decode()  # half a character would be no JSON line
     if isinstance(separate, str) and separate:
         separate = separate.encode("utf-8", "replace").decode()
-        return Asked(f"<think>{separate}{CLOSE}{text}", text, True, tokens, finish, seconds)
+        return VariantAnswer(f"<think>{separate}{CLOSE}{text}", text, True, tokens, finish, seconds)
     # A block that the template opened, and that was neither closed nor cut off, was not used as one.
     opened = target.opens_think and (CLOSE in text or finish == "length")
     thoughts, answer = split_thinking(text, opened)
-    return Asked(text, answer, thoughts is not None, tokens, finish, seconds)
+    return VariantAnswer(text, answer, thoughts is not None, tokens, finish, seconds)
 
 
 def _said(reply: bytes) -> str:

@@ -10,9 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from dami_router.collecting.asking import Asked, Target, UnusableError, ask
-from dami_router.collecting.journal import Journal, Key
-from dami_router.collecting.settings import Settings
+from dami_router.collecting.asking import RolloutTarget, UnusableError, VariantAnswer, ask
+from dami_router.collecting.rollout_journal import Key, RolloutJournal
+from dami_router.collecting.settings import QuestionSettings
 from dami_router.datasets import Question
 from dami_router.grading import Grader
 from dami_router.router import Router
@@ -40,7 +40,7 @@ class Outcome:
 class _Lane:
     """The work of one server, or of one variant's replicas; `answered` counts what it has answered."""
 
-    work: list[tuple[Target, Question, int]]
+    work: list[tuple[RolloutTarget, Question, int]]
     answered: int = 0
     lost: bool = False
 
@@ -49,7 +49,7 @@ class Collector:
     """Asks for rollouts. `patience`: seconds for which a failing request is tried again before it is left."""
 
     def __init__(
-        self, router: Router, settings: Settings, grader: Grader | None, *, concurrency: int, patience: float
+        self, router: Router, settings: QuestionSettings, grader: Grader | None, *, concurrency: int, patience: float
     ) -> None:
         self._router, self._settings, self._grader = router, settings, grader
         self._concurrency, self._patience = concurrency, patience
@@ -57,7 +57,10 @@ class Collector:
         self._rows: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
 
     async def run(
-        self, lanes: Sequence[Sequence[tuple[Target, Question, int]]], into: Journal, on_progress: Callable[[], None]
+        self,
+        lanes: Sequence[Sequence[tuple[RolloutTarget, Question, int]]],
+        into: RolloutJournal,
+        on_progress: Callable[[], None],
     ) -> Outcome:
         """Ask for everything in the lanes, each with `concurrency` requests under way; cancelled, keep what came."""
         writer = asyncio.create_task(self._write(into, on_progress))
@@ -76,7 +79,7 @@ class Collector:
             await writer
         return self.outcome
 
-    async def _lanes(self, lanes: Sequence[Sequence[tuple[Target, Question, int]]]) -> None:
+    async def _lanes(self, lanes: Sequence[Sequence[tuple[RolloutTarget, Question, int]]]) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 for items in lanes:
@@ -102,7 +105,7 @@ class Collector:
             lane.answered += 1
             self._rows.put_nowait(await self._graded(target, question, sample, asked))
 
-    async def _patiently(self, target: Target, question: Question, sample: int) -> Asked:
+    async def _patiently(self, target: RolloutTarget, question: Question, sample: int) -> VariantAnswer:
         body = self._settings.request(target.model, question.text, sample)
         now = asyncio.get_running_loop().time
         end, pause = 0.0, _FIRST_PAUSE
@@ -117,18 +120,20 @@ class Collector:
                 await asyncio.sleep(wait)
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
-    async def _graded(self, target: Target, question: Question, sample: int, asked: Asked) -> dict[str, Any]:
+    async def _graded(
+        self, target: RolloutTarget, question: Question, sample: int, given: VariantAnswer
+    ) -> dict[str, Any]:
         row: dict[str, Any] = {"query_id": question.id, "query": question.text, "lambda": target.lambda_}
         if self._grader is not None:
-            score = await asyncio.to_thread(self._grader.grade, asked.answer, question.expected or "")
+            score = await asyncio.to_thread(self._grader.grade, given.answer, question.expected or "")
             row["correct"] = bool(score) if score in (0.0, 1.0) else score
-        row |= {"tokens": asked.tokens, "sample": sample, "model": target.model}
-        row["answer"] = asked.text if self._settings.keep_thoughts else asked.answer
-        optional = {"expected": question.expected, "finish_reason": asked.finish_reason}
+        row |= {"tokens": given.tokens, "sample": sample, "model": target.model}
+        row["answer"] = given.text if self._settings.keep_thoughts else given.answer
+        optional = {"expected": question.expected, "finish_reason": given.finish_reason}
         row |= {key: value for key, value in optional.items() if value is not None}
-        return row | {"think": asked.think, "latency_s": round(asked.latency_s, 6)}
+        return row | {"think": given.think, "latency_s": round(given.latency_s, 6)}
 
-    async def _write(self, into: Journal, on_progress: Callable[[], None]) -> None:
+    async def _write(self, into: RolloutJournal, on_progress: Callable[[], None]) -> None:
         """Write rows as they come, all that wait in one go; None ends it."""
         going = True
         while going:

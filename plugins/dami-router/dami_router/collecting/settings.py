@@ -9,14 +9,14 @@ from typing import Any
 
 from dami_router.errors import MisuseError
 
-__all__ = ["Settings"]
+__all__ = ["QuestionSettings"]
 
 _PLACE = "{query}"
 _OURS = ("model", "messages", "stream", "n", "max_tokens", "temperature", "seed")
 
 
 @dataclass(frozen=True)
-class Settings:
+class QuestionSettings:
     """How each question is asked: `template` has `{query}` where the question goes.
 
     `max_tokens` and `seed` None leave them to the server. `body` holds further fields of each request, such

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from dami_router.rollouts import Rollout
+from dami_router.rollouts.records import Rollout
 
 __all__ = ["HEADER", "Tally", "summed_up"]
 

@@ -25,7 +25,7 @@ def ask(output: Output, config: Path, query: str, effort: str | None, model: str
     """Answer one query."""
     import asyncio
 
-    from dami_router.commands.asking import ask as answer
+    from dami_router.commands.one_query import ask as answer
 
     decision, variant, completion = asyncio.run(answer(config, query, model, effort, max_tokens))
     output.note(f"λ = {decision.lambda_:g} by {decision.estimator}, answered by {variant}")

@@ -130,9 +130,9 @@ class _Run:
         """Check what is wanted against what is served, before anything is asked."""
         from dami_router.calibration.costs import LambdaCost, tokens_of_rollouts, tokens_of_variants
         from dami_router.calibration.fitting import Wish
-        from dami_router.calibration.serving import largest, rule_of
-        from dami_router.pinning import LIVE
-        from dami_router.rollouts import read_rollouts
+        from dami_router.calibration.served_lambda import largest, rule_of
+        from dami_router.messages.pinning import LIVE
+        from dami_router.rollouts.records import read_rollouts
 
         top = max_lambda or largest(self._router)
         if unit == "lambda" and mean >= top:
@@ -150,9 +150,9 @@ class _Run:
         """Measure what is missing; fit; raises FailureError where too many queries gave nothing."""
         from dataclasses import replace
 
-        from dami_router.calibration.journal import journal
         from dami_router.calibration.measuring import collect, forms_of
-        from dami_router.estimators.base import Query
+        from dami_router.calibration.probe_journal import journal
+        from dami_router.estimators.query import Query
 
         settings = {
             "tokens": self._estimator.tokens, "form": self._form,
@@ -202,9 +202,9 @@ class _Run:
         """Write the map and tell what it gives."""
         import json
 
-        from dami_router import __version__
-        from dami_router.durable import write_atomically
         from dami_router.estimators.calibrated import CalibratedMap
+        from dami_router.shared.durable import write_atomically
+        from dami_router.version import __version__
 
         results = [fitted.as_dict() for fitted in self._fitted]
         about = {"created_with": f"dami-router {__version__}", "results": results}

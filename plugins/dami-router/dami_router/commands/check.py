@@ -17,10 +17,10 @@ import click
 from dami_router.cli import command
 from dami_router.errors import MisuseError
 from dami_router.output import Output, table
-from dami_router.suggestions import did_you_mean
+from dami_router.shared.suggestions import did_you_mean
 
 if TYPE_CHECKING:
-    from dami_router.config import RouterConfig
+    from dami_router.config.specs import RouterConfig
 
 __all__ = ["GROUP", "check", "check_router", "kind_of"]
 
@@ -54,7 +54,7 @@ _ROUTER = (
 @click.option("--probe", is_flag=True, help="Of a router.yml: ask every server who it is and what it can do.")
 def check(output: Output, config: Path, probe: bool) -> int:
     """Check one file."""
-    from dami_router.strict_yaml import load
+    from dami_router.shared.strict_yaml import load
 
     if kind_of(load(config).data) == "router":
         return check_router(output, config, probe=probe)
@@ -75,8 +75,8 @@ def kind_of(data: dict[str, Any]) -> str:
 def check_router(output: Output, path: Path, *, probe: bool = False) -> int:
     """Check a router.yml; returns 1 where a server is down or serves something else."""
     from dami_router.commands.servers import probe as ask
-    from dami_router.config import is_section, load_config, load_section
-    from dami_router.config_advice import advise, left_out
+    from dami_router.config.config_advice import advise, left_out
+    from dami_router.config.router_yml import is_section, load_config, load_section
 
     bare = is_section(path)
     if bare and probe:

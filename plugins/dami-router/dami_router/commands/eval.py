@@ -13,9 +13,9 @@ from dami_router.errors import MisuseError
 from dami_router.output import Output, table
 
 if TYPE_CHECKING:
-    from dami_router.comparison import Comparison
-    from dami_router.evaluation import Grid
-    from dami_router.family import Family
+    from dami_router.evaluating.comparison import Comparison
+    from dami_router.manifest.family import Family
+    from dami_router.rollouts.grid import Grid
 
 
 @command(
@@ -57,11 +57,11 @@ def evaluate(
     found = _compare(output, grid, estimators, folds, price, seed)
     data = found.as_dict()
     if report:
-        from dami_router.report import write_report
+        from dami_router.evaluating.report import write_report
 
         data["report"] = str(write_report(found, report, title=f"Routing on {rollouts.name}"))
     if manifest and family:
-        from dami_router.measuring import write_measured
+        from dami_router.evaluating.measured import write_measured
 
         write_measured(family, manifest, grid, benchmark or rollouts.name.split(".")[0])
         data["manifest"] = str(manifest)
@@ -69,11 +69,11 @@ def evaluate(
 
 
 def _compare(output: Output, grid: Grid, places: tuple[str, ...], folds: int, price: float, seed: int) -> Comparison:
-    from dami_router.comparison import compare, cross_validated, length_of_query, unseen, with_estimator
     from dami_router.estimators.installed import named
-    from dami_router.estimators.training import Settings
+    from dami_router.estimators.training import TrainingSettings
+    from dami_router.evaluating.comparison import compare, cross_validated, length_of_query, unseen, with_estimator
 
-    settings = Settings(price=price, seed=seed)
+    settings = TrainingSettings(price=price, seed=seed)
     made = {place: named(place) for place in places}
     kept = unseen(grid, list(made.values()))
     if len(kept.queries) < len(grid.queries):
@@ -89,7 +89,7 @@ def _compare(output: Output, grid: Grid, places: tuple[str, ...], folds: int, pr
 
 
 def _family(manifest: Path, grid: Grid) -> Family:
-    from dami_router.family import load_family
+    from dami_router.manifest.family import load_family
 
     family = load_family(manifest)
     known = [variant.lambda_ for variant in family.variants]
@@ -99,7 +99,7 @@ def _family(manifest: Path, grid: Grid) -> Family:
 
 
 def _show(output: Output, found: Comparison, data: dict[str, object]) -> None:
-    from dami_router.report import HEADER, rows
+    from dami_router.evaluating.report import HEADER, rows
 
     gone = ", ".join(f"λ={x:g}" for x in found.dominated) or "none"
     # The first estimator's figures also stand at the top, where a script looks for them.

@@ -73,8 +73,8 @@ def rollout(
     import asyncio
     from dataclasses import replace
 
-    from dami_router.collecting.settings import Settings
-    from dami_router.commands.rollout_run import Run
+    from dami_router.collecting.settings import QuestionSettings
+    from dami_router.commands.rollout_run import RolloutRun
     from dami_router.datasets import load_dataset
     from dami_router.grading import grader_for, grader_named
 
@@ -86,10 +86,10 @@ def rollout(
     name = grade or grader_for(q.expected for q in found.questions)
     grader = grader_named(name)
     _check_expected(found, grader)
-    settings = Settings(name, template, system, max_tokens, temperature, seed, _fields(body), keep_thoughts)
+    settings = QuestionSettings(name, template, system, max_tokens, temperature, seed, _fields(body), keep_thoughts)
     columns = f"`{found.query_column}`" + (f" and `{found.answer_column}`" if found.answer_column else "")
     output.note(f"{len(found.questions):,} questions from {columns}; grading: {name}")
-    run = Run(output, found, grader, settings, out, samples, concurrency, patience)
+    run = RolloutRun(output, found, grader, settings, out, samples, concurrency, patience)
     known = {question.id: question for question in whole.questions}
     try:
         return asyncio.run(run.collect(config_file, only, listed, known))

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from dami_router.errors import FailureError, MisuseError
-from dami_router.evaluation import Grid
-from dami_router.rollouts import read_rollouts
+from dami_router.rollouts.gathering import grid_of
+from dami_router.rollouts.grid import Grid
+from dami_router.rollouts.records import read_rollouts
 
 __all__ = ["read_confidence", "read_grid"]
 
@@ -22,7 +23,7 @@ def read_grid(rollouts: Path, confidence: Path | None = None, *, drop_incomplete
         import numpy as np
     except ImportError:
         raise FailureError("training and evaluation need numpy", hint="pip install 'dami-router[eval]'") from None
-    grid = Grid.of(read_rollouts(rollouts), drop_incomplete=drop_incomplete)
+    grid = grid_of(read_rollouts(rollouts), drop_incomplete=drop_incomplete)
     if confidence is None:
         return grid
     known = read_confidence(confidence)

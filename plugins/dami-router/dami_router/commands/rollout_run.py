@@ -6,29 +6,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dami_router.collecting.asking import Target
-from dami_router.collecting.journal import Journal, journal, rollouts_of
-from dami_router.collecting.plan import lanes, pair_of, targets
-from dami_router.collecting.progress import Progress
+from dami_router.collecting.asking import RolloutTarget
+from dami_router.collecting.rollout_journal import RolloutJournal, journal, rollouts_of
 from dami_router.collecting.run import Collector, Outcome
-from dami_router.collecting.settings import Settings
+from dami_router.collecting.run_progress import Progress
+from dami_router.collecting.settings import QuestionSettings
 from dami_router.collecting.summary import HEADER, Tally, summed_up
+from dami_router.collecting.targets import lanes, pair_of, targets
 from dami_router.datasets import Dataset, Question
 from dami_router.grading import Grader
 from dami_router.output import Output, table
 from dami_router.router import Router
 
-__all__ = ["Run"]
+__all__ = ["RolloutRun"]
 
 _MANY_CUT_OFF = 0.05
 
 
-class Run:
+class RolloutRun:
     """One call of the command, from the router to the summary."""
 
     def __init__(
-        self, output: Output, dataset: Dataset, grader: Grader | None, settings: Settings, out: Path, samples: int,
-        concurrency: int, patience: float,
+        self, output: Output, dataset: Dataset, grader: Grader | None, settings: QuestionSettings, out: Path,
+        samples: int, concurrency: int, patience: float,
     ) -> None:  # fmt: skip
         self._output, self._dataset, self._grader, self._settings = output, dataset, grader, settings
         self._out, self._samples, self._concurrency, self._patience = out, samples, concurrency, patience
@@ -48,7 +48,7 @@ class Run:
                 outcome = await self._ask(router, wanted, opened)
         return self._report(outcome)
 
-    async def _ask(self, router: Router, wanted: list[Target], opened: Journal) -> Outcome:
+    async def _ask(self, router: Router, wanted: list[RolloutTarget], opened: RolloutJournal) -> Outcome:
         work = lanes(wanted, self._dataset.questions, self._samples, opened.done)
         missing = sum(map(len, work))
         there = f"; {len(opened.done):,} are there already" if opened.done else ""

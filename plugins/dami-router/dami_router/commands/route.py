@@ -22,7 +22,7 @@ def route(output: Output, config: Path, query: str, effort: str | None, model: s
     """Decide on one query."""
     import asyncio
 
-    from dami_router.commands.asking import decide
+    from dami_router.commands.one_query import decide
 
     decision = asyncio.run(decide(config, query, model, effort))
     evidence = "".join(f"\n  {name}: {value}" for name, value in decision.evidence.items())

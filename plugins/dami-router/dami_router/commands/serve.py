@@ -13,7 +13,7 @@ from dami_router.cli import command
 from dami_router.output import Output
 
 if TYPE_CHECKING:
-    from dami_router.config import RouterConfig
+    from dami_router.config.specs import RouterConfig
 
 __all__ = ["serve"]
 
@@ -36,7 +36,7 @@ __all__ = ["serve"]
 @click.option("--check", is_flag=True, help="Serve nothing: say what would be served.")
 def serve(output: Output, config: Path, host: str, port: int, check: bool) -> int:
     """Serve, or check."""
-    from dami_router.config import load_config
+    from dami_router.config.router_yml import load_config
 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("asyncio").setLevel(logging.WARNING)
@@ -45,7 +45,7 @@ def serve(output: Output, config: Path, host: str, port: int, check: bool) -> in
         return _check(output, config, found)
     if not found.api_keys and host not in ("127.0.0.1", "::1", "localhost"):
         output.warning(f"{host} can be reached from elsewhere, and no API key is asked for; see api_keys_env")
-    from dami_router.proxy.serve import serve as run
+    from dami_router.proxy.server import serve as run
 
     run(found, host, port, lambda address: output.result(f"serving {found.name} at {address}", {"address": address}))
     return 0
@@ -53,7 +53,7 @@ def serve(output: Output, config: Path, host: str, port: int, check: bool) -> in
 
 def _check(output: Output, path: Path, config: RouterConfig) -> int:
     from dami_router.commands.servers import probe
-    from dami_router.config_advice import left_out
+    from dami_router.config.config_advice import left_out
 
     servers, beaten = probe(config), left_out(config)
     note = f"\nleft out, since another variant is as accurate and as cheap: {', '.join(beaten)}" if beaten else ""

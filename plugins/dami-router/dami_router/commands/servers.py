@@ -6,18 +6,18 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from dami_router.config import RouterConfig
-from dami_router.fleet import Replica
+from dami_router.config.specs import RouterConfig
 from dami_router.output import table
 from dami_router.router import Router
+from dami_router.upstream.fleet import Replica
 
-__all__ = ["Servers", "probe"]
+__all__ = ["ServerTable", "probe"]
 
 _HEADER = ("variant", "λ", "protocol", "url", "health", "what it can do, or what is wrong")
 
 
 @dataclass(frozen=True)
-class Servers:
+class ServerTable:
     """What was found: a mapping for each server."""
 
     found: tuple[dict[str, Any], ...]
@@ -32,7 +32,7 @@ class Servers:
         return table(_HEADER, [_row(facts) for facts in self.found])
 
 
-def probe(config: RouterConfig) -> Servers:
+def probe(config: RouterConfig) -> ServerTable:
     """Ask every server of a configuration; generates one token on each that is alive."""
 
     async def look() -> Router:
@@ -41,7 +41,7 @@ def probe(config: RouterConfig) -> Servers:
             await asyncio.gather(*(router.prober.explore(replica) for replica in router.fleet.replicas))
         return router
 
-    return Servers(tuple(_facts(replica) for replica in asyncio.run(look()).fleet.replicas))
+    return ServerTable(tuple(_facts(replica) for replica in asyncio.run(look()).fleet.replicas))
 
 
 def _facts(replica: Replica) -> dict[str, Any]:

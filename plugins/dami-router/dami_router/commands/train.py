@@ -48,10 +48,10 @@ def train(
         raise MisuseError(f"{out}: already there", hint="choose a new folder, or remove it")
     grid = read_grid(rollouts, confidence, drop_incomplete=drop_incomplete)
     from dami_router.estimators.store import save
-    from dami_router.estimators.training import Settings
+    from dami_router.estimators.training import TrainingSettings
     from dami_router.estimators.training import train as fit
 
-    settings = Settings(price=price, budget=budget, margin=margin, seed=seed)
+    settings = TrainingSettings(price=price, budget=budget, margin=margin, seed=seed)
     trained = fit(grid, settings, encoder=_encoder(embeddings), note=output.note)
     save(trained, out)
     about = dict(trained.about)
@@ -70,7 +70,7 @@ def _encoder(model: str | None):  # type: ignore[no-untyped-def]
         return None
     import os
 
-    from dami_router.embeddings import EndpointEncoder
+    from dami_router.estimators.embeddings import EndpointEncoder
 
     url = os.environ.get("DAMI_EMBEDDINGS_URL")
     if not url:

@@ -14,10 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dami_router.datasets.tables import Table, find_tables
+from dami_router.datasets.finding import find_tables
+from dami_router.datasets.tables import Table
 from dami_router.errors import MisuseError
 from dami_router.grading.answers import final_answer
-from dami_router.suggestions import did_you_mean, listed
+from dami_router.shared.suggestions import did_you_mean, listed
 
 __all__ = ["Dataset", "Question", "load_dataset"]
 

@@ -13,7 +13,7 @@ from typing import IO, Any, Protocol
 
 from dami_router.errors import FailureError, MisuseError
 
-__all__ = ["SUFFIXES", "Table", "find_tables", "open_table"]
+__all__ = ["SUFFIXES", "Table"]
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 """The names of files that can be read end like this."""
@@ -37,40 +37,8 @@ class Table(Protocol):
         ...
 
 
-def find_tables(place: str, config: str | None, split: str | None) -> list[Table]:
-    """Open a file, or the files of a Hub dataset; raises MisuseError where there is neither."""
-    path = Path(place)
-    if path.is_dir():
-        raise MisuseError(f"{path}: is a folder; expected a file", hint=f"known: {', '.join(SUFFIXES)}")
-    if path.exists():
-        if config or split:
-            raise MisuseError("--config and --split are for datasets on the Hub", hint=f"{path} is a file")
-        return [open_table(path)]
-    if place.endswith(SUFFIXES) or place.startswith((".", "/", "~")):
-        raise MisuseError(f"{path}: no such file")
-    from dami_router.datasets.hub import fetch
-
-    return [open_table(file, name) for file, name in fetch(place, config, split)]
-
-
-def open_table(path: Path, name: str | None = None) -> Table:
-    """Open one file by its suffix; `name` is what messages call it."""
-    lower = path.name.lower()
-    name = name or str(path)
-    if not lower.endswith(SUFFIXES):
-        raise MisuseError(f"{name}: of an unknown kind", hint=f"known: {', '.join(SUFFIXES)}")
-    if lower.endswith(".parquet"):
-        from dami_router.datasets.parquet import ParquetTable
-
-        return ParquetTable(path, name)
-    plain = lower.removesuffix(".gz")
-    if plain.endswith((".jsonl", ".json")):
-        return _JsonLines(path, name)
-    return _Csv(path, name, "\t" if plain.endswith(".tsv") else ",")
-
-
 @dataclass(frozen=True)
-class _JsonLines:
+class JsonLines:
     path: Path
     name: str
 
@@ -94,7 +62,7 @@ class _JsonLines:
 
 
 @dataclass(frozen=True)
-class _Csv:
+class Csv:
     path: Path
     name: str
     delimiter: str

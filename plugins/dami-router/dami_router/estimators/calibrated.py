@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dami_router.durable import write_atomically
 from dami_router.errors import FailureError, MisuseError
 from dami_router.estimators.quantile import QuantileMap
+from dami_router.shared.durable import write_atomically
 
 __all__ = ["FORMS", "MOST_SCORES", "CalibratedMap", "Form"]
 

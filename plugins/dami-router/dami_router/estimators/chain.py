@@ -7,9 +7,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from dami_router.estimators.base import AsksServers, Estimate, EstimationError, Estimator, Query
+from dami_router.estimators.estimator import AsksServers, Estimator
 from dami_router.estimators.fixed import Fixed
-from dami_router.served import Servers
+from dami_router.estimators.log_probs import EstimationError, Servers
+from dami_router.estimators.query import Estimate, Query
 
 __all__ = ["Chain"]
 

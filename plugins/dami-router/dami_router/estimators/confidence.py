@@ -19,13 +19,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar, get_args
 
-from dami_router.estimators.base import Estimate, EstimationError, Query
 from dami_router.estimators.calibrated import FORMS, CalibratedMap, Form
+from dami_router.estimators.log_probs import EstimationError, Probe, Server, Servers
 from dami_router.estimators.measures import confidence, discrepancy, entropy, entropy_ratio
-from dami_router.memo import Memo
-from dami_router.served import Probe, Server, Servers
+from dami_router.estimators.query import Estimate, Query
+from dami_router.shared.memo import Memo
 
-__all__ = ["CHOICES", "Choice", "Confidence", "Measured", "digest"]
+__all__ = ["CHOICES", "Choice", "Confidence", "ConfidenceScore", "digest"]
 
 Choice = Literal["auto", "instruct", "discrepancy", "entropy"]
 CHOICES: tuple[str, ...] = get_args(Choice)
@@ -37,7 +37,7 @@ B = TypeVar("B")
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class ConfidenceScore:
     """A query's score in one form (at least 0, more is surer) with everything that was measured on the way."""
 
     form: Form
@@ -60,7 +60,7 @@ class Confidence:
     cache: int = 10_000
     servers: Servers | None = field(default=None, repr=False)
     name: str = "confidence"
-    memo: Memo[Measured] | None = field(default=None, repr=False, compare=False)
+    memo: Memo[ConfidenceScore] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.memo is None:
@@ -76,7 +76,7 @@ class Confidence:
         lambda_ = 1.0 - min(found.score, 1.0) if self.map is None else self.map(found.form, found.score)
         return Estimate(lambda_, self.name, {"form": found.form, "score": found.score, **found.evidence})
 
-    async def measure(self, query: Query) -> Measured:
+    async def measure(self, query: Query) -> ConfidenceScore:
         """Return a query's score: the one kept, or a new one; the same query is measured once at a time."""
         forms = self._forms()
         key = digest(query, forms[0], self.tokens)
@@ -105,7 +105,7 @@ class Confidence:
             return thinking is not None and thinking.can("prompt_log_probs") is not False
         return thinking is not None and False not in (instruct.can("top_n"), thinking.can("top_n"))
 
-    async def _measure(self, query: Query, forms: tuple[Form, ...]) -> Measured:
+    async def _measure(self, query: Query, forms: tuple[Form, ...]) -> ConfidenceScore:
         assert self.servers is not None
         _refuse_empty(query)
         asking = _Asking(self.servers, query, self.tokens, asyncio.get_running_loop().time() + self.timeout)
@@ -136,19 +136,19 @@ class _Asking:
     def left(self) -> float:
         return self.end - asyncio.get_running_loop().time()
 
-    async def measure(self, form: Form, probe: asyncio.Future[Probe]) -> Measured:
-        forms: Mapping[Form, Callable[[asyncio.Future[Probe]], Awaitable[Measured]]]
+    async def measure(self, form: Form, probe: asyncio.Future[Probe]) -> ConfidenceScore:
+        forms: Mapping[Form, Callable[[asyncio.Future[Probe]], Awaitable[ConfidenceScore]]]
         forms = {"instruct": self._instruct, "discrepancy": self._discrepancy, "entropy": self._entropy}
         return await forms[form](probe)
 
     async def probe(self, server: Server, top: int) -> Probe:
         return await server.probe(self.query, self.tokens, top=top, timeout=self.left)
 
-    async def _instruct(self, probe: asyncio.Future[Probe]) -> Measured:
+    async def _instruct(self, probe: asyncio.Future[Probe]) -> ConfidenceScore:
         found = await probe
         return _unsure("instruct", found) or _measured("instruct", confidence(found), found)
 
-    async def _discrepancy(self, probe: asyncio.Future[Probe]) -> Measured:
+    async def _discrepancy(self, probe: asyncio.Future[Probe]) -> ConfidenceScore:
         thinking, instruct = self._thinking(), self.servers.instruct
         close = thinking.opens_think and not instruct.opens_think
         prompt, found = await _both(thinking.prepare(self.query, close=close, timeout=self.left), probe)
@@ -157,7 +157,7 @@ class _Asking:
         apart = discrepancy(found, await thinking.score(prompt, found.text, timeout=self.left))
         return _measured("discrepancy", math.exp(min(-apart, 300.0)), found, {"discrepancy": apart})
 
-    async def _entropy(self, probe: asyncio.Future[Probe]) -> Measured:
+    async def _entropy(self, probe: asyncio.Future[Probe]) -> ConfidenceScore:
         other, found = await _both(self.probe(self._thinking(), _TOP), probe)
         if unsure := _unsure("entropy", found):
             return unsure
@@ -184,14 +184,14 @@ def _refuse_empty(query: Query) -> None:
         raise EstimationError("the query has no text")
 
 
-def _unsure(form: Form, probe: Probe) -> Measured | None:
+def _unsure(form: Form, probe: Probe) -> ConfidenceScore | None:
     if not probe.thinks:
         return None
-    return Measured(form, 0.0, {"confidence": 0.0, "tokens": len(probe.tokens), "thinks": "yes"})
+    return ConfidenceScore(form, 0.0, {"confidence": 0.0, "tokens": len(probe.tokens), "thinks": "yes"})
 
 
-def _measured(form: Form, score: float, probe: Probe, more: Mapping[str, float] | None = None) -> Measured:
-    return Measured(form, score, {"confidence": confidence(probe), "tokens": len(probe.tokens), **(more or {})})
+def _measured(form: Form, score: float, probe: Probe, more: Mapping[str, float] | None = None) -> ConfidenceScore:
+    return ConfidenceScore(form, score, {"confidence": confidence(probe), "tokens": len(probe.tokens), **(more or {})})
 
 
 async def _both(first: Awaitable[A], probe: asyncio.Future[B]) -> tuple[A, B]:

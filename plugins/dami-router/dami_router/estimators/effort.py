@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from dami_router.errors import MisuseError
-from dami_router.estimators.base import Estimate, EstimationError, Query
+from dami_router.estimators.log_probs import EstimationError
+from dami_router.estimators.query import Estimate, Query
 
 __all__ = ["EFFORTS", "Effort"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dami_router.errors import MisuseError
-from dami_router.estimators.base import Estimate, Query
+from dami_router.estimators.query import Estimate, Query
 
 __all__ = ["Fixed"]
 

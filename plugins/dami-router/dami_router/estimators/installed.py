@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dami_router.errors import FailureError, MisuseError
-from dami_router.estimators.base import Estimator
-from dami_router.suggestions import did_you_mean, listed
+from dami_router.estimators.estimator import Estimator
+from dami_router.shared.suggestions import did_you_mean, listed
 
 __all__ = ["GROUP", "installed", "named"]
 

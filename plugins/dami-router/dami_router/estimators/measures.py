@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from dami_router.served import EstimationError, Probe, UnableError
+from dami_router.estimators.log_probs import EstimationError, Probe, UnableError
 
 __all__ = ["confidence", "discrepancy", "entropy", "entropy_ratio"]
 

@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dami_router.errors import MisuseError
-from dami_router.estimators.base import AsksServers, Estimate, EstimationError, Estimator, Query
 from dami_router.estimators.basis import Basis
 from dami_router.estimators.bradley_terry import ideal
 from dami_router.estimators.cuts import Cuts
-from dami_router.features import STATISTICS, Encoder, statistics
-from dami_router.served import Servers
+from dami_router.estimators.estimator import AsksServers, Estimator
+from dami_router.estimators.features import STATISTICS, Encoder, statistics
+from dami_router.estimators.log_probs import EstimationError, Servers
+from dami_router.estimators.query import Estimate, Query
 
 __all__ = ["Preference", "numbers_of"]
 

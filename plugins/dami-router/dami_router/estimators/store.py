@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dami_router.errors import FailureError, MisuseError
-from dami_router.estimators.base import Estimator
 from dami_router.estimators.basis import Basis
 from dami_router.estimators.cuts import Cuts
+from dami_router.estimators.estimator import Estimator
+from dami_router.estimators.features import STATISTICS, Encoder, HashedText
 from dami_router.estimators.preference import Preference
-from dami_router.features import STATISTICS, Encoder, HashedText
 
 __all__ = ["DESCRIPTION", "load", "save"]
 
@@ -173,7 +173,7 @@ def _tensors(file: Path) -> dict[str, Floats]:
 def _encoder(said: _Encoder, url: str | None) -> Encoder:
     if said.kind == "hashed":
         return HashedText(said.dimensions)
-    from dami_router.embeddings import EndpointEncoder
+    from dami_router.estimators.embeddings import EndpointEncoder
 
     if url is None:
         raise MisuseError(

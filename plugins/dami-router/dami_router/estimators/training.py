@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dami_router.crossvalidation import fingerprint, folds_of
 from dami_router.errors import MisuseError
 from dami_router.estimators.basis import Basis
 from dami_router.estimators.bradley_terry import Pairs, ideal, loss, preferences
 from dami_router.estimators.cuts import Cuts
 from dami_router.estimators.descent import minimise
+from dami_router.estimators.features import Encoder, HashedText
 from dami_router.estimators.preference import Preference, features, numbers_of
-from dami_router.evaluation import Grid
-from dami_router.features import Encoder, HashedText
+from dami_router.rollouts.folds import fingerprint, folds_of
+from dami_router.rollouts.grid import Grid
 
-__all__ = ["Settings", "evidence_of", "train"]
+__all__ = ["TrainingSettings", "evidence_of", "train"]
 
 Floats = NDArray[np.float64]
 RIDGES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
@@ -34,7 +34,7 @@ _LARGEST = 20_000
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """How to train.
 
     `price` ∈ [0, 1]: accuracy that one mean answer of the dearest variant may cost; `budget` ∈ (0, 1]: at most this
@@ -59,7 +59,7 @@ class Settings:
 
 def train(
     grid: Grid,
-    settings: Settings = Settings(),
+    settings: TrainingSettings = TrainingSettings(),
     *,
     encoder: Encoder | None = None,
     use_confidence: bool | None = None,
@@ -86,7 +86,7 @@ def evidence_of(grid: Grid, use_confidence: bool | None) -> tuple[str, ...]:
     return ("confidence",) if not lacking and use_confidence is not False else ()
 
 
-def _fit(grid: Grid, settings: Settings, encoder: Encoder, names: tuple[str, ...]) -> Preference:
+def _fit(grid: Grid, settings: TrainingSettings, encoder: Encoder, names: tuple[str, ...]) -> Preference:
     folds = folds_of(grid.texts, settings.folds, seed=settings.seed)
     confidence = grid.confidence if names and grid.confidence is not None else ()
     numbers = numbers_of(grid.texts, [{"confidence": float(c)} for c in confidence], names)
@@ -108,7 +108,7 @@ def _fit(grid: Grid, settings: Settings, encoder: Encoder, names: tuple[str, ...
     )  # fmt: skip
 
 
-def _cuts(grid: Grid, mu: Floats, settings: Settings) -> Cuts:
+def _cuts(grid: Grid, mu: Floats, settings: TrainingSettings) -> Cuts:
     """Return the cuts for the price, or those for the smallest price that keeps to the budget."""
     lambdas = np.array(grid.lambdas)
     if settings.budget is None:
@@ -174,7 +174,9 @@ def _path(x: Floats, pairs: Pairs) -> Iterator[Floats]:
         yield parameters
 
 
-def _about(grid: Grid, settings: Settings, pairs: Pairs, ridge: float, held_out: float, cuts: Cuts) -> dict[str, Any]:
+def _about(
+    grid: Grid, settings: TrainingSettings, pairs: Pairs, ridge: float, held_out: float, cuts: Cuts
+) -> dict[str, Any]:
     return {
         "queries": len(grid.queries), "lambdas": list(grid.lambdas), "pairs": int(np.count_nonzero(pairs.weight)),
         "ridge": ridge, "held_out_loss": held_out, "levels": list(cuts.levels), **asdict(settings),

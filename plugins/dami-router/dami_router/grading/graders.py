@@ -6,17 +6,13 @@ way; without a mark, `numeric` takes the last number of the text, as is common p
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from dami_router.errors import MisuseError
 from dami_router.grading.answers import final_answer, marked
 from dami_router.grading.numbers import last_number, only_number, same_number
 
-__all__ = ["GRADERS", "Exact", "Grader", "Numeric", "grader_for", "grader_named"]
-
-GRADERS = ("exact", "numeric", "math-verify", "none")
+__all__ = ["Exact", "Grader", "Numeric"]
 
 
 class Grader(Protocol):
@@ -76,26 +72,6 @@ class Numeric:
 
     def close(self) -> None:
         """Nothing was started."""
-
-
-def grader_named(name: str) -> Grader | None:
-    """Return a grader by its name, None for `none`; raises FailureError where its package is not installed."""
-    if name == "math-verify":
-        from dami_router.grading.mathematics import MathVerify
-
-        return MathVerify()
-    known: dict[str, Grader | None] = {"exact": Exact(), "numeric": Numeric(), "none": None}
-    return known[name]
-
-
-def grader_for(expected: Iterable[str | None]) -> str:
-    """Return the grader that these answers call for: none, numeric where all are numbers, exact otherwise."""
-    known = list(expected)
-    if any(answer is None for answer in known):
-        if any(answer is not None for answer in known):
-            raise MisuseError("some questions have an expected answer and some have none", hint="--grade none")
-        return "none"
-    return "numeric" if all(Numeric().unfit(answer or "") is None for answer in known) else "exact"
 
 
 def _squeezed(text: str) -> str:

@@ -8,12 +8,11 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
-from dami_router import __version__
-from dami_router.admission import Admission, OverloadedError
-from dami_router.calls import Calls
-from dami_router.config import RouterConfig
-from dami_router.metrics import Metrics
+from dami_router.config.specs import RouterConfig
+from dami_router.messages.request import BadRequestError, Request, Shape, read_request
+from dami_router.proxy.admission import Admission, OverloadedError
 from dami_router.proxy.exchange import Exchange
+from dami_router.proxy.metrics import Metrics
 from dami_router.proxy.watching import Watches
 from dami_router.proxy.wire import (
     ClientGoneError,
@@ -27,8 +26,9 @@ from dami_router.proxy.wire import (
     send_json,
     send_whole,
 )
-from dami_router.request import BadRequestError, Request, Shape, read_request
 from dami_router.router import NoVariantError, Router, UnknownModelError
+from dami_router.upstream.reply import Calls
+from dami_router.version import __version__
 
 __all__ = ["Proxy"]
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 
-from dami_router.budget import Entry
-from dami_router.metrics import Metrics
-from dami_router.pinning import shown
+from dami_router.choosing.budget import Entry
+from dami_router.messages.pinning import shown
+from dami_router.messages.request import Request
+from dami_router.messages.thinking import SplitEvents, split_body
+from dami_router.messages.tokens import TokenCount
+from dami_router.proxy.metrics import Metrics
 from dami_router.proxy.relay import Rewrite, relay, reply_headers
 from dami_router.proxy.wire import HttpError, Send
-from dami_router.request import Request
 from dami_router.router import Answered, Decision, NoAnswerError, NoVariantError, Router, UnknownModelError
-from dami_router.thinking import SplitEvents, split_body
-from dami_router.tokens import TokenCount
 
 __all__ = ["Exchange"]
 

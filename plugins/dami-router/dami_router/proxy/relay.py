@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dami_router.calls import BrokenError, Reply
+from dami_router.messages.request import Shape
+from dami_router.messages.tokens import TokenCount
 from dami_router.proxy.wire import Headers, Send, error_event, start
-from dami_router.request import Shape
-from dami_router.tokens import TokenCount
+from dami_router.upstream.reply import BrokenError, Reply
 
 __all__ = ["relay", "reply_headers"]
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
-from dami_router.request import Shape
+from dami_router.messages.request import Shape
 
 __all__ = [
     "ClientGoneError", "Headers", "HttpError", "Receive", "Scope", "Send", "error_body", "error_event", "header",

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 from dami_router.calibration.costs import LambdaCost, TokenCosts, tokens_of_rollouts
 from dami_router.calibration.fitting import Rule, Sample, Wish, fit
-from dami_router.calibration.journal import journal
-from dami_router.config import parse_config
+from dami_router.calibration.probe_journal import journal
+from dami_router.choosing.policy import nearest
+from dami_router.config.router_yml import parse_config
 from dami_router.errors import FailureError, MisuseError
 from dami_router.estimators.calibrated import CalibratedMap
-from dami_router.policy import nearest
-from dami_router.rollouts import Rollout
+from dami_router.rollouts.records import Rollout
 
 if TYPE_CHECKING:
     from fakes.lab import LabModel

@@ -15,7 +15,7 @@ from huggingface_hub.errors import ValidationError
 
 import dami_router
 from dami_router import AsyncDamiClient, DamiClient, FailureError, Router
-from dami_router.config import parse_config
+from dami_router.config.router_yml import parse_config
 
 ASK = [{"role": "user", "content": "2+2?"}]
 

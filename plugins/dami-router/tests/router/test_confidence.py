@@ -16,6 +16,8 @@ from fakes.tgi import refused
 from fakes.upstream import Upstream, send
 from fakes.world import Client, World
 
+from dami_router.rollouts.gathering import grid_of
+
 pytest.importorskip("torch", reason="the lab's models need torch")
 from fakes.lab import LabTgi, LabVllm, encode, mean_exp, templated
 
@@ -448,8 +450,7 @@ def test_a_trained_estimator_gets_the_confidence_that_it_was_trained_with(pairs:
     pytest.importorskip("numpy", reason="training needs numpy")
     from dami_router.estimators.store import save
     from dami_router.estimators.training import train
-    from dami_router.evaluation import Grid
-    from dami_router.rollouts import Rollout
+    from dami_router.rollouts.records import Rollout
 
     rows = [
         Rollout(f"q{i}", f"{i % 7}+{i % 5}=", x, float(x == 1 or sure > 0.5), 2 + int(40 * x), confidence=sure)
@@ -457,7 +458,7 @@ def test_a_trained_estimator_gets_the_confidence_that_it_was_trained_with(pairs:
         for sure in [(i * 37 % 80) / 80]
         for x in (0.0, 1.0)
     ]
-    save(train(Grid.of(rows)), tmp_path / "estimator")
+    save(train(grid_of(rows)), tmp_path / "estimator")
     folder = json.dumps(str(tmp_path / "estimator"))
     pair = pairs.make("openai")
     own = pairs.models[0].write(encode(templated([{"role": "user", "content": CHAIN}])), 3)

@@ -13,7 +13,7 @@ from fakes.world import World
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dami_router.config import parse_config
+from dami_router.config.router_yml import parse_config
 from dami_router.errors import DamiError, RecipeError
 from dami_router.estimators.effort import EFFORTS, Effort
 
@@ -113,7 +113,7 @@ def test_a_trained_estimator_decides(tmp_path: Path) -> None:
     """`trained` names a folder that `dami train` wrote, beside router.yml; a missing one is an error with its line."""
     import asyncio
 
-    from dami_router.estimators.base import Query
+    from dami_router.estimators.query import Query
 
     rollouts = tmp_path / "rollouts.jsonl"
     lines = [
@@ -146,7 +146,7 @@ def install(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[dami.estimators]\nmine = mine_estimator:Mine\n")
     (place / "mine_estimator.py").write_text(
-        "from dami_router.estimators.base import Estimate, EstimationError\n"
+        "from dami_router.estimators.estimator import Estimate, EstimationError\n"
         "class Mine:\n"
         "    name = 'mine'\n"
         "    def __init__(self, proof=1.0):\n"

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from fakes.loop import Loop
 
-from dami_router.calls import CallError
-from dami_router.pool import Origin, Pool
+from dami_router.upstream.pool import Origin, Pool
+from dami_router.upstream.reply import CallError
 
 
 @pytest.fixture(scope="module", params=["asyncio", "uvloop"])

@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 from fakes.loop import Loop
 
-from dami_router.proxy.serve import settings
+from dami_router.proxy.server import settings
 
 START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]}
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n"

@@ -16,9 +16,9 @@ from prometheus_client import Histogram as Reference
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from dami_router.histogram import Histogram
+from dami_router.messages.request import _quick, _scan
+from dami_router.proxy.histogram import Histogram
 from dami_router.proxy.watching import Watches
-from dami_router.request import _quick, _scan
 
 TEXT = st.sampled_from(["model", '"model"', 'a"model', '\\"model":"x"', "\n", "ü", "\\"]) | st.text(
     string.printable, max_size=4

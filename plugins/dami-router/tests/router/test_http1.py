@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dami_router.http1 import ReplyParser
+from dami_router.upstream.http1 import ReplyParser
 
 BODY = b'{"id": "c1", "choices": []}'
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"

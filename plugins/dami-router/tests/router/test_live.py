@@ -12,12 +12,13 @@ from fakes.world import Client, World
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dami_router.budget import Budget
-from dami_router.config import parse_config
+from dami_router.choosing.budget import Budget
+from dami_router.config.router_yml import parse_config
 from dami_router.errors import FailureError, RecipeError
-from dami_router.family import Family
-from dami_router.pair import EndpointSpec, PairSpec
-from dami_router.pinning import pin, pinned, shown
+from dami_router.manifest.family import Family
+from dami_router.manifest.pair import EndpointSpec, PairSpec
+from dami_router.manifest.published import open_family
+from dami_router.messages.pinning import pin, pinned, shown
 from dami_router.router import Router
 
 LIVE = 'backends:\n  - {url: "http://h:1", protocol: live}\n'
@@ -277,4 +278,4 @@ def manifest(folder: Path) -> Family:
         "endpoints": {"instruct": {"source": "org/Instruct", **side}, "thinking": {"source": "org/Thinking", **side}},
     }  # fmt: skip
     (folder / "dami_family.json").write_text(json.dumps(data))
-    return Family.load(folder)
+    return open_family(folder)

@@ -12,15 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dami_router.breaker import Breaker
 from dami_router.errors import MisuseError
-from dami_router.estimators.base import Estimate, EstimationError, Query
 from dami_router.estimators.chain import Chain
 from dami_router.estimators.effort import Effort
 from dami_router.estimators.fixed import Fixed
-from dami_router.request import BadRequestError, read_request
-from dami_router.thinking import CLOSE, OPEN, SplitEvents, Splitter, split_body, split_thinking
-from dami_router.tokens import TokenCount
+from dami_router.estimators.log_probs import EstimationError
+from dami_router.estimators.query import Estimate, Query
+from dami_router.messages.request import BadRequestError, read_request
+from dami_router.messages.thinking import CLOSE, OPEN, SplitEvents, Splitter, split_body, split_thinking
+from dami_router.messages.tokens import TokenCount
+from dami_router.upstream.breaker import Breaker
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

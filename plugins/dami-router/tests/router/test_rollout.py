@@ -22,7 +22,8 @@ from fakes.upstream import Call, Script, Upstream, chat, hang, plain, send
 from fakes.world import World, router_yml
 
 from dami_router.cli import main
-from dami_router.rollouts import read_rollouts
+from dami_router.rollouts.gathering import grid_of
+from dami_router.rollouts.records import read_rollouts
 
 DAMI = [sys.executable, "-c", "from dami_router.cli import main; main()"]
 
@@ -167,7 +168,6 @@ def test_samples_are_averaged_by_who_reads_them(
     servers: tuple[Upstream, Upstream], config: Path, tmp_path: Path
 ) -> None:
     """Three answers to a question, one of them right, are one query of accuracy 1/3; more samples can be added."""
-    from dami_router.evaluation import Grid
 
     async def third(call: Call, writer: asyncio.StreamWriter) -> None:
         seed, dearer = call.json["seed"], 50 * (call.json["model"] == "v-l100")
@@ -180,7 +180,7 @@ def test_samples_are_averaged_by_who_reads_them(
     assert run(config, tmp_path / "q.jsonl", out, *options, 1).returncode == 0
     again = run(config, tmp_path / "q.jsonl", out, *options, 3, "--json")
     assert json.loads(again.stdout)["written"] == 48
-    grid = Grid.of(read_rollouts(out))
+    grid = grid_of(read_rollouts(out))
     assert grid.correct.round(6).tolist() == [[round(1 / 3, 6)] * 2] * 12
     assert grid.tokens.tolist() == [[13.0, 63.0]] * 12
     evaluated = dami("eval", out, "--folds", 2, "--json")

@@ -12,7 +12,7 @@ from fakes.tgi import WORDS, native_event, refused
 from fakes.upstream import Upstream
 from fakes.world import World, router_yml
 
-from dami_router.config import parse_config
+from dami_router.config.router_yml import parse_config
 from dami_router.errors import FailureError
 from dami_router.router import Router
 

@@ -20,7 +20,7 @@ from fakes.wider import widen
 from fakes.world import World
 
 from dami_router.cli import main
-from dami_router.rollouts import read_rollouts
+from dami_router.rollouts.records import read_rollouts
 
 needs_vllm = pytest.mark.skipif(
     "DAMI_VLLM_PYTHON" not in os.environ, reason="DAMI_VLLM_PYTHON names no Python with vLLM; `make test-vllm` does"

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dami_merge.lab.model import one_thread
 from dami_merge.lab.shipped import SHIPPED_PAIR
+from dami_merge.lab.tiny_model import one_thread
 from dami_merge.lab.tokenizer import BOS, EOS, TOKENS, encode
 from dami_merge.lab.variants import load_variant
 from fakes.tgi import FakeTgi

@@ -12,9 +12,9 @@ from typing import Any
 
 import uvicorn
 
-from dami_router.config import parse_config
+from dami_router.config.router_yml import parse_config
 from dami_router.proxy import Proxy
-from dami_router.proxy.serve import settings
+from dami_router.proxy.server import settings
 from fakes.live import FakeLive
 from fakes.loop import Loop
 from fakes.tgi import FakeTgi

@@ -1,0 +1,339 @@
+"""The use case `dami build`: a recipe and two endpoints in, a folder a variant and a manifest out.
+
+Killed at any moment, the same command goes on: a weight file counts as finished only when the
+journal says what it was made from, that is what would be made now, and its content is still
+what was written.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dami_merge.build.build_journal import Record, content_key
+from dami_merge.build.build_plan import Plan, VariantPlan, check_lambda_choice, make_plan
+from dami_merge.build.companions import Companions, make_companions
+from dami_merge.build.input_checks import check_announced, check_buffers, hash_together
+from dami_merge.build.layout import INDEX, Shard, index_text
+from dami_merge.build.manifest import Finished, describe_endpoint, make_manifest
+from dami_merge.build.workspace import Workspace, free_bytes, open_workspace
+from dami_merge.checkpoints.checkpoint import Checkpoint
+from dami_merge.checkpoints.endpoints import Fetch, Pair, download, open_pair
+from dami_merge.files.hashing import InputHashes, file_sha256, hashing_ahead
+from dami_merge.files.locking import locked
+from dami_merge.importing import import_torch
+from dami_merge.recipes.recipe import Recipe
+from dami_router.errors import DamiError, FailureError, MisuseError
+from dami_router.manifest.family import MANIFEST, Endpoints, Family
+from dami_router.shared.durable import sync, write_atomically
+
+if TYPE_CHECKING:
+    from dami_merge.build.stream import ShardStream
+
+__all__ = ["BuildReport", "Options", "build_family"]
+
+_FORMAT = 1  # raise it when the same facts would make other bytes
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+Progress = Callable[[int], AbstractContextManager[Callable[[int], object]]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to build: which λ (all where none is named), the shard size in bytes, the device."""
+
+    only: tuple[float, ...] = ()
+    max_shard_size: int | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build did: `built` now, `kept` from before, warnings about the pair."""
+
+    manifest: Family
+    built: tuple[str, ...]
+    kept: tuple[str, ...]
+    bytes_written: int
+    warnings: tuple[str, ...]
+
+
+def build_family(
+    recipe: Recipe,
+    out: Path,
+    options: Options | None = None,
+    *,
+    fetch: Fetch = download,
+    progress: Progress = lambda total: nullcontext(lambda count: None),  # noqa: ARG005
+) -> BuildReport:
+    """Build the recipe's variants into `out`, going on where an earlier build was stopped.
+
+    `progress` gets the bytes to write and yields a function that takes bytes written. Raises
+    MisuseError, FailureError or CheckpointError with `out` as it was, but for finished parts
+    in its hidden work folder.
+    """
+    options = options or Options()
+    check_device(options.device)
+    pair = open_pair(recipe.instruct, recipe.thinking, recipe.dtype, fetch)
+    plan = make_plan(recipe, pair.instruct, pair.thinking, max_shard_size=options.max_shard_size)
+    chosen = check_lambda_choice(plan, options.only)
+    check_buffers(plan, pair.instruct, pair.thinking)
+    _refuse_endpoint_as_out(out, pair)
+    existing = out.exists()
+    workspace = open_workspace(out)
+    try:
+        with locked(workspace.lock, out):
+            workspace = Workspace(out)  # the journal as it is now that nobody else writes it
+            workspace.check_own([variant.id for variant in plan.variants], plan.name)
+            return _Build(recipe, pair, plan, workspace, options).run(chosen, progress)
+    except OSError as error:
+        raise _told(error, out) from error
+    finally:
+        if not existing and not (workspace.work / "journal.jsonl").exists():
+            _remove_traces(workspace)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there."""
+    if device == "cpu":
+        return
+    import torch
+
+    if device.split(":")[0] != "cuda":
+        raise MisuseError(f"--device {device}: expected cpu or cuda")
+    if not torch.cuda.is_available():
+        raise FailureError(f"--device {device}: this torch sees no CUDA device", hint="leave --device out")
+
+
+@dataclass
+class _Build:
+    recipe: Recipe
+    pair: Pair
+    plan: Plan
+    workspace: Workspace
+    options: Options
+    good: dict[tuple[str, str], Path] = field(default_factory=dict)
+    companions: dict[str, Companions] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.ends = tuple(_hashes(side) for side in (self.pair.instruct, self.pair.thinking))
+        self.texts = {variant.id: self._small_files(variant) for variant in self.plan.variants}
+
+    def run(self, chosen: Sequence[VariantPlan], progress: Progress) -> BuildReport:
+        before = self.workspace.manifest()
+        self.workspace.sweep({variant.id for variant in self.plan.variants})
+        self._find_good()
+        kept = [v for v in self.plan.variants if self._is_finished(v)]
+        todo = [v for v in chosen if v not in kept]
+        self._drop_from_manifest(before, {v.id for v in kept})
+        for variant in todo:
+            self._prepare(variant)
+        written = self._write_weights(todo, progress)
+        for end, side in zip(self.ends, (self.pair.instruct, self.pair.thinking), strict=True):
+            check_announced(side, end)
+        for variant in todo:
+            self.workspace.publish(variant.id, self.texts[variant.id], [s.file for s in self.plan.shards])
+        manifest = self._manifest([v for v in self.plan.variants if v in kept or v in todo], before)
+        content = manifest.text().encode()
+        if not (self.workspace.out / MANIFEST).is_file() or (self.workspace.out / MANIFEST).read_bytes() != content:
+            write_atomically(self.workspace.out / MANIFEST, content, work=self.workspace.work)
+        self.workspace.journal.tidy()
+        warnings = tuple(str(finding).removeprefix("warning: ") for finding in self.pair.warnings)
+        return BuildReport(manifest, tuple(v.id for v in todo), tuple(v.id for v in kept), written, warnings)
+
+    def _small_files(self, variant: VariantPlan) -> dict[str, bytes]:
+        made = make_companions(
+            self.pair.instruct, self.pair.thinking, dtype=self.plan.dtype,
+            thinking_template=variant.thinking_template, thinking_sampling=variant.lambda_ > 0,
+        )  # fmt: skip
+        self.companions[variant.id] = made
+        files = dict(made.files)
+        if len(self.plan.shards) > 1:
+            files[INDEX] = index_text(self.plan.shards).encode()
+        return files
+
+    def _find_good(self) -> None:
+        # Cheap questions first: hashes are only taken where a journal speaks for a file.
+        claims = [
+            (variant, shard, folder / shard.file)
+            for variant in self.plan.variants
+            for shard in self.plan.shards
+            for folder in (self.workspace.finished(variant.id), self.workspace.partial(variant.id))
+            if self.workspace.journal.get(variant.id, shard.file) and _size(folder / shard.file) == shard.size
+        ]
+        inputs = sorted({(t, f) for _, shard, _ in claims for t in (0, 1) for f in self._inputs(shard, t)})
+        hash_together([(self.ends[t], [f]) for t, f in inputs])
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            answers = list(pool.map(lambda claim: self._holds(*claim), claims))
+        for (variant, shard, path), answer in zip(claims, answers, strict=True):
+            if answer:
+                self.good.setdefault((variant.id, shard.file), path)
+
+    def _holds(self, variant: VariantPlan, shard: Shard, path: Path) -> bool:
+        record = self.workspace.journal.get(variant.id, shard.file)
+        if record is None or record.made_from != self._made_from(variant, shard):
+            return False
+        return file_sha256(path) == record.sha256
+
+    def _is_finished(self, variant: VariantPlan) -> bool:
+        folder = self.workspace.finished(variant.id)
+        weights = {shard.file for shard in self.plan.shards}
+        if not folder.is_dir() or {p.name for p in folder.glob("*.safetensors")} != weights:
+            return False
+        if (folder / INDEX).exists() != (INDEX in self.texts[variant.id]):
+            return False
+        small = all(_content(folder / name, text) for name, text in self.texts[variant.id].items())
+        return small and all(self.good.get((variant.id, file)) == folder / file for file in weights)
+
+    def _drop_from_manifest(self, before: Family | None, finished: set[str]) -> None:
+        # While a listed variant is not (or no longer) right, no manifest says that it is.
+        path = self.workspace.out / MANIFEST
+        if before is None:
+            path.unlink(missing_ok=True)
+            return
+        right = [v for v in before.variants if v.id in finished]
+        if len(right) == len(before.variants):
+            return
+        if right:
+            write_atomically(
+                path, before.model_copy(update={"variants": right}).text().encode(), work=self.workspace.work
+            )
+        else:
+            path.unlink(missing_ok=True)
+            sync(self.workspace.out)
+
+    def _prepare(self, variant: VariantPlan) -> None:
+        good = [s.file for s in self.plan.shards if (variant.id, s.file) in self.good]
+        partial = self.workspace.partial(variant.id)
+        self.workspace.clean(variant.id, [f for f in good if self.good[variant.id, f] == partial / f])
+        self.workspace.adopt(variant.id, good)
+        for shard in self.plan.shards:
+            if not (partial / shard.file).exists():
+                self.good.pop((variant.id, shard.file), None)
+
+    def _write_weights(self, todo: Sequence[VariantPlan], progress: Progress) -> int:
+        jobs = [(s, [v for v in todo if (v.id, s.file) not in self.good]) for s in self.plan.shards]
+        total = sum(shard.size * len(variants) for shard, variants in jobs)
+        self._check_space(total + sum(len(t) for v in todo for t in self.texts[v.id].values()))
+        stream = self._open_stream([shard for shard, variants in jobs if variants])
+        with progress(total) as advance:
+            for shard, variants in jobs:
+                if variants:
+                    self._write_shard(stream, shard, variants, advance)
+        return total
+
+    def _open_stream(self, shards: Sequence[Shard]) -> ShardStream:
+        # Torch keeps one processor busy for seconds; another begins with the hashes that the first shard needs.
+        inputs = [(self.ends[t], f) for shard in shards[:1] for t in (0, 1) for f in self._inputs(shard, t)]
+        with hashing_ahead(inputs):
+            import_torch()
+            from dami_merge.build.stream import ShardStream
+
+            return ShardStream(self.ends[0], self.ends[1], self.plan.sources, device=self.options.device)
+
+    def _write_shard(
+        self, stream: ShardStream, shard: Shard, variants: Sequence[VariantPlan], advance: Callable[[int], object]
+    ) -> None:
+        targets = [self.workspace.partial(v.id) / shard.file for v in variants]
+        temporary = [path.with_name(path.name + ".tmp") for path in targets]
+        try:
+            hashes = stream.write(shard, temporary, [v.tensors for v in variants], advance)
+            for variant, source, target, sha256 in zip(variants, temporary, targets, hashes, strict=True):
+                source.rename(target)
+                self.workspace.journal.add(variant.id, shard.file, Record(self._made_from(variant, shard), sha256))
+                sync(target.parent)
+        except BaseException:
+            for path in temporary:
+                path.unlink(missing_ok=True)
+            raise
+
+    def _check_space(self, needed: int) -> None:
+        free = free_bytes(self.workspace.out)
+        if needed > free:
+            raise FailureError(
+                f"{self.workspace.out}: not enough space: the build writes {_gb(needed)}, {_gb(free)} are free",
+                hint="free some, or build fewer variants at a time with --only",
+            )
+
+    def _made_from(self, variant: VariantPlan, shard: Shard) -> str:
+        return content_key(
+            {
+                "format": _FORMAT,
+                "header": hashlib.sha256(shard.header).hexdigest(),
+                "lambdas": [variant.tensors[t.name] for t in shard.tensors],
+                "compute": [self.plan.sources[t.name].compute for t in shard.tensors],
+                "instruct": sorted(self.ends[0].all(self._inputs(shard, 0)).values()),
+                "thinking": sorted(self.ends[1].all(self._inputs(shard, 1)).values()),
+            }
+        )
+
+    def _inputs(self, shard: Shard, thinking: int) -> list[str]:
+        sources = [self.plan.sources[tensor.name] for tensor in shard.tensors]
+        return sorted({(s.thinking if thinking else s.instruct).file for s in sources})
+
+    def _manifest(self, finished: Sequence[VariantPlan], before: Family | None) -> Family:
+        sides = (self.pair.instruct, self.pair.thinking)
+        instruct, thinking = (describe_endpoint(s, e) for s, e in zip(sides, self.ends, strict=True))
+        items = [Finished(v, self.companions[v.id], self._hashes(v)) for v in finished]
+        endpoints = Endpoints(instruct=instruct, thinking=thinking)
+        return make_manifest(self.recipe, self.plan, endpoints, items, before)
+
+    def _hashes(self, variant: VariantPlan) -> dict[str, str]:
+        hashes = {name: hashlib.sha256(text).hexdigest() for name, text in self.texts[variant.id].items()}
+        for shard in self.plan.shards:
+            record = self.workspace.journal.get(variant.id, shard.file)
+            assert record is not None
+            hashes[shard.file] = record.sha256
+        return hashes
+
+
+def _hashes(side: Checkpoint) -> InputHashes:
+    assert side.folder is not None
+    return InputHashes(side.folder, {info.file for info in side.tensors.values()})
+
+
+def _refuse_endpoint_as_out(out: Path, pair: Pair) -> None:
+    for side in (pair.instruct, pair.thinking):
+        assert side.folder is not None
+        if out.resolve().is_relative_to(side.folder.resolve()):
+            raise MisuseError(f"{out}: lies in the endpoint {side.ref}", hint="give a folder of its own to the family")
+
+
+def _told(error: OSError, out: Path) -> DamiError:
+    if error.errno in _FULL:
+        return FailureError(
+            f"{out}: no space left; finished files are kept, unfinished ones removed",
+            hint="free some space and run the same command again: it goes on where it stopped",
+        )
+    return FailureError(f"{error.filename or out}: {error.strerror or error}")
+
+
+def _remove_traces(workspace: Workspace) -> None:
+    # A build that failed before its first finished file leaves no folder behind.
+    for path in (workspace.lock, *workspace.work.glob("*/"), workspace.work, workspace.out):
+        try:
+            path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+        except OSError:
+            return
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _content(path: Path, text: bytes) -> bool:
+    return _size(path) == len(text) and path.read_bytes() == text
+
+
+def _gb(value: int) -> str:
+    return f"{value / 1e9:.1f} GB" if value >= 1e8 else f"{value / 1e6:.1f} MB"

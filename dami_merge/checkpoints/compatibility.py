@@ -1,0 +1,232 @@
+"""Whether two endpoints fit together: what `dami check` finds, from configs and headers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from dami_merge.checkpoints.checkpoint import Checkpoint
+from dami_merge.checkpoints.kinship import relative_distance
+
+__all__ = ["Finding", "compare"]
+
+_SHOWN = 3
+_UNRELATED = 0.9  # two independent initialisations lie near √2, fine-tunes of one base well below 0.5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that `dami check` has to say. An `error` stops a merge, a `warning` does not."""
+
+    severity: Literal["error", "warning"]
+    code: str
+    message: str
+    hint: str | None = None
+
+    def __str__(self) -> str:
+        text = f"{self.severity}: {self.message}"
+        return f"{text}\n  hint: {self.hint}" if self.hint else text
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the finding for JSON."""
+        return asdict(self)
+
+
+def compare(instruct: Checkpoint, thinking: Checkpoint, *, dtype: str | None = None) -> list[Finding]:
+    """Return everything that speaks against merging the two endpoints, errors first.
+
+    `dtype` is the recipe's own, which settles endpoints of different dtypes.
+    """
+    found = [
+        *_architecture(instruct, thinking),
+        *_quantised(instruct),
+        *_quantised(thinking),
+        *_tensors(instruct, thinking, dtype),
+        *_vocabulary(instruct, thinking),
+    ]
+    if not found or all(f.severity == "warning" for f in found):
+        found += [*_roles(instruct, thinking), *_kinship(instruct, thinking)]
+    return sorted(found, key=lambda f: f.severity)
+
+
+def _architecture(instruct: Checkpoint, thinking: Checkpoint) -> Iterator[Finding]:
+    for key in ("architectures", "model_type"):
+        a, b = instruct.config.get(key), thinking.config.get(key)
+        if a != b:
+            yield Finding(
+                "error", "architecture",
+                f"{key} differ: instruct has {_short(a)}, thinking {_short(b)}; expected one architecture",
+            )  # fmt: skip
+            return
+    for key in (
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "rms_norm_eps",
+        "hidden_act",
+        "sliding_window",
+    ):
+        a, b = instruct.config.get(key), thinking.config.get(key)
+        if a != b:
+            yield Finding(
+                "warning", "config",
+                f"config.json: {key} differ: instruct has {_short(a)}, thinking {_short(b)}",
+                "every variant carries Instruct's config; the Thinking end then runs with Instruct's value",
+            )  # fmt: skip
+    if instruct.tied != thinking.tied:
+        yield Finding(
+            "error", "tied_embeddings",
+            f"tie_word_embeddings differ: instruct {instruct.tied}, thinking {thinking.tied}",
+            "an untied head cannot be interpolated with a tied one",
+        )  # fmt: skip
+
+
+def _quantised(side: Checkpoint) -> Iterator[Finding]:
+    config = side.config.get("quantization_config")
+    odd = sorted({t.dtype for t in side.tensors.values() if t.dtype.startswith(("F8_", "F6_")) or t.dtype == "F4"})
+    if config or odd:
+        method = config.get("quant_method", "unknown") if isinstance(config, Mapping) else ", ".join(odd)
+        yield Finding(
+            "error", "quantised",
+            f"{side.ref} is quantised ({method}); quantised weights cannot be interpolated",
+            "start from the unquantised checkpoint and quantise the variants afterwards",
+        )  # fmt: skip
+
+
+def _tensors(instruct: Checkpoint, thinking: Checkpoint, dtype: str | None) -> Iterator[Finding]:
+    heads = {"lm_head.weight"} if instruct.tied and thinking.tied else set()
+    a, b = instruct.tensors, thinking.tensors
+    for side, missing in (
+        ("thinking", sorted(set(a) - set(b) - heads)),
+        ("instruct", sorted(set(b) - set(a) - heads)),
+    ):
+        if missing:
+            yield Finding("error", "names", f"{side} lacks {len(missing)} tensors: {_few(missing)}")
+    both = [name for name in a if name in b]
+    shapes = [n for n in both if a[n].shape != b[n].shape]
+    rows = [n for n in shapes if "embed" in n or "lm_head" in n]
+    if rows and len(rows) == len(shapes):
+        yield Finding(
+            "error", "vocabulary_size",
+            f"vocabularies of different size: `{rows[0]}` is {list(a[rows[0]].shape)} in instruct,"
+            f" {list(b[rows[0]].shape)} in thinking",
+            "mergekit can align them with `tokenizer: {source: base}`; the `dami` tools need equal vocabularies",
+        )  # fmt: skip
+    elif shapes:
+        n = shapes[0]
+        yield Finding(
+            "error", "shapes",
+            f"{len(shapes)} tensors differ in shape, first `{n}`: {list(a[n].shape)} in instruct,"
+            f" {list(b[n].shape)} in thinking",
+        )  # fmt: skip
+    dtypes = [n for n in both if a[n].dtype != b[n].dtype]
+    mixed = [n for n in dtypes if a[n].floating != b[n].floating]
+    if mixed:
+        n = mixed[0]
+        yield Finding("error", "dtypes", f"`{n}` is {a[n].dtype} in instruct, {b[n].dtype} in thinking")
+    elif dtypes and dtype is None:
+        n = dtypes[0]
+        yield Finding(
+            "warning", "dtypes",
+            f"{len(dtypes)} tensors differ in dtype, first `{n}`: {a[n].dtype} in instruct, {b[n].dtype} in thinking",
+            "write `dtype: bfloat16` into the recipe, or the wider dtype is used",
+        )  # fmt: skip
+
+
+def _vocabulary(instruct: Checkpoint, thinking: Checkpoint) -> Iterator[Finding]:
+    hashes = instruct.file_hashes or {}, thinking.file_hashes or {}
+    if hashes[0].get("tokenizer.json") and hashes[0].get("tokenizer.json") == hashes[1].get("tokenizer.json"):
+        return
+    texts = instruct.read_text("tokenizer.json"), thinking.read_text("tokenizer.json")
+    if None in texts:
+        side = instruct if texts[0] is None else thinking
+        yield Finding("warning", "tokenizer", f"{side.ref} has no tokenizer.json; vocabularies were not compared")
+        return
+    if texts[0] == texts[1]:
+        return
+    a, b = (_token_ids(side) for side in (instruct, thinking))
+    if different := sorted(token for token in a.keys() & b.keys() if a[token] != b[token]):
+        yield Finding(
+            "error", "vocabulary",
+            f"different vocabularies: {len(different)} tokens have different ids, such as {_few(different)}",
+            "embeddings of different vocabularies cannot be interpolated row by row",
+        )  # fmt: skip
+    elif alone := sorted(a.keys() ^ b.keys()):
+        clash = sorted({i for t, i in a.items() if t not in b} & {i for t, i in b.items() if t not in a})
+        yield Finding(
+            "error" if clash else "warning", "vocabulary",
+            f"different vocabularies: {len(alone)} tokens are in one only, such as {_few(alone)}",
+        )  # fmt: skip
+
+
+def _token_ids(side: Checkpoint) -> dict[str, int]:
+    data = side.read_json("tokenizer.json") or {}
+    model = data.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, Mapping) else None
+    if isinstance(vocabulary, Mapping):
+        ids = {str(token): int(i) for token, i in vocabulary.items()}
+    else:
+        ids = {str(pair[0]): i for i, pair in enumerate(vocabulary or ())}
+    for token in data.get("added_tokens") or ():
+        ids[str(token.get("content"))] = int(token.get("id", -1))
+    return ids
+
+
+def _roles(instruct: Checkpoint, thinking: Checkpoint) -> Iterator[Finding]:
+    if _thinks(instruct) and not _thinks(thinking):
+        yield Finding(
+            "warning", "swapped",
+            "the endpoints look swapped: base_model is the one that thinks",
+            "base_model is Instruct (λ = 0); the other one Thinking (λ = 1)",
+        )  # fmt: skip
+
+
+def _thinks(side: Checkpoint) -> bool:
+    name = str(side.ref).rstrip("/").rsplit("/", 1)[-1].lower()
+    if "instruct" in name or "thinking" in name:
+        return "thinking" in name
+    template = (side.read_json("tokenizer_config.json") or {}).get("chat_template")
+    text = template if isinstance(template, str) else side.read_text("chat_template.jinja") or ""
+    # The Thinking-2507 templates open the block in the prompt itself.
+    return "add_generation_prompt" in text and "<think>" in text.rsplit("add_generation_prompt", 1)[-1]
+
+
+def _kinship(instruct: Checkpoint, thinking: Checkpoint) -> Iterator[Finding]:
+    weights = {n: t.file for n, t in instruct.tensors.items() if t.floating}
+    if _same_files(instruct, thinking):
+        yield _identical()
+        return
+    distance = relative_distance(instruct, thinking, weights)
+    if distance is None:
+        return
+    if distance == 0.0:
+        yield _identical()
+    elif distance > _UNRELATED:
+        yield Finding(
+            "warning", "unrelated",
+            f"the endpoints hardly share an ancestor: their weights differ by {distance:.2f} of their own size",
+            "interpolating unrelated models gives a broken one; two fine-tunes of one base differ far less",
+        )  # fmt: skip
+
+
+def _identical() -> Finding:
+    return Finding(
+        "error", "identical", "the endpoints have the same weights: every λ gives the same model",
+        "name the Thinking checkpoint beside the Instruct one",
+    )  # fmt: skip
+
+
+def _same_files(instruct: Checkpoint, thinking: Checkpoint) -> bool:
+    a, b = instruct.file_hashes or {}, thinking.file_hashes or {}
+    files = {t.file for t in instruct.tensors.values()}
+    return bool(a) and all(a.get(f) and a.get(f) == b.get(f) for f in files)
+
+
+def _short(value: object) -> str:
+    return str(value)[:80]
+
+
+def _few(names: list[str]) -> str:
+    shown = ", ".join(f"`{name}`" for name in names[:_SHOWN])
+    return shown + (", …" if len(names) > _SHOWN else "")

@@ -1,0 +1,73 @@
+"""The two endpoints of a build: opened, compared, downloaded where they are on the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dami_merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from dami_merge.checkpoints.compatibility import Finding, compare
+from dami_merge.checkpoints.model_ref import ModelRef
+from dami_router.errors import CheckpointError
+
+__all__ = ["PATTERNS", "Fetch", "Pair", "compared", "download", "local", "open_pair"]
+
+Fetch = Callable[[Checkpoint], Path]
+"""Brings a repository at its commit to a local folder and returns that."""
+
+PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*"]
+"""What of a repository is downloaded: weights, and the small files that go with them."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both endpoints, with the warnings that comparing them gave."""
+
+    instruct: Checkpoint
+    thinking: Checkpoint
+    warnings: tuple[Finding, ...]
+
+
+def open_pair(instruct: ModelRef, thinking: ModelRef, dtype: str | None, fetch: Fetch) -> Pair:
+    """Open both endpoints, refuse what does not fit, and only then download what is not here."""
+    pair = compared(instruct, thinking, dtype)
+    return Pair(local(pair.instruct, fetch), local(pair.thinking, fetch), pair.warnings)
+
+
+def compared(instruct: ModelRef, thinking: ModelRef, dtype: str | None) -> Pair:
+    """Open both endpoints where they are, on the Hub too, and refuse what does not fit (CheckpointError)."""
+    sides = open_checkpoint(instruct), open_checkpoint(thinking)
+    findings = compare(*sides, dtype=dtype)
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if errors:
+        raise CheckpointError(
+            "the endpoints do not fit together:\n" + "\n".join(f"  {e.message}" for e in errors), hint=errors[0].hint
+        )
+    return Pair(*sides, tuple(findings))
+
+
+def download(side: Checkpoint) -> Path:
+    """Fetch a repository's weights and small files at the commit that was looked at."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(side.ref.path, revision=side.commit, allow_patterns=PATTERNS))
+    except Exception as error:  # network libraries raise many kinds; each means "not here yet"
+        raise CheckpointError(
+            f"{side.ref}: the download stopped: {type(error).__name__}: {error}",
+            hint="run the same command again; it goes on where it stopped",
+        ) from None
+
+
+def local(side: Checkpoint, fetch: Fetch) -> Checkpoint:
+    """Return the endpoint in a local folder, fetched where it is on the Hub."""
+    if side.folder is not None:
+        return side
+    folder = fetch(side)
+    here = open_checkpoint(ModelRef(str(folder)))
+    if {n: (t.dtype, t.shape) for n, t in here.tensors.items()} != {
+        n: (t.dtype, t.shape) for n, t in side.tensors.items()
+    }:
+        raise CheckpointError(f"{side.ref}: the downloaded files are not what the Hub described")
+    return replace(here, ref=side.ref, commit=side.commit, file_hashes=side.file_hashes)

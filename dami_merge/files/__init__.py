@@ -1,0 +1,1 @@
+"""What moves many bytes shares: hashes, a lock on a folder, progress."""

@@ -1,0 +1,1 @@
+"""The mathematics of λ: the formula, depth, schedules, paths, and how settings resolve."""

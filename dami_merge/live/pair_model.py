@@ -1,0 +1,171 @@
+"""One pass over the tokens of many rows, through a pair of endpoints or through a plain model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from dami_merge.interpolation.schedule import Schedule
+from dami_merge.live.attention import ForwardStep
+from dami_merge.live.blend import Blend, Lambdas, PairTensor, WeightSource
+from dami_merge.live.pair_weights import Merger
+from dami_merge.live.spread import Spread, Vector
+from dami_merge.live.weights_mode import Mode, Policy
+
+__all__ = ["Batch", "LanguageModel", "Logits", "PairModel", "PlainModel", "out_of_memory"]
+
+Logits = Callable[[Sequence[int]], torch.Tensor]
+"""The logits (places, vocabulary) of some of a pass's tokens, distinct and ascending; good until the next pass."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The tokens of a step, in its order, and whose they are.
+
+    `owners`: λ and the number of tokens of each row. `ahead`: the most tokens that one of the rows may still write.
+    """
+
+    ids: Sequence[int]
+    step: ForwardStep
+    owners: tuple[tuple[Vector, int], ...]
+    ahead: int
+
+
+class LanguageModel(Protocol):
+    """What the engine needs of a model."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens and caches belong."""
+        ...
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of token ids."""
+        ...
+
+    def vector(self, lambda_: float | Schedule | None) -> Vector:
+        """Return λ as the model uses it; MisuseError where it makes no sense."""
+        ...
+
+    def forward(self, batch: Batch) -> Logits:
+        """Pass the tokens through all layers; the head follows for the places that are asked for."""
+        ...
+
+
+class PlainModel:
+    """A model of Transformers as it is, loaded with this package's attention: λ makes no difference.
+
+    For comparisons: the same loop over one merged checkpoint.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._body, self._head = model.get_decoder(), model.get_output_embeddings()
+        self.device = torch.device(model.device)
+        self.config: dict[str, Any] = model.config.to_dict()
+        self.vocabulary = int(model.config.vocab_size)
+
+    def vector(self, lambda_: float | Schedule | None) -> Vector:  # noqa: ARG002
+        """Return nothing: there is one set of weights."""
+        return ()
+
+    def forward(self, batch: Batch) -> Logits:
+        """Pass the tokens through all layers."""
+        hidden = self._hidden(batch)
+        return lambda places: self._logits(_at(hidden, places))
+
+    def _hidden(self, batch: Batch) -> torch.Tensor:
+        # (tokens, features), after the final norm
+        ids = torch.tensor([list(batch.ids)], device=self.device)
+        out = self._body(input_ids=ids, position_ids=batch.step.positions()[None], use_cache=False, live=batch.step)
+        hidden: torch.Tensor = out.last_hidden_state[0]
+        return hidden
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self._head(hidden)
+        return logits
+
+
+class PairModel(PlainModel):
+    """Both endpoints in one model, each row at its own λ."""
+
+    def __init__(
+        self, model: Any, blend: Blend, pairs: Sequence[PairTensor], spread: Spread, device: torch.device, mode: Mode
+    ) -> None:
+        self._body, self._head = model.get_decoder(), model.get_output_embeddings()
+        self.device = device
+        self.config: dict[str, Any] = model.config.to_dict()
+        self.vocabulary = int(model.config.vocab_size)
+        self.merger = Merger(pairs, device)
+        self.policy = Policy(mode)
+        self._blend = blend
+        self.pairs = pairs
+        self._spread = spread
+        self._wide = torch.float64 if pairs[0].ends.dtype == torch.float64 else torch.float32
+        self._known: tuple[tuple[tuple[Vector, int], ...], Lambdas] | None = None
+
+    @property
+    def nbytes(self) -> dict[str, int]:
+        """Bytes of weights: both `endpoints`, and the `merged` buffer once it is there."""
+        merged = sum(pair.merged.nbytes for pair in self.pairs if pair.merged is not None)
+        return {"endpoints": sum(pair.ends.nbytes for pair in self.pairs), "merged": merged}
+
+    @property
+    def source(self) -> WeightSource:
+        """Which weights the last pass used."""
+        return self._blend.source
+
+    def vector(self, lambda_: float | Schedule | None) -> Vector:
+        """Return λ for each group of parameters; MisuseError where it is out of range."""
+        return self._spread.vector(lambda_)
+
+    def forward(self, batch: Batch) -> Logits:
+        """Pass the tokens through all layers, with the weights that the policy chooses."""
+        source = self._source(batch)
+        if source is not WeightSource.MIXED:
+            self._blend.set(source)
+            return super().forward(batch)
+        lambdas = self._lambdas(batch)
+        self._blend.set(WeightSource.MIXED, lambdas)
+        hidden = self._hidden(batch)
+
+        def logits(places: Sequence[int]) -> torch.Tensor:
+            self._blend.set(WeightSource.MIXED, lambdas if len(places) == len(hidden) else lambdas.of(places))
+            return self._logits(_at(hidden, places))
+
+        return logits
+
+    def _source(self, batch: Batch) -> WeightSource:
+        vectors = {vector for vector, _ in batch.owners}
+        decision = self.policy.choose(vectors, self.merger.holds, tokens=len(batch.ids), ahead=batch.ahead)
+        if decision.merge:
+            try:
+                self.merger.merge(next(iter(vectors)))
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or self.policy.mode == "uniform":
+                    raise
+                # Nothing is lost: both endpoints are here. What the buffer took so far goes back to the rows.
+                self.merger.release()
+                self.policy.mode = "mixed"
+                return WeightSource.MIXED
+        return decision.source
+
+    def _lambdas(self, batch: Batch) -> Lambdas:
+        # The same rows, one token on, is what nearly every pass is.
+        if self._known is None or self._known[0] != batch.owners:
+            rows = torch.tensor([vector for vector, _ in batch.owners], dtype=self._wide, device=self.device)
+            counts = torch.tensor([count for _, count in batch.owners], device=self.device)
+            self._known = (batch.owners, Lambdas(rows.repeat_interleave(counts, dim=0).T[:, :, None].contiguous()))
+        return self._known[1]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error of torch means that there is no memory left; on the CPU it has no class of its own."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _at(hidden: torch.Tensor, places: Sequence[int]) -> torch.Tensor:
+    return hidden if len(places) == len(hidden) else hidden[list(places)]

@@ -1,0 +1,98 @@
+"""Text to tokens and back, chat templates and sampling defaults, as the variants of a family would have them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dami_merge.checkpoints.checkpoint import Checkpoint
+from dami_merge.checkpoints.templates import opens_think, sampling_of, template_of
+from dami_router.errors import CheckpointError, MisuseError
+
+__all__ = ["Tokenizing"]
+
+
+class Tokenizing:
+    """The Instruct endpoint's tokenizer, both endpoints' templates and sampling defaults.
+
+    `thinking_from`: rows with λ at or above it use Thinking's chat template. A side that lacks a template or a
+    generation_config.json is stood in for by the other. `tokenizer` is None where the checkpoint has none.
+    """
+
+    def __init__(self, instruct: Checkpoint, thinking: Checkpoint, thinking_from: float) -> None:
+        self.tokenizer = _tokenizer(instruct)
+        self._thinking_from = thinking_from
+        self._templates = [_text(template_of(side)) for side in (instruct, thinking)]
+        self._sampling = [sampling_of(side) for side in (instruct, thinking)]
+        self.eos = _eos(self.tokenizer, instruct, thinking)
+        """The ids of all tokens that end a text, at either endpoint."""
+
+    def template(self, lambda_: float) -> str | None:
+        """Return the chat template of rows at λ, or None where neither endpoint has one."""
+        first, second = reversed(self._templates) if lambda_ >= self._thinking_from else self._templates
+        return first if first is not None else second
+
+    def opens_think(self, lambda_: float) -> bool:
+        """Tell whether the template at λ opens a `<think>` block in the prompt."""
+        return opens_think(self.template(lambda_))
+
+    def sampling(self, lambda_: float) -> Mapping[str, bool | int | float | None]:
+        """Return the sampling defaults of rows at λ: Thinking's for λ > 0, Instruct's for λ = 0."""
+        first, second = reversed(self._sampling) if lambda_ > 0.0 else self._sampling
+        return first if first is not None else second or {}
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Return a text's token ids; `special`: with the tokens that the tokenizer puts around a text."""
+        # Quietly: who asks for tokens says himself what is too long, and by the engine's limit, not the tokenizer's.
+        ids: list[int] = self._needed().encode(text, add_special_tokens=special, verbose=False)
+        return ids
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], lambda_: float, **arguments: Any) -> list[int]:
+        """Return the token ids of a conversation, ready for the answer; `arguments` go to the template.
+
+        Raises MisuseError where there is no template, or where it refuses the conversation.
+        """
+        template = self.template(lambda_)
+        if template is None:
+            raise MisuseError("neither endpoint has a chat template", hint="send the prompt as text")
+        try:
+            ids: list[int] = self._needed().apply_chat_template(
+                list(messages), chat_template=template, **{"add_generation_prompt": True, **arguments},
+                tokenize=True, return_dict=False, tokenizer_kwargs={"verbose": False},
+            )  # fmt: skip
+        except Exception as error:  # a template is untrusted code in a sandbox: it may fail in any way
+            raise MisuseError(f"the chat template refuses this conversation: {error}") from None
+        return ids
+
+    def _needed(self) -> Any:
+        if self.tokenizer is None:
+            raise MisuseError("the Instruct endpoint has no tokenizer; send token ids")
+        return self.tokenizer
+
+
+def _tokenizer(side: Checkpoint) -> Any:
+    from transformers import AutoTokenizer
+
+    assert side.folder is not None
+    if not any((side.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(side.folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizer files are untrusted: Transformers may fail on them anywhere
+        raise CheckpointError(f"{side.ref}: the tokenizer cannot be loaded: {error}") from None
+
+
+def _text(template: Any) -> str | None:
+    if isinstance(template, list):
+        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
+    return template if isinstance(template, str) else None
+
+
+def _eos(tokenizer: Any, *sides: Checkpoint) -> frozenset[int]:
+    found: set[int] = set()
+    for side in sides:
+        for data in (side.config, side.read_json("generation_config.json") or {}):
+            value = data.get("eos_token_id")
+            found |= {i for i in (value if isinstance(value, list) else [value]) if type(i) is int}
+    own = getattr(tokenizer, "eos_token_id", None)
+    return frozenset(found | ({own} if type(own) is int else set()))

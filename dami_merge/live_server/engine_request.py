@@ -1,0 +1,177 @@
+"""What a request asks for: generations for the engine, and the form of the reply."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from dami_merge.live import Completion, Engine, Event, Generation
+from dami_merge.live.tokenizing import Tokenizing
+from dami_merge.live_server.fields import NO_LIMIT, BadFieldError, Fields, TooLongError
+
+__all__ = [
+    "MOST",
+    "EngineRequest",
+    "Form",
+    "chat_tokens",
+    "copies",
+    "fitting",
+    "prompts",
+    "sampled",
+    "texts_of",
+    "tokens_of",
+]
+
+MOST = 128
+"""Generations of one request at most: prompts times `n`."""
+_OURS = ("add_generation_prompt", "chat_template", "continue_final_message", "conversation", "messages", "padding",
+         "return_dict", "return_tensors", "tokenize", "tokenizer_kwargs", "truncation")  # fmt: skip
+
+
+class Form(Protocol):
+    """How answers are written down."""
+
+    def whole(self, answers: Sequence[Completion]) -> Any:
+        """Return the whole reply, for JSON."""
+        ...
+
+    def opening(self) -> bytes:
+        """Return what a stream begins with."""
+        ...
+
+    def event(self, index: int, event: Event) -> bytes:
+        """Return what a stream says of one event; nothing where there is nothing to say yet."""
+        ...
+
+    def closing(self) -> bytes:
+        """Return what a stream ends with."""
+        ...
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """A request that makes sense."""
+
+    generations: tuple[Generation, ...]
+    stream: bool
+    form: Form
+
+
+def texts_of(engine: Engine) -> Tokenizing:
+    """Return what turns text into tokens; a loaded engine has it."""
+    assert engine.texts is not None
+    return engine.texts
+
+
+def sampled(fields: Fields, texts: Tokenizing, lambda_: float) -> dict[str, Any]:
+    """Return temperature, top_p, top_k and seed: the request's, and what it leaves open as generation_config says.
+
+    The configuration is that of the side that λ belongs to, as for a built variant.
+    """
+    default = texts.sampling(lambda_)
+    greedy = not default.get("do_sample", False)
+    # Without `do_sample` the file's other values are never used, by Transformers either.
+    at = {} if greedy else default
+    return {
+        "temperature": fields.number("temperature", 0.0 if greedy else _value(at, "temperature", 1.0), 0.0, 100.0),
+        "top_p": fields.number("top_p", _value(at, "top_p", 1.0), 0.0, 1.0) or 1e-9,
+        "top_k": max(fields.whole("top_k", int(_value(at, "top_k", 0)), -1, NO_LIMIT), 0),
+        "seed": fields.seed(),
+    }
+
+
+def _value(values: Mapping[str, Any], name: str, default: float) -> float:
+    value = values.get(name)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else default
+
+
+def fitting(engine: Engine, prompt: Sequence[int]) -> Sequence[int]:
+    """Return a prompt that leaves room for an answer; raises TooLongError for others."""
+    if not prompt:
+        raise BadFieldError("the prompt is empty")
+    if len(prompt) >= engine.max_length:
+        raise TooLongError(
+            f"the prompt has {len(prompt)} tokens; this server takes {engine.max_length} together with the answer"
+        )
+    return prompt
+
+
+def copies(generations: Sequence[Generation], n: int) -> tuple[Generation, ...]:
+    """Return each generation `n` times; with a seed, each copy has its own."""
+    if len(generations) * n > MOST:
+        raise BadFieldError(f"at most {MOST} answers to one request, found {len(generations) * n}")
+    seeded = [(g, None if g.seed is None else g.seed + i) for g in generations for i in range(n)]
+    return tuple(replace(g, seed=seed) for g, seed in seeded)
+
+
+def chat_tokens(engine: Engine, fields: Fields, lambda_: float) -> list[int]:
+    """Return a conversation's tokens as the pair's chat template has them; raises MisuseError where it refuses."""
+    going_on = fields.flag("continue_final_message")
+    arguments = _template_arguments(fields)
+    begin = fields.flag("add_generation_prompt", not going_on)
+    return texts_of(engine).encode_chat(
+        _messages(fields), lambda_, add_generation_prompt=begin, continue_final_message=going_on, **arguments
+    )
+
+
+def _template_arguments(fields: Fields) -> dict[str, Any]:
+    value = fields.data.get("chat_template_kwargs")
+    if value is None:
+        return {}
+    given = Fields.of(value, "chat_template_kwargs").data
+    for name in given:
+        if name in _OURS or not name.isidentifier():
+            raise BadFieldError("`chat_template_kwargs` holds a name that is no variable of a template")
+    return dict(given)
+
+
+def _messages(fields: Fields) -> list[dict[str, Any]]:
+    messages = fields.data.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise BadFieldError("`messages` must be a list with at least one message")
+    return [_message(message) for message in messages]
+
+
+def _message(message: object) -> dict[str, Any]:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise BadFieldError("each message must be an object with a `role`")
+    return {**message, "content": _content(message.get("content"))}
+
+
+def _content(content: object) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise BadFieldError("`content` of a message must be a text or a list of parts")
+    for part in content:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise BadFieldError("only parts of type `text` are understood in `content`")
+    return "\n".join(part["text"] for part in content)
+
+
+def prompts(engine: Engine, fields: Fields) -> list[list[int]]:
+    """Return the prompts of a text completion: a text, token ids, or a list of either."""
+    value = fields.data.get("prompt")
+    special = fields.flag("add_special_tokens", True)
+    if isinstance(value, str) or _ids(value):
+        value = [value]
+    if not isinstance(value, list) or not value:
+        raise BadFieldError("`prompt` must be a text, a list of token ids, or a list of these")
+    if len(value) > MOST:
+        raise BadFieldError(f"at most {MOST} prompts in one request, found {len(value)}")
+    return [tokens_of(engine, prompt, special) for prompt in value]
+
+
+def tokens_of(engine: Engine, prompt: object, special: bool) -> list[int]:
+    """Return one prompt's tokens."""
+    if isinstance(prompt, str):
+        return texts_of(engine).encode(prompt, special=special)
+    if _ids(prompt):
+        assert isinstance(prompt, list)
+        return prompt
+    raise BadFieldError("a prompt must be a text or a list of token ids")
+
+
+def _ids(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(id) is int for id in value)

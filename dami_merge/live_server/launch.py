@@ -1,0 +1,67 @@
+"""The engine behind the proxy: one backend, in this process, that answers at any λ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from dami_merge.live import Engine
+from dami_merge.live_server.describing import Description, name_of
+from dami_merge.live_server.engine_calls import EngineCalls
+from dami_router.config.specs import RouterConfig, Timeouts, VariantSpec
+from dami_router.messages.pinning import LIVE
+from dami_router.proxy.app import Proxy
+from dami_router.proxy.server import serve
+
+__all__ = ["configure", "make_proxy", "run"]
+
+_TIMEOUTS = Timeouts(first_byte=600.0, total=3600.0)
+"""A model of four billion parameters on a CPU takes its time; `timeouts` in the router's section says otherwise."""
+
+
+def configure(engine: Engine, section: RouterConfig, keys: tuple[str, ...] = ()) -> RouterConfig:
+    """Return the proxy's configuration: the endpoints by their names, and what `load_section` has read."""
+    timeouts = _TIMEOUTS if section.timeouts == Timeouts() else section.timeouts
+    return replace(
+        section, name=engine.name, variants=_variants(engine), timeouts=timeouts, api_keys=(*section.api_keys, *keys)
+    )
+
+
+def make_proxy(engine: Engine, config: RouterConfig, path: object = "uniform") -> Proxy:
+    """Return the application: the proxy over the engine. Its lifespan starts and stops the engine's thread."""
+    description = Description(engine, path)
+    description.start()
+    calls = EngineCalls(engine, config.timeouts, description.info)
+    proxy = Proxy(config, calls, {"/tokenize": calls.tokenize})
+    proxy.metrics.registry.register(_Rows(engine))
+    return proxy
+
+
+def run(engine: Engine, config: RouterConfig, path: object, host: str, port: int, ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT; see `dami_router.proxy.server`."""
+    serve(config, host, port, ready, make_proxy(engine, config, path))
+
+
+def _variants(engine: Engine) -> tuple[VariantSpec, ...]:
+    """The endpoints by their own names; two of the same name are `instruct` and `thinking`."""
+    pair = engine.endpoints
+    names = [name_of(side).rsplit("/", 1)[-1] for side in (pair.instruct, pair.thinking)] if pair else []
+    if len(set(names)) < len(("instruct", "thinking")) or set(names) & {LIVE, "dami"}:
+        names = ["instruct", "thinking"]
+    return tuple(VariantSpec(name, lambda_, frozenset({name})) for name, lambda_ in zip(names, (0.0, 1.0), strict=True))
+
+
+class _Rows(Collector):
+    """The engine's state at the moment of asking."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterable[Metric]:
+        engine = self._engine
+        yield GaugeMetricFamily("dami_live_rows", "Sequences that are worked on.", value=engine.rows)
+        yield GaugeMetricFamily("dami_live_waiting", "Sequences that wait to be taken in.", value=engine.waiting)
+        yield GaugeMetricFamily("dami_live_cache_bytes", "Memory of keys and values.", value=engine.cache_bytes)

@@ -1,0 +1,154 @@
+"""A variant's tensors against the endpoints: λ read back from a sample, or every bit computed again."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+from dami_merge.build.build_plan import TensorSource, VariantPlan
+from dami_merge.build.layout import ITEMSIZE
+from dami_merge.checkpoints.checkpoint import Checkpoint, TensorInfo
+from dami_merge.interpolation.depth import Anatomy
+from dami_merge.interpolation.formula import TORCH_DTYPES, BlockInterpolator
+from dami_merge.verify.recovery import Evidence, Recovered, gather
+from dami_router.errors import CheckpointError
+
+__all__ = ["Difference", "LayerLambda", "Weights"]
+
+_BLOCK = 1 << 19  # elements
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_SAMPLES = 4  # runs of a tensor that are sampled
+_RUN = 1 << 14  # elements of a run
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first element of a tensor that is not what the endpoints give: its index and byte in the file."""
+
+    tensor: str
+    index: int
+    byte: int
+    found: float
+    expected: float
+    count: int
+
+
+@dataclass(frozen=True)
+class LayerLambda:
+    """λ of the tensors of one layer that share one expected λ; `recovered` is None where nothing tells."""
+
+    where: str
+    expected: float
+    recovered: Recovered | None
+
+
+class Weights:
+    """Reads one variant beside its two endpoints."""
+
+    def __init__(
+        self, variant: Checkpoint, instruct: Checkpoint, thinking: Checkpoint, sources: Mapping[str, TensorSource]
+    ) -> None:
+        self._sides = (variant, instruct, thinking)
+        self._sources = sources
+        self._kernel = BlockInterpolator(_BLOCK)
+        self._handles: dict[Path, int] = {}
+        # One for each side and kept: fresh memory for every block costs the system more than reading it.
+        self._buffers = [bytearray(_BLOCK * max(ITEMSIZE.values())) for _ in self._sides]
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Weights:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stack.close()
+
+    def layers(self, plan: VariantPlan, anatomy: Anatomy) -> list[LayerLambda]:
+        """Recover λ for each layer (and each λ within it) from samples of its tensors."""
+        sums: dict[tuple[str, int, float], Evidence] = defaultdict(Evidence)
+        for name, source in self._sources.items():
+            if source.compute is not None:
+                lambda_ = plan.tensors[name]
+                place = anatomy.place(name)
+                order = place.index if place.index is not None else -1 if place.x == 0.0 else place.layers
+                where = anatomy.stack_of(name) if place.index is not None else name
+                sums[where, order, lambda_].add(self._sample(name, source, max(1.0, abs(lambda_))))
+        ordered = sorted(sums.items(), key=lambda item: (item[0][1], item[0][0], item[0][2]))
+        return [
+            LayerLambda(f"{where}.{order}" if where not in self._sources else where, expected, evidence.recovered())
+            for (where, order, expected), evidence in ordered
+        ]
+
+    def differences(
+        self, plan: VariantPlan, names: list[str], progress: Callable[[int], object]
+    ) -> Iterator[Difference]:
+        """Compute tensors again from the endpoints and yield the first difference of each that has one."""
+        for name in names:
+            if found := self._difference(name, self._sources[name], plan.tensors[name], progress):
+                yield found
+
+    def _sample(self, name: str, source: TensorSource, reach: float) -> Evidence:
+        info = self._sides[0].tensors[name]
+        total = Evidence()
+        assert source.compute is not None
+        elements = info.nbytes // ITEMSIZE[info.dtype]
+        step = max(_RUN, elements // _SAMPLES)
+        for first in range(0, elements, step):
+            count = min(_RUN, elements - first)
+            v = self._read(0, info, first, count)
+            a, b = self._read(1, source.instruct, first, count), self._read(2, source.thinking, first, count)
+            total.add(gather(a, b, v, TORCH_DTYPES[source.compute], reach=reach))
+        return total
+
+    def _difference(
+        self, name: str, source: TensorSource, lambda_: float, progress: Callable[[int], object]
+    ) -> Difference | None:
+        info = self._sides[0].tensors[name]
+        size = ITEMSIZE[info.dtype]
+        first_bad: tuple[int, float, float] | None = None
+        total = 0
+        for first in range(0, info.nbytes // size, _BLOCK):
+            count = min(_BLOCK, info.nbytes // size - first)
+            stored = self._read(0, info, first, count)
+            expected = self._expected(source, lambda_, info.dtype, first, count)
+            progress(count * size)
+            bits, right = stored.view(_BITS[size]), expected.view(_BITS[size])
+            if not torch.equal(bits, right):
+                different = bits != right
+                at = int(different.nonzero()[0])
+                total += int(different.sum())
+                first_bad = first_bad or (first + at, float(stored[at]), float(expected[at]))
+        if first_bad is None:
+            return None
+        index, found, wanted = first_bad
+        return Difference(name, index, info.start + index * size, found, wanted, total)
+
+    def _expected(self, source: TensorSource, lambda_: float, dtype: str, first: int, count: int) -> torch.Tensor:
+        a = self._read(1, source.instruct, first, count)
+        if source.compute is None:
+            return a
+        b = self._read(2, source.thinking, first, count)
+        compute = TORCH_DTYPES[source.compute]
+        out = torch.empty(count, dtype=TORCH_DTYPES[dtype])
+        self._kernel.write(a.to(compute), b.to(compute), [lambda_], [out])
+        return out
+
+    def _read(self, side: int, info: TensorInfo, first: int, count: int) -> torch.Tensor:
+        """Return elements of a tensor; they are good until the same side is read again."""
+        folder = self._sides[side].folder
+        assert folder is not None
+        path = folder / info.file
+        if path not in self._handles:
+            self._handles[path] = os.open(path, os.O_RDONLY)
+            self._stack.callback(os.close, self._handles[path])
+        size = ITEMSIZE[info.dtype]
+        data = memoryview(self._buffers[side])[: count * size]
+        if os.preadv(self._handles[path], [data], info.start + first * size) < len(data):
+            raise CheckpointError(f"{path}: ends too early; it shrank while it was read")
+        return torch.frombuffer(data, dtype=TORCH_DTYPES.get(info.dtype, torch.uint8))

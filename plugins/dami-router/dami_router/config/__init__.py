@@ -1,0 +1,1 @@
+"""router.yml: read strictly into frozen facts."""

@@ -1,0 +1,86 @@
+"""What a valid router.yml will do that its author may not expect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from dami_router.choosing.policy import dominated
+from dami_router.config.specs import RouterConfig
+from dami_router.messages.pinning import LIVE
+
+__all__ = ["Advice", "advise", "left_out"]
+
+_HERE = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One warning, in the form of `dami check`'s findings about recipes."""
+
+    code: str
+    message: str
+    hint: str | None = None
+    severity: str = "warning"
+
+    def __str__(self) -> str:
+        text = f"{self.severity}: {self.message}"
+        return f"{text}\n  hint: {self.hint}" if self.hint else text
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the warning for JSON."""
+        return asdict(self)
+
+
+def advise(config: RouterConfig) -> list[Advice]:
+    """Return the warnings about a configuration, without asking any server."""
+    return [*_about_variants(config), *_about_servers(config), *_about_estimators(config), *_about_limits(config)]
+
+
+def left_out(config: RouterConfig) -> list[str]:
+    """Return the variants that are never chosen, since by the manifest's figures another is as good and no dearer."""
+    if not config.policy.drop_dominated:
+        return []
+    return sorted(dominated({variant.id: variant.figures for variant in config.variants}))
+
+
+def _about_variants(config: RouterConfig) -> Iterator[Advice]:
+    served = {backend.variant for backend in config.backends}
+    if LIVE in served:
+        return
+    known = [variant for variant in config.variants if variant.id in served]
+    if lacking := ", ".join(variant.id for variant in config.variants if variant.id not in served):
+        yield Advice("no_server", f"never asked, since without a server: {lacking}", "add one under `backends`")
+    if len(known) == 1:
+        yield Advice("one_variant", f"only {known[0].id} is served: every query gets the same λ")
+    low, high = config.policy.lambda_min, config.policy.lambda_max
+    if not any(low <= variant.lambda_ <= high for variant in known):
+        yield Advice("out_of_limits", f"no served variant has a λ from {low:g} to {high:g}; the nearest is taken")
+
+
+def _about_servers(config: RouterConfig) -> Iterator[Advice]:
+    for backend in config.backends:
+        url = urlsplit(backend.url)
+        if backend.api_key and url.scheme == "http" and url.hostname not in _HERE:
+            yield Advice("key_in_clear", f"{backend.url}: the key for it travels unencrypted", "use https")
+        if not backend.identity:
+            yield Advice("identity_off", f"{backend.url}: nobody checks that it serves {backend.variant}")
+
+
+def _about_estimators(config: RouterConfig) -> Iterator[Advice]:
+    names = [estimator.name for estimator in config.estimator.estimators]
+    last = config.estimator.last.lambda_
+    if not names:
+        yield Advice(
+            "constant", f"no estimator: every query that pins nothing gets λ = {last:g}", "see estimator.chain"
+        )
+    if config.effort_shift and "effort" in names:
+        yield Advice("shift_unused", "effort_shift does nothing behind the estimator `effort`", "leave one of them out")
+
+
+def _about_limits(config: RouterConfig) -> Iterator[Advice]:
+    times = config.timeouts
+    if times.first_byte > times.total:
+        yield Advice("first_byte", f"first_byte ({times.first_byte:g} s) is never reached: total is {times.total:g} s")

@@ -1,0 +1,1 @@
+"""Evaluation of estimators: scores, comparisons, plots, reports."""

@@ -1,0 +1,193 @@
+"""Estimators against static variants, random mixing, query length and the oracle, on queries that they never saw.
+
+The default estimator is trained anew for each fold and asked about the queries outside it. A trained folder, or an
+installed estimator, is asked about queries that it was not trained on; all estimators are compared on the
+same queries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dami_router.choosing.policy import nearest
+from dami_router.errors import FailureError, MisuseError
+from dami_router.estimators.cuts import Cuts
+from dami_router.estimators.estimator import Estimator
+from dami_router.estimators.preference import Preference
+from dami_router.estimators.query import Query
+from dami_router.estimators.training import TrainingSettings, evidence_of, train, utility
+from dami_router.evaluating.scores import apgr, cost_curve, cpt, mixing_at, pareto_distance, saving_at
+from dami_router.rollouts.folds import fingerprint, folds_of
+from dami_router.rollouts.grid import Figure, Grid, Point, dominated, figure
+
+__all__ = ["Comparison", "Contender", "compare", "cross_validated", "length_of_query", "unseen", "with_estimator"]
+
+Floats = NDArray[np.float64]
+CPT_SHARES = (0.5, 0.8)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way of choosing: λ(q) for each query, and the score that orders them (more: thinks harder)."""
+
+    name: str
+    lambdas: tuple[float, ...]
+    score: Floats
+    folds: tuple[NDArray[np.intp], ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that was found: a point for each variant, and for each contender its point and metrics."""
+
+    grid: Grid
+    static: tuple[Point, ...]
+    oracle: Point
+    contenders: tuple[Contender, ...]
+    points: tuple[Point, ...]
+    metrics: tuple[Mapping[str, Any], ...]
+    curves: tuple[tuple[tuple[float, float, float], ...], ...]
+
+    @property
+    def dominated(self) -> tuple[float, ...]:
+        """The λ of variants that another one beats in accuracy or cost, and equals at least in the other."""
+        return tuple(x for x, beaten in zip(self.grid.lambdas, dominated(self.static), strict=True) if beaten)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the comparison for JSON."""
+        return {
+            "queries": len(self.grid.queries),
+            "static": [{"lambda": x, **_flat(p)} for x, p in zip(self.grid.lambdas, self.static, strict=True)],
+            "dominated": list(self.dominated),
+            "oracle": _flat(self.oracle),
+            "estimators": [
+                {"name": c.name, **_flat(p), **m}
+                for c, p, m in zip(self.contenders, self.points, self.metrics, strict=True)
+            ],
+        }
+
+
+def cross_validated(grid: Grid, settings: TrainingSettings, folds: int, note: Callable[[str], None]) -> Contender:
+    """Return the default estimator, trained `folds` times, and each query's λ from the time it was left out."""
+    parts = folds_of(grid.texts, folds, seed=settings.seed)
+    lambdas, score = np.zeros(len(grid.queries)), np.zeros(len(grid.queries))
+    names = evidence_of(grid, None)
+    for number, part in enumerate(parts, 1):
+        note(f"fold {number} of {folds}: training on the other {folds - 1}")
+        trained = train(
+            grid.rows(np.setdiff1d(np.arange(len(grid.queries)), part)), settings, use_confidence=bool(names)
+        )
+        held = grid.rows(part)
+        mu, _ = trained.ideal(held.texts, _evidence(held, names))
+        score[part] = mu
+        lambdas[part] = [trained.cuts(float(x)) for x in mu]
+    return Contender("preference", tuple(map(float, lambdas)), score, tuple(parts))
+
+
+def length_of_query(grid: Grid, settings: TrainingSettings, folds: int) -> Contender:
+    """Return the query's length as an estimator: longer ones get a larger λ, by cuts fitted on the other folds."""
+    score = np.array([float(len(text)) for text in grid.texts])
+    worth, parts = utility(grid, settings.price), folds_of(grid.texts, folds, seed=settings.seed)
+    lambdas = np.zeros(len(score))
+    for part in parts:
+        rest = np.setdiff1d(np.arange(len(score)), part)
+        cuts = Cuts.fit(score[rest], worth[rest], np.array(grid.lambdas))
+        lambdas[part] = [cuts(x) for x in score[part]]
+    return Contender("query length", tuple(map(float, lambdas)), score, tuple(parts))
+
+
+def unseen(grid: Grid, estimators: Sequence[Estimator]) -> Grid:
+    """Return the queries that none of these was trained on; raises MisuseError where there are none."""
+    seen = frozenset[str]().union(*(e.trained_on for e in estimators if isinstance(e, Preference)))
+    kept = [i for i, text in enumerate(grid.texts) if fingerprint(text) not in seen]
+    if not kept:
+        raise MisuseError(
+            "every query of these rollouts was trained on",
+            hint="give rollouts of other queries, or leave --estimator out: then training is cross-validated",
+        )
+    return grid.rows(kept)
+
+
+def with_estimator(name: str, estimator: Estimator, grid: Grid) -> Contender:
+    """Return what an estimator says of each query; raises FailureError where it cannot say, or says no λ."""
+    if isinstance(estimator, Preference):
+        mu, _ = estimator.ideal(grid.texts, _evidence(grid, evidence_of(grid, bool(estimator.evidence))))
+        return Contender(name, tuple(estimator.cuts(float(x)) for x in mu), mu)
+
+    async def ask() -> list[float]:
+        return [(await estimator.estimate(Query(text))).lambda_ for text in grid.texts]
+
+    found = asyncio.run(ask())
+    for query, lambda_ in zip(grid.queries, found, strict=True):
+        if not 0.0 <= lambda_ <= 1.0:
+            raise FailureError(f"estimator `{name}` gave λ={lambda_} for query `{query}`; expected 0 to 1")
+    return Contender(name, tuple(found), np.array(found))
+
+
+def compare(grid: Grid, contenders: Sequence[Contender]) -> Comparison:
+    """Return every contender's operating point and metrics on the same queries."""
+    choices = [[nearest(x, grid.lambdas) for x in c.lambdas] for c in contenders]
+    curves = tuple(tuple(cost_curve(grid, c.lambdas)) for c in contenders)
+    points = tuple(grid.routed(choice) for choice in choices)
+    found = zip(contenders, choices, points, curves, strict=True)
+    return Comparison(
+        grid, tuple(grid.static(x) for x in grid.lambdas), grid.routed(grid.oracle()), tuple(contenders), points,
+        tuple(_metrics(grid, *one) for one in found), curves,
+    )  # fmt: skip
+
+
+def _metrics(
+    grid: Grid, contender: Contender, choice: Sequence[float], point: Point, curve: Sequence[tuple[float, float, float]]
+) -> dict[str, Any]:
+    accuracy, tokens = point.accuracy.mean, point.tokens.mean
+    means, thinking = grid.correct.mean(axis=0), float(grid.tokens[:, -1].mean())
+    columns = [grid.lambdas.index(x) for x in choice]
+    gain = grid.correct[np.arange(len(columns)), columns] - grid.correct[:, -1]
+    mixing = mixing_at(grid, tokens)
+    out: dict[str, Any] = {
+        "over_largest_lambda": asdict(figure(gain)),
+        "tokens_of_largest_lambda": tokens / thinking if thinking else None,
+        "random_mixing_accuracy": mixing,
+        "over_random_mixing": None if mixing is None else accuracy - mixing,
+        "perf_gain": accuracy - float(means.max()),
+        "cost_save": saving_at(curve, float(means[-1]), thinking),
+        "pareto_dist": pareto_distance(grid, accuracy, tokens),
+        "lambda_histogram": {f"{x:g}": choice.count(x) for x in grid.lambdas},
+    }
+    return {**out, **_two_variants(grid, contender)} if len(grid.lambdas) == 2 else {**out, "apgr": None}
+
+
+def _two_variants(grid: Grid, contender: Contender) -> dict[str, Any]:
+    weak, strong = grid.correct.T
+    # A fold's scores are only ordered among themselves, so that APGR is a mean over folds.
+    parts = contender.folds or (np.arange(len(weak)),)
+    each = [apgr(contender.score[p], weak[p], strong[p]) for p in parts]
+    known = [x for x in each if x is not None]
+    called = {f"{share:.0%}": cpt(contender.score, weak, strong, share) for share in CPT_SHARES}
+    return {"apgr": float(np.mean(known)) if known else None, "apgr_by_fold": each, "cpt": called}
+
+
+def _evidence(grid: Grid, names: Sequence[str]) -> list[Mapping[str, float]]:
+    return (
+        [{name: float(x) for name in names} for x in grid.confidence] if grid.confidence is not None and names else []
+    )
+
+
+def _flat(point: Point) -> dict[str, Any]:
+    def interval(found: Figure) -> list[float]:
+        return [found.low, found.high]
+
+    return {
+        "accuracy": point.accuracy.mean,
+        "accuracy_interval": interval(point.accuracy),
+        "mean_tokens": point.tokens.mean,
+        "mean_tokens_interval": interval(point.tokens),
+        "mean_lambda": point.mean_lambda,
+        "think_share": point.think_share,
+    }

@@ -1,0 +1,1 @@
+"""The family manifest: read from a folder or the Hub, and the pair behind it."""

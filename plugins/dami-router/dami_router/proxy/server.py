@@ -1,0 +1,103 @@
+"""Running the proxy: uvicorn, and an orderly end on SIGTERM."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from dami_router.config.specs import RouterConfig
+from dami_router.errors import FailureError
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from dami_router.proxy.app import Proxy
+
+__all__ = ["require_port", "require_serving", "serve", "settings"]
+
+
+def require_serving() -> None:
+    """Raise FailureError where what serving needs is not installed."""
+    try:
+        import uvicorn  # noqa: F401
+
+        from dami_router.proxy import app  # noqa: F401
+    except ImportError as error:
+        raise FailureError(
+            f"serving needs {error.name}, which is not installed", hint="pip install 'dami-router[serve]'"
+        ) from None
+
+
+def settings(proxy: Proxy, host: str, port: int, drain: float) -> uvicorn.Config:
+    """Return what uvicorn is told; `drain` is in seconds."""
+    import uvicorn
+
+    from dami_router.proxy.cork import CorkedProtocol
+
+    return uvicorn.Config(
+        proxy,
+        host=host,
+        port=port,
+        lifespan="on",
+        access_log=False,
+        log_level="warning",
+        log_config=None,
+        server_header=False,
+        date_header=False,
+        ws="none",
+        http=CorkedProtocol,
+        proxy_headers=False,
+        timeout_graceful_shutdown=max(1, round(drain)),
+    )
+
+
+def require_port(host: str, port: int) -> None:
+    """Raise FailureError where nothing can listen there: said before a model is loaded, not after."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise FailureError(
+            f"no server can start at {host}:{port}: {error.strerror or error}", hint="--port 0 takes a free one"
+        ) from None
+
+
+def serve(config: RouterConfig, host: str, port: int, ready: Callable[[str], None], proxy: Proxy | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; requests under way are finished within `limits.drain` seconds.
+
+    `ready` is called with the address once requests are taken. `proxy` is the application, where it is not simply
+    that of `config`. Raises FailureError where the port is taken, a server serves the wrong model, or the extra
+    `serve` is not installed.
+    """
+    require_serving()
+    import uvicorn
+
+    from dami_router.proxy.app import Proxy
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: object = None) -> None:
+            await super().startup(sockets)  # type: ignore[arg-type]
+            if self.started:
+                bound = self.servers[0].sockets[0].getsockname()[1]
+                # What is here now stays: the garbage collector need not look at it again and again.
+                gc.collect()
+                gc.freeze()
+                ready(f"http://{f'[{host}]' if ':' in host else host}:{bound}")
+
+    proxy = proxy or Proxy(config)
+    # Without this, uvicorn would raise SIGTERM again after its clean end, and the exit code would be that of a kill.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    server = Server(settings(proxy, host, port, config.limits.drain))
+    try:
+        server.run()
+    except SystemExit:
+        # uvicorn has said why: a taken port, or a start-up that failed.
+        raise FailureError(f"no server could start at {host}:{port}", hint="the reason is above") from None
+    if not server.started:
+        proxy.router.require_usable()
+        raise FailureError(f"no server could start at {host}:{port}", hint="the reason is above")

@@ -1,0 +1,1 @@
+"""Graded answers: their file, their arrangement as a grid, and folds of their queries."""

@@ -1,0 +1,123 @@
+"""Rollouts gathered into a grid, one at a time: a million rows take tens of bytes each, not a record each."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dami_router.errors import MisuseError
+from dami_router.rollouts.grid import Grid
+from dami_router.rollouts.records import Rollout
+
+__all__ = ["Gathering", "grid_of"]
+
+
+def grid_of(rollouts: Iterable[Rollout], *, drop_incomplete: bool = False) -> Grid:
+    """Arrange rollouts as a grid.
+
+    Raises MisuseError for a query that lacks an answer of some variant (unless `drop_incomplete` leaves such
+    queries out), for two answers of one variant without a `sample` number or with the same one, and for a query
+    with two texts.
+    """
+    gathered = Gathering()
+    for rollout in rollouts:
+        gathered.add(rollout)
+    return gathered.grid(drop_incomplete=drop_incomplete)
+
+
+class Gathering:
+    """Takes rollouts in any order, and refuses those that contradict each other."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, int] = {}
+        self._columns: dict[float, int] = {}
+        self._texts: list[str] = []
+        self._confidence = array("d")
+        self._cells = (array("q"), array("q"), array("q"))  # query, variant, sample
+        self._values = (array("d"), array("d"), array("d"))  # correct, tokens, think
+
+    def add(self, rollout: Rollout) -> None:
+        """Take one rollout; raises MisuseError where its query had another text or confidence before."""
+        row = self._rows.setdefault(rollout.query_id, len(self._rows))
+        if row == len(self._texts):
+            self._texts.append(rollout.query)
+            self._confidence.append(float("nan"))
+        elif self._texts[row] != rollout.query:
+            raise MisuseError(f"query `{rollout.query_id}` has two different texts", hint="give each its own query_id")
+        if rollout.confidence is not None:
+            self._keep_confidence(row, rollout)
+        column = self._columns.setdefault(rollout.lambda_, len(self._columns))
+        sample = -1 if rollout.sample is None else int(rollout.sample)
+        for store, index in zip(self._cells, (row, column, sample), strict=True):
+            store.append(index)
+        for values, value in zip(self._values, (rollout.correct, rollout.tokens, bool(rollout.think)), strict=True):
+            values.append(float(value))
+
+    def grid(self, *, drop_incomplete: bool = False) -> Grid:
+        """Return everything as a grid; see `grid_of` for what is refused."""
+        if not self._rows:
+            raise MisuseError("no rollouts")
+        queries, lambdas = list(self._rows), list(self._columns)
+        row, column, sample = (np.frombuffer(store, dtype=np.int64) for store in self._cells)
+        self._refuse_twice(queries, lambdas, row, column, sample)
+        cell = row * len(lambdas) + column
+        shape = len(queries), len(lambdas)
+        counts = np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape)
+        kept = np.arange(len(queries))
+        if (counts == 0).any():
+            kept = _complete(counts, queries, lambdas, drop_incomplete)
+        order = np.argsort(lambdas)
+
+        def mean(values: array[float]) -> NDArray[np.float64]:
+            total = np.bincount(cell, weights=np.frombuffer(values), minlength=counts.size).reshape(shape)
+            return np.asarray((total / np.maximum(counts, 1))[kept][:, order])
+
+        return Grid(
+            tuple(queries[i] for i in kept),
+            tuple(lambdas[i] for i in order),
+            *(mean(self._values[0]), mean(self._values[1]), mean(self._values[2])),
+            texts=tuple(self._texts[i] for i in kept),
+            confidence=np.array(self._confidence)[kept],
+        )
+
+    def _keep_confidence(self, row: int, rollout: Rollout) -> None:
+        known = self._confidence[row]
+        if known == known and known != rollout.confidence:
+            raise MisuseError(f"query `{rollout.query_id}` has two confidences: {known:g} and {rollout.confidence:g}")
+        self._confidence[row] = float(rollout.confidence or 0.0)
+
+    def _refuse_twice(
+        self, queries: list[str], lambdas: list[float], row: NDArray[np.int64], column: NDArray[np.int64],
+        sample: NDArray[np.int64],
+    ) -> None:  # fmt: skip
+        order = np.lexsort((sample, column, row))
+        same = (np.diff(row[order]) == 0) & (np.diff(column[order]) == 0) & (np.diff(sample[order]) == 0)
+        if not same.any():
+            return
+        first = order[int(np.argmax(same))]
+        raise MisuseError(
+            f"query `{queries[row[first]]}` has two rollouts at λ={lambdas[column[first]]:g}"
+            f" ({int(same.sum())} rows too many in all)",
+            hint="remove the copies; where they are several answers to one query, number them: `sample`: 0, 1, …",
+        )
+
+
+def _complete(
+    counts: NDArray[np.intp], queries: list[str], lambdas: list[float], drop_incomplete: bool
+) -> NDArray[np.intp]:
+    """Return the rows that every variant answered; raises MisuseError unless others may be dropped."""
+    lacking = np.flatnonzero((counts == 0).any(axis=1))
+    first = lacking[0]
+    if not drop_incomplete:
+        lambda_ = min(x for x, count in zip(lambdas, counts[first], strict=True) if not count)
+        raise MisuseError(
+            f"query `{queries[first]}` has no rollout at λ={lambda_:g}, others have"
+            f" ({len(lacking)} of {len(queries)} queries lack a variant)",
+            hint="answer them too, or leave them out with --drop-incomplete",
+        )
+    if len(lacking) == len(queries):
+        raise MisuseError("no query was answered by every variant")
+    return np.flatnonzero((counts > 0).all(axis=1))

@@ -1,0 +1,134 @@
+"""Rollouts: one answer of one variant to one query, graded; one JSON object a line.
+
+Required: `query_id`, `query`, `lambda`, `correct` (bool, or a score in [0, 1]), `tokens`.
+Optional: `model`, `answer`, `expected`, `latency_s`, `finish_reason`, `think`; `confidence` (in
+[0, 1]: how sure the Instruct variant is of this query, on any of its rows); `sample` (0, 1, … where
+one variant answered a query several times).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from dami_router.errors import MisuseError
+from dami_router.shared.suggestions import did_you_mean, listed
+
+__all__ = ["Rollout", "parse_rollout", "read_rollouts", "write_rollouts"]
+
+_REQUIRED = ("query_id", "query", "lambda", "correct", "tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One graded answer. `correct` is a score in [0, 1]; `tokens` counts every generated token."""
+
+    query_id: str
+    query: str
+    lambda_: float
+    correct: float
+    tokens: int
+    model: str | None = None
+    answer: str | None = None
+    expected: str | None = None
+    latency_s: float | None = None
+    finish_reason: str | None = None
+    think: bool | None = None
+    confidence: float | None = None
+    sample: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the rollout as it stands in a file; fields that are not known are left out."""
+        data = {key.rstrip("_"): value for key, value in asdict(self).items() if value is not None}
+        return {**data, "correct": bool(self.correct) if self.correct in (0.0, 1.0) else self.correct}
+
+
+_FIELDS = tuple(field.name.rstrip("_") for field in fields(Rollout))
+_WORDS = ("query", "model", "answer", "expected", "finish_reason")
+_LAMBDA_DIGITS = 6
+
+
+def read_rollouts(path: Path) -> Iterator[Rollout]:
+    """Yield the rollouts of a .jsonl or .jsonl.gz file.
+
+    Raises MisuseError with file and line for what is no rollout: a missing or unknown field, λ
+    outside [0, 1], a score outside [0, 1], a token count below 0.
+    """
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield parse_rollout(line, f"{path}:{number}")
+    except (OSError, EOFError) as error:
+        raise MisuseError(f"{path}: cannot be read as rollouts: {error}") from None
+    except UnicodeDecodeError:
+        raise MisuseError(f"{path}: not UTF-8 text; expected JSON lines") from None
+
+
+def write_rollouts(rollouts: Iterable[Rollout], path: Path) -> None:
+    """Write rollouts to a .jsonl or .jsonl.gz file in one step; the same rollouts give the same bytes."""
+    text = "".join(json.dumps(r.as_dict(), separators=(",", ":"), ensure_ascii=False) + "\n" for r in rollouts)
+    data = gzip.compress(text.encode(), compresslevel=9, mtime=0) if path.suffix == ".gz" else text.encode()
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+def parse_rollout(line: str, where: str) -> Rollout:
+    """Read one line; raises MisuseError that begins with `where` for what is no rollout."""
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError):
+        raise MisuseError(f"{where}: not a JSON object") from None
+    if not isinstance(data, dict):
+        raise MisuseError(f"{where}: not a JSON object")
+    for key in data:
+        if key not in _FIELDS:
+            near = did_you_mean(key, _FIELDS)
+            raise MisuseError(f"{where}: unknown field `{key}`", hint=f"did you mean `{near}`?" if near else None)
+    if missing := [key for key in _REQUIRED if key not in data]:
+        hint = "these answers were not graded: add `correct` to each" if missing == ["correct"] else None
+        raise MisuseError(f"{where}: lacks {listed(missing)}", hint=hint)
+    # Rounded, so that 0.1 + 0.2 and 0.3 are one variant.
+    lambda_ = round(_number(data.pop("lambda"), "lambda", where, high=1.0), _LAMBDA_DIGITS)
+    correct = _number(data.pop("correct"), "correct", where, high=1.0, true=True)
+    tokens = _number(data.pop("tokens"), "tokens", where)
+    if tokens != int(tokens):
+        raise MisuseError(f"{where}: `tokens` expects a whole number, found {tokens}")
+    _check_optional(data, where)
+    data["query_id"] = str(data["query_id"])
+    return Rollout(lambda_=lambda_, correct=correct, tokens=int(tokens), **data)
+
+
+def _check_optional(data: dict[str, Any], where: str) -> None:
+    if not isinstance(data["query_id"], str | int):
+        raise MisuseError(f"{where}: `query_id` expects text, found {data['query_id']!r:.40}")
+    if data["query"] is None:
+        raise MisuseError(f"{where}: `query` expects text, found null")
+    for field in _WORDS:
+        if data.get(field) is not None and not isinstance(data[field], str):
+            raise MisuseError(f"{where}: `{field}` expects text, found {data[field]!r:.40}")
+    for field, high in (("latency_s", math.inf), ("confidence", 1.0), ("sample", math.inf)):
+        if data.get(field) is not None:
+            _number(data[field], field, where, high=high)
+    if not isinstance(data.get("think"), bool | None):
+        raise MisuseError(f"{where}: `think` expects true or false, found {data['think']!r:.40}")
+
+
+def _number(value: object, field: str, where: str, *, high: float = math.inf, true: bool = False) -> float:
+    """Return a number in [0, high]; `true` says whether true and false count as 1 and 0."""
+    number = isinstance(value, int | float) and (true or not isinstance(value, bool))
+    # Compared before it is made a float: an integer of a thousand digits has none.
+    if number and 0 <= value <= min(high, 1e18):  # type: ignore[operator]
+        return float(value)  # type: ignore[arg-type]
+    expected = "a number in [0, 1]" if high == 1.0 else "a number of at least 0"
+    raise MisuseError(f"{where}: `{field}` expects {expected}, found {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    return "a number that is too large" if isinstance(value, int) and abs(value) > 10**18 else f"{value!r:.40}"

@@ -1,0 +1,1 @@
+"""Small tools that know nothing of routing: strict YAML, durable files, a memo, suggestions."""

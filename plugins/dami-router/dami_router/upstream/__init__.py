@@ -1,0 +1,1 @@
+"""Replicas and the calls to them: the fleet, health, breakers, and HTTP/1.1."""

@@ -1,0 +1,145 @@
+"""The endpoints as estimators ask them: the real `Servers`, over the router's fleet.
+
+A question goes to the least busy healthy replica that is not known to lack what it asks for. It is no user's request:
+no metric, no budget and no breaker of the router hears of it. Replicas that keep failing to answer estimators are left
+alone by a breaker of their own, so that they cost no time; what one turns out to lack is noted in its identity.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+from dami_router.backends.backend import Post
+from dami_router.backends.logprobs import LogProbs
+from dami_router.backends.openai_logprobs import OpenAILogProbs
+from dami_router.backends.tgi_logprobs import TgiLogProbs
+from dami_router.config.specs import BreakerSpec, RouterConfig
+from dami_router.estimators.log_probs import Ability, BusyError, EstimationError, Probe, Prompt, UnableError
+from dami_router.estimators.query import Query
+from dami_router.upstream.breaker import Breaker
+from dami_router.upstream.fleet import Fleet, Replica
+from dami_router.upstream.health import Prober
+from dami_router.upstream.reply import Calls, UnansweredError
+
+__all__ = ["ServedEndpoint", "ServedEndpoints"]
+
+_WAYS: Mapping[str, LogProbs] = {"tgi": TgiLogProbs(), "openai": OpenAILogProbs(), "live": OpenAILogProbs()}
+
+
+class ServedEndpoint:
+    """One endpoint of the family: the replicas of the variant at `lambda_`, and live servers, which have every λ."""
+
+    def __init__(
+        self, lambda_: float, replicas: Sequence[Replica], transport: Calls, prober: Prober, spec: BreakerSpec
+    ) -> None:
+        self.lambda_ = lambda_
+        self._transport, self._prober, self._replicas = transport, prober, replicas
+        self._breakers = {replica: Breaker(spec.failures, spec.open_s) for replica in replicas}
+
+    @property
+    def opens_think(self) -> bool:
+        """Whether the variant's chat template ends inside a `<think>` block."""
+        return any(replica.opens_think(self.lambda_) for replica in self._replicas)
+
+    def can(self, ability: Ability) -> bool | None:
+        """Say whether some replica can; None where nobody has found out."""
+        known = [_known(replica, ability) for replica in self._replicas]
+        return True if True in known else None if None in known else False
+
+    async def probe(self, query: Query, tokens: int, *, top: int = 0, timeout: float) -> Probe:
+        """Generate at most `tokens` tokens greedily."""
+        async with self._ask("log_probs", timeout) as (replica, way, post):
+            found = await way.probe(post, self._model(replica), query, tokens, top)
+            if top and not all(token.top for token in found.tokens):
+                _note(replica, "top_n")
+            return found
+
+    async def prepare(self, query: Query, *, close: bool = False, timeout: float) -> Prompt:
+        """Return the query as the server would read it."""
+        async with self._ask("prompt_log_probs", timeout) as (replica, way, post):
+            return await way.prepare(post, self._model(replica), query, close=close)
+
+    async def score(self, prompt: Prompt, text: str, *, timeout: float) -> tuple[float, ...]:
+        """Return the log-probability of each token of `text` after the prompt."""
+        async with self._ask("prompt_log_probs", timeout) as (replica, way, post):
+            return await way.score(post, self._model(replica), prompt, text)
+
+    @asynccontextmanager
+    async def _ask(self, ability: Ability, timeout: float) -> AsyncIterator[tuple[Replica, LogProbs, Post]]:
+        if timeout <= 0:
+            raise BusyError("no time is left")
+        replica = self._pick(ability)
+        breaker = self._breakers[replica]
+
+        async def post(path: str, data: Mapping[str, Any]) -> tuple[int, Any]:
+            try:
+                return await self._transport.post(replica, path, data, timeout, fresh=False)
+            except Exception as error:
+                # Refused, cut off, not HTTP: the client's own exceptions are many, and all mean the same.
+                raise UnansweredError(type(error).__name__) from error
+
+        breaker.start()
+        replica.outstanding += 1
+        answers = False
+        try:
+            async with asyncio.timeout(timeout):
+                yield replica, _WAYS[replica.spec.protocol], post
+            answers = True
+        except EstimationError as error:
+            answers = True  # only not to this question
+            if isinstance(error, UnableError):
+                _note(replica, error.lacks)
+            raise
+        except (TimeoutError, UnansweredError):
+            breaker.failed()
+            raise BusyError(f"the server at λ = {self.lambda_:g} gives no answer") from None
+        except BaseException:
+            breaker.abandoned()
+            raise
+        finally:
+            replica.outstanding -= 1
+            if answers:
+                breaker.succeeded()
+
+    def _model(self, replica: Replica) -> str:
+        return replica.served_as(self.lambda_) or ""
+
+    def _pick(self, ability: Ability) -> Replica:
+        self._prober.explored.update(self._replicas)
+        alive = [r for r in self._replicas if r.usable and r.health != "dead" and self._breakers[r].ready]
+        able = [r for r in alive if _known(r, ability) is not False]
+        if not alive:
+            raise BusyError(f"no server at λ = {self.lambda_:g} answers")
+        if not able:
+            raise EstimationError(f"no server at λ = {self.lambda_:g} gives {ability}")
+        random.shuffle(able)
+        return min(able, key=lambda replica: replica.outstanding)
+
+
+class ServedEndpoints:
+    """The smallest and the largest λ that is served; with a live server, 0 and 1. One λ is not taken twice."""
+
+    def __init__(self, config: RouterConfig, fleet: Fleet, transport: Calls, prober: Prober) -> None:
+        served = {x for r in fleet.replicas for x in ((0.0, 1.0) if r.live else (r.variant.lambda_,))}
+
+        def endpoint(lambda_: float) -> ServedEndpoint:
+            replicas = [r for r in fleet.replicas if r.live or r.variant.lambda_ == lambda_]
+            return ServedEndpoint(lambda_, replicas, transport, prober, config.breaker)
+
+        self.instruct = endpoint(min(served))
+        self.thinking = endpoint(max(served)) if len(served) > 1 else None
+
+
+def _known(replica: Replica, ability: Ability) -> bool | None:
+    return replica.identity.capabilities.get(ability) if replica.identity else None
+
+
+def _note(replica: Replica, lacks: Ability) -> None:
+    if replica.identity is not None:
+        able = {**replica.identity.capabilities, lacks: False}
+        replica.identity = replace(replica.identity, capabilities=able)

@@ -1,0 +1,121 @@
+"""All replicas of all variants: who is healthy, who is busy, whose turn it is."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from dami_router.backends.backend import Identity
+from dami_router.config.specs import BackendSpec, Protocol, RouterConfig, VariantSpec
+from dami_router.messages.pinning import LIVE, pin
+from dami_router.upstream.breaker import Breaker
+
+__all__ = ["Fleet", "Replica"]
+
+Health = Literal["unknown", "alive", "dead", "wrong"]
+
+
+@dataclass(eq=False)
+class Replica:
+    """One URL of one variant, or of a live server that has every λ, with what is known of it now."""
+
+    spec: BackendSpec
+    variant: VariantSpec
+    breaker: Breaker
+    health: Health = "unknown"
+    trouble: str = ""
+    identity: Identity | None = None
+    outstanding: int = 0
+
+    @property
+    def usable(self) -> bool:
+        """Whether a request may be sent: never to a server of another model, nor past an open breaker."""
+        return self.health != "wrong" and self.breaker.ready
+
+    @property
+    def live(self) -> bool:
+        """Whether it answers at any λ."""
+        return self.spec.protocol == "live"
+
+    def opens_think(self, lambda_: float) -> bool:
+        """Say whether the chat template that it uses at λ ends inside a `<think>` block."""
+        told = self.identity.info.get("live") if self.live and self.identity else None
+        least = told.get("opens_think_from") if isinstance(told, dict) else None
+        return lambda_ >= least if isinstance(least, int | float) else self.variant.opens_think
+
+    def at(self, lambda_: float) -> float:
+        """Return the λ of its answer to a query that wants `lambda_`."""
+        return lambda_ if self.live else self.variant.lambda_
+
+    def name(self, lambda_: float) -> str:
+        """Return what a client may ask for to get the same weights again: a variant's id, or `dami:0.37`."""
+        return pin(lambda_) if self.live else self.variant.id
+
+    def served_as(self, lambda_: float) -> str | None:
+        """Return the name under which the server knows the model at λ; None for TGI, which takes any."""
+        if self.live:
+            return pin(lambda_)
+        if self.spec.protocol == "tgi":
+            return None
+        return self.spec.model or (self.identity.model if self.identity else self.variant.id)
+
+
+class Fleet:
+    """The replicas of a configuration."""
+
+    def __init__(self, config: RouterConfig) -> None:
+        self._variants = {variant.id for variant in config.variants}
+        self.replicas = [
+            Replica(spec, config.variant(spec.variant), Breaker(config.breaker.failures, config.breaker.open_s))
+            for spec in config.backends
+        ]
+
+    def of(self, variant: str, protocol: Protocol | None = None) -> list[Replica]:
+        """Return a variant's replicas, of one protocol where it matters."""
+        return [r for r in self.replicas if r.variant.id == variant and _speaks(r, protocol)]
+
+    def standing_for(self, variant: str) -> str | None:
+        """Return who answers where this variant is asked for: itself, else a live server; None where there is neither.
+
+        Without any replica somebody else does the sending. To a live server it is one value of λ.
+        """
+        if not self.replicas or self.of(variant):
+            return variant
+        return LIVE if self.of(LIVE) else None
+
+    def offered(self, protocol: Protocol | None = None) -> set[str]:
+        """Return the variants that have a usable replica, healthy ones if there are any at all.
+
+        Without any replica somebody else does the sending, and every variant is on offer.
+        """
+        if not self.replicas:
+            return set(self._variants)
+        usable = [r for r in self.replicas if r.usable and _speaks(r, protocol)]
+        healthy = [r for r in usable if r.health != "dead"]
+        return {r.variant.id for r in healthy or usable}
+
+    def next(self, variants: Iterable[str], tried: set[Replica], protocol: Protocol | None = None) -> Replica | None:
+        """Return whom to ask next: variants in order, the least busy replica of each; the dead ones last."""
+        last_resort: Replica | None = None
+        for variant in variants:
+            usable = [r for r in self.of(variant, protocol) if r.usable and r not in tried]
+            alive = [r for r in usable if r.health != "dead"]
+            if alive:
+                return _least_busy(alive)
+            if usable and last_resort is None:
+                last_resort = _least_busy(usable)
+        return last_resort
+
+
+def _speaks(replica: Replica, protocol: Protocol | None) -> bool:
+    # A live server has the routes of every protocol.
+    return protocol is None or replica.live or replica.spec.protocol == protocol
+
+
+def _least_busy(replicas: list[Replica]) -> Replica:
+    if len(replicas) == 1:
+        return replicas[0]
+    least = min(replica.outstanding for replica in replicas)
+    return random.choice([replica for replica in replicas if replica.outstanding == least])  # noqa: S311

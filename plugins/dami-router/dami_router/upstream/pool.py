@@ -1,0 +1,132 @@
+"""Connections to servers: kept for a while after a reply, the last used first."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any, NamedTuple
+
+from dami_router.upstream.connection import Connection
+from dami_router.upstream.reply import CallError
+
+__all__ = ["Call", "Origin", "Pool"]
+
+
+class Origin(NamedTuple):
+    """Where a connection goes to."""
+
+    host: str
+    port: int
+    tls: bool
+
+
+class Pool:
+    """Opens connections within `connect_s` seconds, and keeps idle ones for `keepalive_s`."""
+
+    def __init__(self, connect_s: float, keepalive_s: float) -> None:
+        self._connect_s, self._keepalive_s = connect_s, keepalive_s
+        self._loop = asyncio.get_running_loop()
+        self._idle: dict[Origin, deque[Connection]] = {}
+        self._open: set[Connection] = set()
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._tls: ssl.SSLContext | None = None
+
+    async def call(self, origin: Origin, head: bytes, body: bytes, until: float, *, fresh: bool = False) -> Call:
+        """Send a request and wait for the reply's headers, until a moment of the loop's time; raises CallError."""
+        connection = (None if fresh else self.take(origin)) or await self.connect(origin)
+        try:
+            connection.send(head, body, until)
+            await connection.head()
+        except BaseException:
+            connection.abort()
+            raise
+        return Call(self, origin, connection)
+
+    def take(self, origin: Origin) -> Connection | None:
+        """Return an idle connection; None where there is none that is young and alive."""
+        idle = self._idle.get(origin)
+        oldest = self._loop.time() - self._keepalive_s
+        while idle:
+            connection = idle.pop()
+            if connection.reusable and connection.idle_since > oldest:
+                return connection
+            connection.abort()
+        return None
+
+    async def connect(self, origin: Origin) -> Connection:
+        """Open a connection; raises CallError."""
+        if origin.tls and self._tls is None:
+            self._tls = ssl.create_default_context()
+        tls = self._tls if origin.tls else None
+        try:
+            async with asyncio.timeout(self._connect_s):
+                _, connection = await self._loop.create_connection(
+                    lambda: Connection(self._open.discard), origin.host, origin.port, ssl=tls
+                )
+        except TimeoutError:
+            raise CallError("connect_timeout") from None
+        except OSError:
+            raise CallError("refused") from None
+        if not connection.ended:
+            self._open.add(connection)
+        return connection
+
+    def give_back(self, origin: Origin, connection: Connection) -> None:
+        """Keep a connection whose reply was read to its end; end it where that is not so."""
+        if not connection.reusable:
+            connection.abort()
+            return
+        connection.idle_since = self._loop.time()
+        idle = self._idle.get(origin)
+        if idle is None:
+            idle = self._idle[origin] = deque()
+        idle.append(connection)
+        if self._sweep_timer is None:
+            self._sweep_timer = self._loop.call_later(self._keepalive_s, self._sweep)
+
+    def _sweep(self) -> None:
+        """End what was idle for too long; the oldest come first."""
+        self._sweep_timer = None
+        oldest = self._loop.time() - self._keepalive_s
+        for idle in self._idle.values():
+            while idle and (idle[0].idle_since <= oldest or not idle[0].reusable):
+                idle.popleft().abort()
+        if any(self._idle.values()):
+            self._sweep_timer = self._loop.call_later(self._keepalive_s, self._sweep)
+
+    def close(self) -> None:
+        """End all connections, those in use as well."""
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+            self._sweep_timer = None
+        for connection in list(self._open):
+            connection.abort()
+        self._idle.clear()
+
+
+class Call:
+    """One request on a connection of a pool, and its reply. Must be closed."""
+
+    def __init__(self, pool: Pool, origin: Origin, connection: Connection) -> None:
+        self._pool, self._origin, self._connection = pool, origin, connection
+        self.status, self.headers = connection.reply.status, connection.reply.headers
+        self._closed = False
+
+    def header(self, name: bytes) -> str:
+        """Return a header's value; the first where there are several, "" where there is none."""
+        for key, value in self.headers:
+            if key.lower() == name:
+                return value.decode("latin-1")
+        return ""
+
+    def read(self, until: float | None = None) -> Coroutine[Any, Any, bytes]:
+        """Return what has come of the body, or wait for it; b"" at its end. Raises CallError."""
+        return self._connection.read(until)
+
+    def close(self) -> None:
+        """Keep the connection for the next call where the reply has ended, else end it; safe to repeat."""
+        if not self._closed:
+            self._closed = True
+            self._pool.give_back(self._origin, self._connection)

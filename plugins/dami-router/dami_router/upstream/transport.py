@@ -1,0 +1,240 @@
+"""Calls to servers over HTTP/1.1: addresses, time limits, and what a failure means.
+
+The pool of connections is imported when a transport is opened: only serving needs its parser.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from dami_router.config.specs import BackendSpec, Timeouts
+from dami_router.errors import FailureError
+from dami_router.messages.request import Request
+from dami_router.upstream.fleet import Replica
+from dami_router.upstream.reply import BrokenError, CallError, Calls, Reply, StaleError, UnansweredError
+from dami_router.version import __version__
+
+if TYPE_CHECKING:
+    from dami_router.upstream.pool import Call, Pool
+
+__all__ = ["BrokenError", "Calls", "Reply", "StaleError", "Transport", "UnansweredError"]
+
+_MAX_REPLY = 256 << 20
+# What a server may say that another server can do better.
+_RETRIED = frozenset({401, 403, 408, 424, 429, 500, 502, 503, 504})
+
+
+@dataclass
+class HttpReply:
+    """A server's reply, its first bytes read: of a stream, `call` is the rest. Must be closed.
+
+    A stream may be silent for `idle` seconds and must be over at `end`, by the loop's time.
+    """
+
+    status: int
+    headers: Sequence[tuple[bytes, bytes]]
+    first: bytes
+    call: Call | None = None
+    idle: float = 0.0
+    end: float = 0.0
+
+    @property
+    def stream(self) -> bool:
+        """Whether it comes bit by bit."""
+        return self.call is not None
+
+    async def rest(self) -> AsyncIterator[bytes]:
+        """Yield what follows the first bytes as it comes; raises BrokenError."""
+        if self.call is None:
+            return
+        now = asyncio.get_running_loop().time
+        while (at := now()) < self.end:
+            try:
+                chunk = await self.call.read(min(at + self.idle, self.end))
+            except CallError as error:
+                if error.why != "timeout":
+                    raise BrokenError("broke off") from None
+                if now() < self.end:
+                    raise BrokenError("stalled") from None
+                break
+            if not chunk:
+                return
+            yield chunk
+        raise BrokenError("took too long")
+
+    def close(self) -> None:
+        """End the call: the server sees the connection close unless the reply was read to its end."""
+        if self.call is not None:
+            self.call.close()
+
+
+class Transport:
+    """Sends requests to replicas. `open` before, `close` after."""
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        self._timeouts = timeouts
+        self._pool: Pool | None = None
+        self._addresses: dict[Replica, _Address] = {}
+
+    async def open(self) -> None:
+        """Get ready; no connection is made yet."""
+        try:
+            from dami_router.upstream.pool import Pool
+        except ImportError as error:
+            raise FailureError(f"routing needs {error.name}", hint="pip install 'dami-router[serve]'") from None
+        self._pool = Pool(self._timeouts.connect, self._timeouts.keepalive)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._pool is not None:
+            self._pool.close()
+
+    async def send(self, replica: Replica, request: Request, lambda_: float, *, fresh: bool = False) -> Reply:
+        """Send a request and wait for its first bytes; raises UnansweredError, or StaleError on an old connection.
+
+        A stream is returned at its first event, any other reply whole. A stream that begins with
+        an error, as TGI's do with status 200, is no answer. Only a live server is told λ.
+        """
+        now = asyncio.get_running_loop().time()
+        until = now + (self._timeouts.first_byte if request.stream else self._timeouts.total)
+        body = request.body_for(replica.served_as(lambda_))
+        try:
+            call = await self._begin(replica, "POST", request.path, request.headers, body, until, fresh=fresh)
+            try:
+                return await self._reply(call, now + self._timeouts.total)
+            except BaseException:
+                call.close()
+                raise
+        except UnansweredError:
+            raise
+        except CallError as error:
+            stale = error.why == "disconnected" and not fresh
+            raise (StaleError if stale else UnansweredError)(error.why) from None
+
+    async def _reply(self, call: Call, end: float) -> Reply:
+        if call.status in _RETRIED:
+            after = call.header(b"retry-after") or None
+            raise UnansweredError(f"status_{call.status}", status=call.status, retry_after=after)
+        if call.header(b"content-type").partition(";")[0].strip().lower() == "text/event-stream":
+            first = await _first_event(call)
+            if begins_with_error(first):
+                raise UnansweredError("stream_error")
+            return HttpReply(call.status, call.headers, first, call, self._timeouts.idle, end)
+        reply = HttpReply(call.status, call.headers, await _whole(call))
+        call.close()
+        return reply
+
+    async def _begin(
+        self,
+        replica: Replica,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        until: float,
+        *,
+        fresh: bool,
+    ) -> Call:
+        assert self._pool is not None, "open() comes first"
+        address = self._addresses.get(replica)
+        if address is None:
+            address = self._addresses[replica] = _Address(replica.spec)
+        head = address.head(method, path, headers, len(body))
+        return await self._pool.call(address.origin, head, body, until, fresh=fresh)
+
+    async def get(self, replica: Replica, path: str, timeout: float) -> tuple[int, Any]:
+        """Fetch JSON from a replica, for a probe; the body is None where it is no JSON. Raises CallError."""
+        return await self._probe("GET", replica, path, {}, b"", timeout)
+
+    async def post(
+        self, replica: Replica, path: str, data: Mapping[str, Any], timeout: float, *, fresh: bool = True
+    ) -> tuple[int, Any]:
+        """Send JSON to a replica, for a probe; on a connection that is there where it need not be fresh.
+
+        Raises CallError. An old connection that ends before any byte is replaced once.
+        """
+        body, json_ = json.dumps(data).encode(), {"content-type": "application/json"}
+        try:
+            return await self._probe("POST", replica, path, json_, body, timeout, fresh=fresh)
+        except CallError as error:
+            if fresh or error.why != "disconnected":
+                raise
+        return await self._probe("POST", replica, path, json_, body, timeout)
+
+    async def _probe(
+        self, method: str, replica: Replica, path: str, headers: Mapping[str, str], body: bytes, timeout: float,
+        *, fresh: bool = True,
+    ) -> tuple[int, Any]:  # fmt: skip
+        until = asyncio.get_running_loop().time() + timeout
+        # A probe of health is about the server, not about an old connection to it.
+        call = await self._begin(replica, method, path, headers, body, until, fresh=fresh)
+        try:
+            data = await _whole(call)
+        finally:
+            call.close()
+        try:
+            return call.status, json.loads(data)
+        except (ValueError, RecursionError):
+            return call.status, None
+
+
+class _Address:
+    """Where a replica is: the origin to connect to, and what every request to it says."""
+
+    def __init__(self, spec: BackendSpec) -> None:
+        from dami_router.upstream.pool import Origin
+
+        parts = urlsplit(spec.url)
+        tls = parts.scheme == "https"
+        self.origin = Origin(parts.hostname or "", parts.port or (443 if tls else 80), tls)
+        self._base = parts.path
+        self._common = f"host: {parts.netloc}\r\naccept-encoding: identity\r\n"
+        if spec.api_key:
+            self._common += f"authorization: Bearer {spec.api_key}\r\n"
+
+    def head(self, method: str, path: str, headers: Mapping[str, str], length: int) -> bytes:
+        """Return a request's first line and headers. Those given hold printable ASCII, with names in lower case."""
+        given = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        if "user-agent" not in headers:
+            given += f"user-agent: dami-router/{__version__}\r\n"
+        size = f"content-length: {length}\r\n" if length or method == "POST" else ""
+        return f"{method} {self._base}{path} HTTP/1.1\r\n{self._common}{given}{size}\r\n".encode("ascii")
+
+
+async def _whole(call: Call) -> bytes:
+    parts, size = [], 0
+    while chunk := await call.read():
+        parts.append(chunk)
+        size += len(chunk)
+        if size > _MAX_REPLY:
+            raise CallError("too_large")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def _first_event(call: Call) -> bytes:
+    """Read until the first event is whole, or until it is clear that it is no error."""
+    first = b""
+    while chunk := await call.read():
+        first += chunk
+        if b"\n\n" in first or b"\r\n\r\n" in first or len(first) > 1 << 16:
+            break
+    return first
+
+
+def begins_with_error(data: bytes) -> bool:
+    """Say whether the first event of a stream is an error: `data: {"error": …}`, OpenAI's or TGI's."""
+    for line in data.lstrip().splitlines()[:4]:
+        if line.startswith(b"data:"):
+            if b'"error"' not in line:
+                return False
+            try:
+                event = json.loads(line[5:])
+            except (ValueError, RecursionError):
+                return False
+            return isinstance(event, dict) and bool(event.get("error"))
+    return False
