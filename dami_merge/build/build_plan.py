@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
-from dami_merge.build.layout import ITEMSIZE, Shard, plan_shards
-from dami_merge.checkpoints.checkpoint import Checkpoint, TensorInfo
+from dami_merge.build.layout import ITEMSIZE, Kind, Shard, plan_shards
+from dami_merge.checkpoints.checkpoint import Checkpoint
+from dami_merge.checkpoints.matching import Matching, match
+from dami_merge.checkpoints.tensor_view import TensorView
 from dami_merge.interpolation.depth import Anatomy
 from dami_merge.recipes.recipe import Recipe
 from dami_router.errors import CheckpointError, MisuseError, RecipeError
@@ -23,18 +25,21 @@ from dami_router.manifest.family import LambdaGroup, PathChoice
 __all__ = ["Plan", "TensorSource", "VariantPlan", "make_plan", "variant_id"]
 
 _SPELLING = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
-_HEAD = "lm_head.weight"
 _EXPERT = re.compile(r"^(.*)\.experts\.\d+\.(gate_proj|up_proj|down_proj|w[123])\.weight$")
 _NOT_IN_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True)
 class TensorSource:
-    """Where a tensor's bytes lie in both endpoints; `compute` is None for a buffer that is copied."""
+    """Where a tensor's elements lie in both endpoints, and the tensor whose λ it takes.
 
-    instruct: TensorInfo
-    thinking: TensorInfo
+    `compute` is the dtype to compute in, None for a buffer that is copied.
+    """
+
+    instruct: TensorView
+    thinking: TensorView
     compute: str | None
+    placed_as: str
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,14 @@ class VariantPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole family."""
+    """A whole family. `untied` says that variants have a head of their own, whatever Instruct's config says."""
 
     name: str
     path: str | list[PathChoice]
     variants: tuple[VariantPlan, ...]
     shards: tuple[Shard, ...]
     sources: Mapping[str, TensorSource]
+    untied: bool
 
     @property
     def dtype(self) -> str:
@@ -76,15 +82,15 @@ class Plan:
 def make_plan(recipe: Recipe, instruct: Checkpoint, thinking: Checkpoint, *, max_shard_size: int | None = None) -> Plan:
     """Plan the recipe's family, or its one variant where it has no `family:` block."""
     _refuse_foreign_keys(recipe)
-    sources = _sources(recipe, instruct, thinking)
-    dtypes = {name: _stored(recipe, source) for name, source in sources.items()}
+    matching = match(instruct, thinking)
+    sources = _sources(recipe, matching, instruct, thinking)
+    kinds = {name: Kind(_stored(recipe, source), source.instruct.shape) for name, source in sources.items()}
     anatomy = Anatomy.of(instruct.tensors, instruct.config)
     _check_slices(recipe, anatomy)
     name = recipe.family.name if recipe.family else _stem(recipe)
-    variants = _family_variants(recipe, sources, anatomy, instruct) or (
-        _one_variant(recipe, name, sources, anatomy, instruct),
-    )
-    return Plan(name, _path(recipe), variants, plan_shards(instruct, dtypes, max_shard_size), sources)
+    variants = _family_variants(recipe, sources, anatomy) or (_one_variant(recipe, name, sources, anatomy),)
+    shards = plan_shards(instruct, kinds, max_shard_size)
+    return Plan(name, _path(recipe), variants, shards, sources, matching.untied)
 
 
 def variant_id(name: str, lambda_: float) -> str:
@@ -93,20 +99,18 @@ def variant_id(name: str, lambda_: float) -> str:
     return f"{name}-l{digits.ljust(3, '0')}"
 
 
-def _family_variants(
-    recipe: Recipe, sources: Mapping[str, TensorSource], anatomy: Anatomy, instruct: Checkpoint
-) -> tuple[VariantPlan, ...]:
+def _family_variants(recipe: Recipe, sources: Mapping[str, TensorSource], anatomy: Anatomy) -> tuple[VariantPlan, ...]:
     family = recipe.family
     if family is None:
         return ()
     made = []
     for lambda_ in family.lambdas:
-        values = {n: family.lambda_at(lambda_, n, anatomy.place(n)) for n in _named(sources, instruct)}
+        values = {n: family.lambda_at(lambda_, n, anatomy.place(n)) for n in _named(sources)}
         made.append(
             VariantPlan(
                 variant_id(family.name, lambda_),
                 lambda_,
-                _tied(values, sources, instruct),
+                _spread(values, sources),
                 _groups(values, anatomy),
                 lambda_ >= family.thinking_template_from,
             )
@@ -114,22 +118,20 @@ def _family_variants(
     return tuple(made)
 
 
-def _one_variant(
-    recipe: Recipe, name: str, sources: Mapping[str, TensorSource], anatomy: Anatomy, instruct: Checkpoint
-) -> VariantPlan:
+def _one_variant(recipe: Recipe, name: str, sources: Mapping[str, TensorSource], anatomy: Anatomy) -> VariantPlan:
     recipe.check_layers(anatomy)
-    values = {n: recipe.lambda_for(n, anatomy) for n in _named(sources, instruct)}
+    values = {n: recipe.lambda_for(n, anatomy) for n in _named(sources)}
     for n in values:
         _same_when_fused(recipe, n, values[n], anatomy)
-    values = _tied(values, sources, instruct)
+    values = _spread(values, sources)
     distinct = set(values.values())
     if len(distinct) == 1:
         (mean,) = distinct
     else:
-        sizes = {n: s.instruct.nbytes // ITEMSIZE[s.instruct.dtype] for n, s in sources.items() if s.compute}
+        sizes = {n: s.instruct.elements for n, s in sources.items() if s.compute}
         mean = round(sum(values[n] * size for n, size in sizes.items()) / max(sum(sizes.values()), 1), 6)
     scalar = len(distinct) == 1 and 0.0 <= mean <= 1.0
-    groups = _groups({n: v for n, v in values.items() if n in _named(sources, instruct)}, anatomy)
+    groups = _groups({n: values[n] for n in _named(sources)}, anatomy)
     return VariantPlan(variant_id(name, mean) if scalar else name, mean, values, groups, False)
 
 
@@ -148,34 +150,26 @@ def _same_when_fused(recipe: Recipe, name: str, lambda_: float, anatomy: Anatomy
             )
 
 
-def _named(sources: Mapping[str, TensorSource], instruct: Checkpoint) -> list[str]:
-    # A stored head of a tied model is the embeddings once more, and goes with them.
-    return [n for n in sources if not (n == _HEAD and instruct.tied)]
+def _named(sources: Mapping[str, TensorSource]) -> list[str]:
+    # A stored head of a tied pair is the embeddings once more, and goes with them.
+    return [n for n, source in sources.items() if source.placed_as == n]
 
 
-def _tied(values: Mapping[str, float], sources: Mapping[str, TensorSource], instruct: Checkpoint) -> dict[str, float]:
-    return {n: values[n] if n in values else values[_embeddings(instruct)] for n in sources}
+def _spread(values: Mapping[str, float], sources: Mapping[str, TensorSource]) -> dict[str, float]:
+    return {name: values[source.placed_as] for name, source in sources.items()}
 
 
-def _embeddings(side: Checkpoint) -> str:
-    for name in side.tensors:
-        if name.endswith(("embed_tokens.weight", "wte.weight")):
-            return name
-    raise CheckpointError(f"{side.ref}: tie_word_embeddings is true, but there is no embed_tokens.weight")
-
-
-def _sources(recipe: Recipe, instruct: Checkpoint, thinking: Checkpoint) -> dict[str, TensorSource]:
+def _sources(recipe: Recipe, matching: Matching, instruct: Checkpoint, thinking: Checkpoint) -> dict[str, TensorSource]:
     sources = {}
-    for name in instruct.tensors:
-        read = _embeddings(instruct) if name == _HEAD and instruct.tied else name
-        a, b = instruct.tensors[read], thinking.tensors[read]
-        for side, info in ((instruct, a), (thinking, b)):
-            if info.dtype not in ITEMSIZE:
-                raise CheckpointError(f"{side.ref}: `{read}` is {info.dtype}, which cannot be interpolated or copied")
+    for name, found in matching.tensors.items():
+        a, b = found.instruct, found.thinking
+        for side, view in ((instruct, a), (thinking, b)):
+            if view.dtype not in ITEMSIZE:
+                raise CheckpointError(f"{side.ref}: `{name}` is {view.dtype}, which cannot be interpolated or copied")
         compute = None
         if a.floating:
             compute = _SPELLING[recipe.dtype] if recipe.dtype else _promoted(a.dtype, b.dtype)
-        sources[name] = TensorSource(a, b, compute)
+        sources[name] = TensorSource(a, b, compute, found.placed_as)
     return sources
 
 

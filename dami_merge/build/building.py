@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BuildReport", "Options", "build_family"]
 
-_FORMAT = 1  # raise it when the same facts would make other bytes
+_FORMAT = 2  # raise it when the same facts would make other bytes
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], object]]]
@@ -150,7 +150,7 @@ class _Build:
 
     def _small_files(self, variant: VariantPlan) -> dict[str, bytes]:
         made = make_companions(
-            self.pair.instruct, self.pair.thinking, dtype=self.plan.dtype,
+            self.pair.instruct, self.pair.thinking, dtype=self.plan.dtype, untied=self.plan.untied,
             thinking_template=variant.thinking_template, thinking_sampling=variant.lambda_ > 0,
         )  # fmt: skip
         self.companions[variant.id] = made
@@ -276,7 +276,7 @@ class _Build:
 
     def _inputs(self, shard: Shard, thinking: int) -> list[str]:
         sources = [self.plan.sources[tensor.name] for tensor in shard.tensors]
-        return sorted({(s.thinking if thinking else s.instruct).file for s in sources})
+        return sorted(set().union(*((s.thinking if thinking else s.instruct).files for s in sources)))
 
     def _manifest(self, finished: Sequence[VariantPlan], before: Family | None) -> Family:
         sides = (self.pair.instruct, self.pair.thinking)

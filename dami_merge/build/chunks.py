@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dami_merge.build.build_plan import TensorSource
 from dami_merge.build.layout import ITEMSIZE, OutTensor, Shard
 from dami_merge.build.reader import Span
+from dami_merge.checkpoints.tensor_view import Piece
 
 __all__ = ["BLOCK", "Block", "Chunk", "chunk_size", "cut"]
 
@@ -20,19 +21,21 @@ _MEMORY = 96 << 20  # bytes for all chunks of all variants together
 
 @dataclass(frozen=True)
 class Block:
-    """Elements of one tensor that stand at `position` of their chunk."""
+    """Elements of one tensor, at byte `position` of their chunk, and where each endpoint keeps them.
+
+    `thinking` is None where only Instruct has them.
+    """
 
     tensor: OutTensor
     source: TensorSource
-    first: int
-    count: int
     position: int
+    instruct: Piece
+    thinking: Piece | None
 
-    def span(self, thinking: bool) -> Span:
-        """Return where an endpoint keeps these elements."""
-        info = self.source.thinking if thinking else self.source.instruct
-        size = ITEMSIZE[info.dtype]
-        return Span(info.file, info.start + self.first * size, self.count * size)
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return self.instruct.count
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,9 @@ class Chunk:
     length: int
     blocks: Sequence[Block]
 
-    def spans(self, thinking: bool) -> list[Span]:
-        """Return what an endpoint gives to this chunk."""
-        return [block.span(thinking) for block in self.blocks]
+    def spans(self, thinking: bool) -> list[Span | None]:
+        """Return what an endpoint gives to each block of this chunk."""
+        return [_span(block.thinking if thinking else block.instruct) for block in self.blocks]
 
 
 def chunk_size(buffers: int) -> int:
@@ -68,9 +71,26 @@ def cut(shard: Shard, sources: Mapping[str, TensorSource], size: int) -> Iterato
             while offset >= start + size:
                 yield Chunk(start, size, blocks)
                 start, blocks = start + size, []
-            count = min(BLOCK, tensor.elements - first, (start + size - offset) // width)
-            blocks.append(Block(tensor, sources[tensor.name], first, count, offset - start))
-            first += count
+            block = _block(tensor, sources[tensor.name], first, (start + size - offset) // width, offset - start)
+            blocks.append(block)
+            first += block.count
     while start < shard.size:
         yield Chunk(start, min(size, shard.size - start), blocks)
         start, blocks = start + size, []
+
+
+def _block(tensor: OutTensor, source: TensorSource, first: int, room: int, position: int) -> Block:
+    # A block ends where either endpoint's elements go on in another place.
+    instruct, end = source.instruct.at(first)
+    thinking, other = source.thinking.at(first)
+    assert instruct is not None
+    count = min(BLOCK, room, end - first, other - first)
+    theirs = thinking.part(first, count) if thinking else None
+    return Block(tensor, source, position, instruct.part(first, count), theirs)
+
+
+def _span(piece: Piece | None) -> Span | None:
+    if piece is None:
+        return None
+    file, start, end = piece.bytes
+    return Span(file, start, end - start)

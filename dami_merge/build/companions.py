@@ -25,6 +25,7 @@ from dami_merge.checkpoints.templates import (
     template_of,
     template_sha256,
 )
+from dami_merge.checkpoints.tying import untied as untied_config
 from dami_router.manifest.family import ChatTemplate, Sampling
 
 __all__ = ["Companions", "make_companions"]
@@ -50,15 +51,22 @@ class Companions:
 
 
 def make_companions(
-    instruct: Checkpoint, thinking: Checkpoint, *, dtype: str, thinking_template: bool, thinking_sampling: bool
+    instruct: Checkpoint,
+    thinking: Checkpoint,
+    *,
+    dtype: str,
+    untied: bool,
+    thinking_template: bool,
+    thinking_sampling: bool,
 ) -> Companions:
     """Make the small files of one variant from two local endpoints.
 
-    `dtype` is the variant's, in safetensors' spelling. A side that lacks a template or a
-    generation_config.json is stood in for by the other.
+    `dtype` is the variant's, in safetensors' spelling; `untied` says that it stores a head of its own.
+    Where a side lacks a template or a generation_config.json, the variant falls back to the other's.
     """
     files = {name: data for name in _COPIED if (data := read_small_file(instruct, name)) is not None}
-    files["config.json"] = _json(_config(instruct.config, _TORCH_NAMES.get(dtype, "float32")))
+    config = untied_config(instruct.config) if untied else instruct.config
+    files["config.json"] = _json(_config(config, _TORCH_NAMES.get(dtype, "float32")))
     template, template_side = _pick(instruct, thinking, thinking_template, template_of)
     _put_tokenizer(files, instruct, template)
     generation, sampling_side = _pick(instruct, thinking, thinking_sampling, generation_of)

@@ -16,6 +16,7 @@ import torch
 
 from dami_merge.build.chunks import BLOCK, Block, Chunk
 from dami_merge.build.reader import Views
+from dami_merge.checkpoints.tensor_view import Piece
 from dami_merge.interpolation.formula import TORCH_DTYPES, BlockInterpolator
 
 __all__ = ["LANES", "Lanes", "Work"]
@@ -76,16 +77,22 @@ class Lanes:
     ) -> None:
         name, dtype, source = block.tensor.name, TORCH_DTYPES[block.tensor.dtype], block.source
         assert source.compute is not None
-        a, b = (
-            torch.frombuffer(view, dtype=TORCH_DTYPES[info.dtype]).to(self._device).to(TORCH_DTYPES[source.compute])
-            for view, info in zip(data, (source.instruct, source.thinking), strict=True)
-        )
+        a = b = self._elements(block.instruct, data[0], source.compute)
+        values = [lambdas[name] for lambdas in work.lambdas]
+        if block.thinking is not None:
+            b = self._elements(block.thinking, data[1], source.compute)
+        else:
+            values = [0.0] * len(values)  # what Thinking lacks is Instruct's at every λ
         out = [torch.frombuffer(m, dtype=dtype, count=block.count, offset=block.position) for m in work.buffers]
         results = out if self._device == "cpu" else [torch.empty_like(o, device=self._device) for o in out]
-        kernel.write(a, b, [lambdas[name] for lambdas in work.lambdas], results)
+        kernel.write(a, b, values, results)
         for target, result in zip(out, results, strict=True):
             if target is not result:
                 target.copy_(result)
+
+    def _elements(self, piece: Piece, view: memoryview, compute: str) -> torch.Tensor:
+        stored = torch.frombuffer(view, dtype=TORCH_DTYPES[piece.info.dtype])
+        return stored.to(self._device).to(TORCH_DTYPES[compute])
 
 
 def _copy(block: Block, data: memoryview, buffers: Sequence[mmap.mmap]) -> None:

@@ -14,10 +14,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dami_merge.checkpoints.checkpoint import Checkpoint
+from dami_merge.checkpoints.checkpoint import Checkpoint, TensorInfo
 from dami_router.errors import CheckpointError
 
-__all__ = ["INDEX", "ITEMSIZE", "OutTensor", "Shard", "index_text", "plan_shards"]
+__all__ = ["INDEX", "ITEMSIZE", "Kind", "OutTensor", "Shard", "index_text", "plan_shards"]
 
 INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -27,6 +27,19 @@ ITEMSIZE = {
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
 """Bytes an element takes, by safetensors dtype."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The dtype and shape that a variant stores a tensor in."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * ITEMSIZE[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -60,32 +73,36 @@ class Shard:
 
 
 def plan_shards(
-    endpoint: Checkpoint, dtypes: Mapping[str, str], max_shard_size: int | None = None
+    endpoint: Checkpoint, kinds: Mapping[str, Kind], max_shard_size: int | None = None
 ) -> tuple[Shard, ...]:
-    """Lay out a variant with the endpoint's tensors in the given dtypes.
+    """Lay out a variant whose tensors have these dtypes and shapes.
 
-    Without `max_shard_size` (bytes) the files are the endpoint's own; with it, tensors fill
-    files of at most that size in the endpoint's order (a larger tensor gets a file of its own).
+    Without `max_shard_size` (bytes) the files are the endpoint's own, and a tensor that it does not
+    store goes to the end of the last one; with it, tensors fill files of at most that size in the
+    endpoint's order (a larger tensor gets a file of its own).
     """
     check_contiguous(endpoint)
     files: dict[str, list[str]] = defaultdict(list)
-    for name, info in sorted(endpoint.tensors.items(), key=lambda item: (item[1].file, item[1].start, item[1].end)):
-        files[info.file].append(name)
+    stored = sorted((name for name in kinds if name in endpoint.tensors), key=lambda n: _place(endpoint.tensors[n]))
+    for name in stored:
+        files[endpoint.tensors[name].file].append(name)
+    last = endpoint.tensors[stored[-1]].file if stored else _SINGLE
+    files[last] += [name for name in kinds if name not in endpoint.tensors]
     groups: list[list[str]] = list(files.values())
     names = list(files)
     if max_shard_size is not None:
         ordered = [name for group in groups for name in group]
-        groups = _filled(ordered, {n: _nbytes(endpoint, n, dtypes) for n in ordered}, max_shard_size)
+        groups = _filled(ordered, {n: kinds[n].nbytes for n in ordered}, max_shard_size)
         names = [f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
     if len(names) == 1:
         names = [_SINGLE]
-    return tuple(_shard(file, group, endpoint, dtypes) for file, group in zip(names, groups, strict=True))
+    return tuple(_shard(file, group, kinds) for file, group in zip(names, groups, strict=True))
 
 
 def check_contiguous(endpoint: Checkpoint) -> None:
     """Refuse files whose tensors overlap or leave gaps: their headers do not tell the truth."""
     ends: dict[str, tuple[int, str]] = {}
-    for name, info in sorted(endpoint.tensors.items(), key=lambda item: (item[1].file, item[1].start, item[1].end)):
+    for name, info in sorted(endpoint.tensors.items(), key=lambda item: _place(item[1])):
         end, before = ends.get(info.file, (info.start, ""))
         if info.start != end:
             what = "overlaps" if info.start < end else "leaves a gap after"
@@ -103,8 +120,8 @@ def index_text(shards: Sequence[Shard]) -> str:
     return json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(weights.items()))}, indent=2) + "\n"
 
 
-def _nbytes(endpoint: Checkpoint, name: str, dtypes: Mapping[str, str]) -> int:
-    return math.prod(endpoint.tensors[name].shape) * ITEMSIZE[dtypes[name]]
+def _place(info: TensorInfo) -> tuple[str, int, int]:
+    return info.file, info.start, info.end
 
 
 def _filled(names: Iterable[str], sizes: Mapping[str, int], limit: int) -> list[list[str]]:
@@ -119,32 +136,30 @@ def _filled(names: Iterable[str], sizes: Mapping[str, int], limit: int) -> list[
     return groups
 
 
-def _shard(file: str, names: Sequence[str], endpoint: Checkpoint, dtypes: Mapping[str, str]) -> Shard:
-    names = _aligned(names, endpoint, dtypes)
+def _shard(file: str, names: Sequence[str], kinds: Mapping[str, Kind]) -> Shard:
+    names = _aligned(names, kinds)
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name in names:
-        end = offset + _nbytes(endpoint, name, dtypes)
-        entries[name] = {
-            "dtype": dtypes[name], "shape": list(endpoint.tensors[name].shape), "data_offsets": [offset, end],
-        }  # fmt: skip
+        end = offset + kinds[name].nbytes
+        entries[name] = {"dtype": kinds[name].dtype, "shape": list(kinds[name].shape), "data_offsets": [offset, end]}
         offset = end
     body = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     body += b" " * (-len(body) % 8)
     header = struct.pack("<Q", len(body)) + body
     tensors, offset = [], len(header)
     for name in names:
-        end = offset + _nbytes(endpoint, name, dtypes)
-        tensors.append(OutTensor(name, dtypes[name], endpoint.tensors[name].shape, offset, end))
+        end = offset + kinds[name].nbytes
+        tensors.append(OutTensor(name, kinds[name].dtype, kinds[name].shape, offset, end))
         offset = end
     return Shard(file, header, tuple(tensors))
 
 
-def _aligned(names: Sequence[str], endpoint: Checkpoint, dtypes: Mapping[str, str]) -> Sequence[str]:
+def _aligned(names: Sequence[str], kinds: Mapping[str, Kind]) -> Sequence[str]:
     # A reader views the file's bytes as numbers, so each tensor must begin at a multiple of its item size.
     offset = 0
     for name in names:
-        if offset % ITEMSIZE[dtypes[name]]:
-            return sorted(names, key=lambda n: -ITEMSIZE[dtypes[n]])
-        offset += _nbytes(endpoint, name, dtypes)
+        if offset % ITEMSIZE[kinds[name].dtype]:
+            return sorted(names, key=lambda n: -ITEMSIZE[kinds[n].dtype])
+        offset += kinds[name].nbytes
     return names

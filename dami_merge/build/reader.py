@@ -14,14 +14,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 
-from dami_merge.checkpoints.checkpoint import TensorInfo
+from dami_merge.checkpoints.tensor_view import TensorView
 from dami_merge.files.hashing import InputHashes
 from dami_router.errors import CheckpointError
 
 __all__ = ["EndpointReader", "Span", "Views", "read_pairs", "spans_whole_file"]
 
+Spans = Sequence["Span | None"]
+
 Views = list[memoryview]
-"""The bytes of a chunk's spans, in their order."""
+"""The bytes of a chunk's spans, in their order; none where an endpoint gives nothing."""
 
 _AHEAD = 1
 
@@ -56,7 +58,7 @@ class EndpointReader:
         for handle in self._handles.values():
             os.close(handle)
 
-    def request(self, spans: Sequence[Span]) -> Future[Views]:
+    def request(self, spans: Spans) -> Future[Views]:
         """Start reading a chunk; its views are good until `held` + 1 more chunks were taken after it."""
         buffer = self._buffers[self._next]
         self._next = (self._next + 1) % len(self._buffers)
@@ -67,12 +69,14 @@ class EndpointReader:
         for file in self._handles:
             self._hashes.check(file)
 
-    def _read(self, spans: Sequence[Span], buffer: memoryview) -> Views:
+    def _read(self, spans: Spans, buffer: memoryview) -> Views:
         views, taken = [], 0
         for span in spans:
-            views.append(buffer[taken : taken + span.nbytes])
-            taken += span.nbytes
-            self._fill(span, views[-1])
+            count = span.nbytes if span else 0
+            views.append(buffer[taken : taken + count])
+            taken += count
+            if span:
+                self._fill(span, views[-1])
         return views
 
     def _fill(self, span: Span, view: memoryview) -> None:
@@ -95,7 +99,7 @@ class EndpointReader:
 
 
 def read_pairs(
-    instruct: EndpointReader, thinking: EndpointReader, chunks: Iterable[tuple[Sequence[Span], Sequence[Span]]]
+    instruct: EndpointReader, thinking: EndpointReader, chunks: Iterable[tuple[Spans, Spans]]
 ) -> Iterator[tuple[Views, Views]]:
     """Yield the bytes of chunk after chunk from both endpoints, reading ahead."""
     waiting: deque[tuple[Future[Views], Future[Views]]] = deque()
@@ -108,9 +112,14 @@ def read_pairs(
         yield first[0].result(), first[1].result()
 
 
-def spans_whole_file(infos: Sequence[TensorInfo], size_of: Callable[[str], int]) -> str | None:
-    """Return the file that these tensors, read in this order, cover from its first tensor to its end."""
-    if not infos or len({info.file for info in infos}) != 1:
+def spans_whole_file(views: Sequence[TensorView], size_of: Callable[[str], int]) -> tuple[str, int] | None:
+    """Return the file that these tensors, read in this order, cover from its first tensor to its end, and that start.
+
+    None where they do not cover one file from front to back.
+    """
+    runs = [piece.bytes for view in views for piece in view.pieces]
+    if not runs or len({file for file, _, _ in runs}) != 1:
         return None
-    whole = all(before.end == after.start for before, after in itertools.pairwise(infos))
-    return infos[0].file if whole and infos[-1].end == size_of(infos[0].file) else None
+    file, start, _ = runs[0]
+    whole = all(before[2] == after[1] for before, after in itertools.pairwise(runs))
+    return (file, start) if whole and runs[-1][2] == size_of(file) else None

@@ -74,7 +74,7 @@ class ShardStream:
         progress: Callable[[int], object],
     ) -> None:
         spans = [(chunk.spans(False), chunk.spans(True)) for chunk in chunks]
-        capacity = max((sum(span.nbytes for span in side) for pair in spans for side in pair), default=0)
+        capacity = max((sum(span.nbytes for span in side if span) for pair in spans for side in pair), default=0)
         a, b = (EndpointReader(side, capacity, LANES) for side in self._ends)
         computed: deque[tuple[Future[None], Work]] = deque()
 
@@ -103,11 +103,10 @@ class ShardStream:
         begun = []
         for thinking, side in enumerate(self._ends):
             pairs = [self._sources[tensor.name] for tensor in shard.tensors]
-            infos = [pair.thinking if thinking else pair.instruct for pair in pairs]
-            file = spans_whole_file(infos, side.size)
-            if file is not None and not side.known(file):
-                side.begin(file, infos[0].start)
-                begun.append((side, file))
+            whole = spans_whole_file([pair.thinking if thinking else pair.instruct for pair in pairs], side.size)
+            if whole is not None and not side.known(whole[0]):
+                side.begin(*whole)
+                begun.append((side, whole[0]))
         return begun
 
 

@@ -75,10 +75,10 @@ class Checkpoint:
 
     @property
     def tied(self) -> bool:
-        """Whether the head shares the embeddings' weights."""
-        text = self.config.get("text_config")
-        part = text if isinstance(text, Mapping) and "tie_word_embeddings" in text else self.config
-        return bool(part.get("tie_word_embeddings", False))
+        """Whether the config ties the head to the embeddings, as Transformers reads it."""
+        from dami_merge.checkpoints.tying import ties
+
+        return ties(self.config)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Return a small JSON file of the endpoint (tokenizer_config.json, …), or None where it has none."""

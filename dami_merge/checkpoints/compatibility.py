@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from dami_merge.checkpoints.checkpoint import Checkpoint
 from dami_merge.checkpoints.kinship import relative_distance
+from dami_merge.checkpoints.matching import Matching, match, shares_head
+from dami_merge.checkpoints.tying import heads
 
 __all__ = ["Finding", "compare"]
 
@@ -38,11 +40,13 @@ def compare(instruct: Checkpoint, thinking: Checkpoint, *, dtype: str | None = N
 
     `dtype` is the recipe's own, which settles endpoints of different dtypes.
     """
+    matching = match(instruct, thinking)
     found = [
         *_architecture(instruct, thinking),
         *_quantised(instruct),
         *_quantised(thinking),
-        *_tensors(instruct, thinking, dtype),
+        *_tensors(matching, dtype),
+        *_head(matching, instruct, thinking),
         *_vocabulary(instruct, thinking),
     ]
     if not found or all(f.severity == "warning" for f in found):
@@ -74,12 +78,6 @@ def _architecture(instruct: Checkpoint, thinking: Checkpoint) -> Iterator[Findin
                 f"config.json: {key} differ: instruct has {_short(a)}, thinking {_short(b)}",
                 "every variant carries Instruct's config; the Thinking end then runs with Instruct's value",
             )  # fmt: skip
-    if instruct.tied != thinking.tied:
-        yield Finding(
-            "error", "tied_embeddings",
-            f"tie_word_embeddings differ: instruct {instruct.tied}, thinking {thinking.tied}",
-            "an untied head cannot be interpolated with a tied one",
-        )  # fmt: skip
 
 
 def _quantised(side: Checkpoint) -> Iterator[Finding]:
@@ -94,16 +92,13 @@ def _quantised(side: Checkpoint) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _tensors(instruct: Checkpoint, thinking: Checkpoint, dtype: str | None) -> Iterator[Finding]:
-    heads = {"lm_head.weight"} if instruct.tied and thinking.tied else set()
-    a, b = instruct.tensors, thinking.tensors
-    for side, missing in (
-        ("thinking", sorted(set(a) - set(b) - heads)),
-        ("instruct", sorted(set(b) - set(a) - heads)),
-    ):
+def _tensors(matching: Matching, dtype: str | None) -> Iterator[Finding]:
+    for side, missing in (("thinking", matching.thinking_lacks), ("instruct", matching.instruct_lacks)):
         if missing:
-            yield Finding("error", "names", f"{side} lacks {len(missing)} tensors: {_few(missing)}")
-    both = [name for name in a if name in b]
+            yield Finding("error", "names", f"{side} lacks {len(missing)} tensors: {_few(list(missing))}")
+    both = list(matching.tensors)
+    a = {name: found.instruct for name, found in matching.tensors.items()}
+    b = {name: found.thinking for name, found in matching.tensors.items()}
     shapes = [n for n in both if a[n].shape != b[n].shape]
     rows = [n for n in shapes if "embed" in n or "lm_head" in n]
     if rows and len(rows) == len(shapes):
@@ -132,6 +127,21 @@ def _tensors(instruct: Checkpoint, thinking: Checkpoint, dtype: str | None) -> I
             f"{len(dtypes)} tensors differ in dtype, first `{n}`: {a[n].dtype} in instruct, {b[n].dtype} in thinking",
             "write `dtype: bfloat16` into the recipe, or the wider dtype is used",
         )  # fmt: skip
+
+
+def _head(matching: Matching, instruct: Checkpoint, thinking: Checkpoint) -> Iterator[Finding]:
+    for head in heads(matching.tensors):
+        sides = {"instruct": instruct, "thinking": thinking}
+        tied = [name for name, side in sides.items() if shares_head(side, head)]
+        if len(tied) == 1:
+            other = next(name for name in sides if name not in tied)
+            yield Finding(
+                "warning", "tied_embeddings",
+                f"{tied[0]} ties its head to the embeddings, {other} does not: the variants store `{head}` and say"
+                " tie_word_embeddings: false",
+                "mergekit-yaml keeps Instruct's config; where that ties them, vLLM and Transformers before 5 would"
+                " drop the merged head: use `dami build`",
+            )  # fmt: skip
 
 
 def _vocabulary(instruct: Checkpoint, thinking: Checkpoint) -> Iterator[Finding]:

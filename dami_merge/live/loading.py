@@ -16,7 +16,9 @@ from typing import Any
 import torch
 
 from dami_merge.checkpoints.endpoints import Fetch, Pair, compared, download, local
+from dami_merge.checkpoints.matching import match
 from dami_merge.checkpoints.model_ref import ModelRef
+from dami_merge.checkpoints.tying import heads
 from dami_merge.interpolation.depth import Anatomy
 from dami_merge.interpolation.path import Path, Uniform
 from dami_merge.interpolation.setting import Constant, Setting
@@ -30,7 +32,7 @@ from dami_merge.live.tokenizing import Tokenizing
 from dami_merge.live.weights_mode import MODES, Mode
 from dami_merge.recipes.family_block import FamilyBlock, read_family
 from dami_merge.recipes.recipe import Recipe
-from dami_router.errors import MisuseError
+from dami_router.errors import CheckpointError, MisuseError
 from dami_router.shared import strict_yaml
 
 __all__ = ["Loaded", "Order", "load", "order_of_endpoints", "order_of_recipe"]
@@ -104,6 +106,7 @@ def load(order: Order, *, device: str = "cpu", mode: Mode = "auto", fetch: Fetch
     pair = compared(order.instruct, order.thinking, order.dtype)
     model = skeleton(pair.instruct)
     shapes = parameter_names(model)
+    _check_head(pair, shapes)
     for side in (pair.instruct, pair.thinking):
         check_parameters(side, shapes)
     spread = Spread(list(shapes), Anatomy.of(pair.instruct.tensors, pair.instruct.config), order.path, order.recipe)
@@ -116,6 +119,16 @@ def load(order: Order, *, device: str = "cpu", mode: Mode = "auto", fetch: Fetch
     made = PairModel(model, blend, list(pairs.values()), spread, place, mode)
     positions = int(getattr(model.config, "max_position_embeddings", 0))
     return Loaded(order.name, made, texts, positions, tuple(map(str, pair.warnings)), here)
+
+
+def _check_head(pair: Pair, shapes: Mapping[str, Any]) -> None:
+    found = match(pair.instruct, pair.thinking)
+    stored = [head for head in heads(found.tensors) if head not in shapes]
+    if found.untied and stored:
+        raise CheckpointError(
+            f"{pair.instruct.ref} ties its head to the embeddings, but the pair has a `{stored[0]}` of its own",
+            hint="`dami build` makes variants with that head; a live model with one is not supported yet",
+        )
 
 
 def _ref(text: str) -> ModelRef:

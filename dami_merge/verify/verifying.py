@@ -13,8 +13,10 @@ from dami_merge.build.build_plan import Plan, VariantPlan, make_plan
 from dami_merge.build.layout import check_contiguous
 from dami_merge.checkpoints.checkpoint import Checkpoint, open_checkpoint, read_header
 from dami_merge.checkpoints.endpoints import PATTERNS
+from dami_merge.checkpoints.matching import shares_head
 from dami_merge.checkpoints.model_ref import ModelRef
 from dami_merge.checkpoints.templates import opens_think, template_of, template_sha256
+from dami_merge.checkpoints.tying import embeddings_of, heads
 from dami_merge.files.hashing import file_sha256
 from dami_merge.interpolation.depth import Anatomy
 from dami_merge.recipes.recipe import Recipe, parse_recipe
@@ -217,6 +219,7 @@ class _Verification:
             checkpoint = open_checkpoint(ModelRef(str(folder.absolute())))
             report.problems += self._shape(variant, checkpoint, truth)
             report.problems += self._small_files(variant, checkpoint)
+            report.problems += _head(variant, checkpoint)
         except CheckpointError as error:
             report.problems.append(Problem("checkpoint", error.message, variant.id))
             return report
@@ -328,6 +331,18 @@ class _Verification:
                 )
                 file = checkpoint.tensors[difference.tensor].file
                 report.problems.append(Problem("weights", text, variant.id, file, difference.tensor))
+
+
+def _head(variant: Variant, checkpoint: Checkpoint) -> Iterator[Problem]:
+    # What a loaded model has as its head, whatever loads it.
+    names = list(checkpoint.tensors)
+    for head in heads(names):
+        if checkpoint.tied and not shares_head(checkpoint, head):
+            text = (
+                f"the config ties the head to the embeddings, but `{head}` differs from `{embeddings_of(names, head)}`:"
+                " vLLM and Transformers before 5 would drop it"
+            )
+            yield Problem("head", text, variant.id, "config.json", head)
 
 
 def _kind(found: tuple[str, tuple[int, ...]] | None) -> str:

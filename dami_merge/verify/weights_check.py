@@ -15,6 +15,7 @@ import torch
 from dami_merge.build.build_plan import TensorSource, VariantPlan
 from dami_merge.build.layout import ITEMSIZE
 from dami_merge.checkpoints.checkpoint import Checkpoint, TensorInfo
+from dami_merge.checkpoints.tensor_view import TensorView
 from dami_merge.interpolation.depth import Anatomy
 from dami_merge.interpolation.formula import TORCH_DTYPES, BlockInterpolator
 from dami_merge.verify.recovery import Evidence, Recovered, gather
@@ -97,13 +98,15 @@ class Weights:
         info = self._sides[0].tensors[name]
         total = Evidence()
         assert source.compute is not None
+        compute = TORCH_DTYPES[source.compute]
         elements = info.nbytes // ITEMSIZE[info.dtype]
         step = max(_RUN, elements // _SAMPLES)
-        for first in range(0, elements, step):
-            count = min(_RUN, elements - first)
-            v = self._read(0, info, first, count)
-            a, b = self._read(1, source.instruct, first, count), self._read(2, source.thinking, first, count)
-            total.add(gather(a, b, v, TORCH_DTYPES[source.compute], reach=reach))
+        for start in range(0, elements, step):
+            first, count, shared = _run(source, start, min(_RUN, elements - start))
+            if shared:
+                v = self._stored(info, first, count)
+                a, b = self._end(1, source.instruct, first, count), self._end(2, source.thinking, first, count)
+                total.add(gather(a.to(compute), b.to(compute), v, compute, reach=reach))
         return total
 
     def _difference(
@@ -113,10 +116,11 @@ class Weights:
         size = ITEMSIZE[info.dtype]
         first_bad: tuple[int, float, float] | None = None
         total = 0
-        for first in range(0, info.nbytes // size, _BLOCK):
-            count = min(_BLOCK, info.nbytes // size - first)
-            stored = self._read(0, info, first, count)
-            expected = self._expected(source, lambda_, info.dtype, first, count)
+        first, elements = 0, info.nbytes // size
+        while first < elements:
+            first, count, shared = _run(source, first, min(_BLOCK, elements - first))
+            stored = self._stored(info, first, count)
+            expected = self._expected(source, lambda_ if shared else None, info.dtype, first, count)
             progress(count * size)
             bits, right = stored.view(_BITS[size]), expected.view(_BITS[size])
             if not torch.equal(bits, right):
@@ -124,23 +128,36 @@ class Weights:
                 at = int(different.nonzero()[0])
                 total += int(different.sum())
                 first_bad = first_bad or (first + at, float(stored[at]), float(expected[at]))
+            first += count
         if first_bad is None:
             return None
         index, found, wanted = first_bad
         return Difference(name, index, info.start + index * size, found, wanted, total)
 
-    def _expected(self, source: TensorSource, lambda_: float, dtype: str, first: int, count: int) -> torch.Tensor:
-        a = self._read(1, source.instruct, first, count)
+    def _expected(
+        self, source: TensorSource, lambda_: float | None, dtype: str, first: int, count: int
+    ) -> torch.Tensor:
+        """Return what the endpoints give at λ; without λ, what Instruct alone gives."""
+        a = self._end(1, source.instruct, first, count)
         if source.compute is None:
             return a
-        b = self._read(2, source.thinking, first, count)
         compute = TORCH_DTYPES[source.compute]
+        a = a.to(compute)
+        b = a if lambda_ is None else self._end(2, source.thinking, first, count).to(compute)
         out = torch.empty(count, dtype=TORCH_DTYPES[dtype])
-        self._kernel.write(a.to(compute), b.to(compute), [lambda_], [out])
+        self._kernel.write(a, b, [lambda_ or 0.0], [out])
         return out
 
+    def _stored(self, info: TensorInfo, first: int, count: int) -> torch.Tensor:
+        """Return elements of the variant; they are good until it is read again."""
+        return self._read(0, info, first, count)
+
+    def _end(self, side: int, view: TensorView, first: int, count: int) -> torch.Tensor:
+        """Return elements of an endpoint that lie in one piece; they are good until it is read again."""
+        (piece,) = view.parts(first, count)
+        return self._read(side, piece.info, piece.first, count)
+
     def _read(self, side: int, info: TensorInfo, first: int, count: int) -> torch.Tensor:
-        """Return elements of a tensor; they are good until the same side is read again."""
         folder = self._sides[side].folder
         assert folder is not None
         path = folder / info.file
@@ -152,3 +169,13 @@ class Weights:
         if os.preadv(self._handles[path], [data], info.start + first * size) < len(data):
             raise CheckpointError(f"{path}: ends too early; it shrank while it was read")
         return torch.frombuffer(data, dtype=TORCH_DTYPES.get(info.dtype, torch.uint8))
+
+
+def _run(source: TensorSource, first: int, count: int) -> tuple[int, int, bool]:
+    """Return the run of at most `count` elements from `first` on that lies in one piece on both sides.
+
+    The last value says whether Thinking has it.
+    """
+    _, end = source.instruct.at(first)
+    thinking, other = source.thinking.at(first)
+    return first, min(count, end - first, other - first), thinking is not None

@@ -1,0 +1,124 @@
+"""Which tensor of one endpoint belongs to which of the other, as the loaded models have them.
+
+Names alone do not tell: a tied model has a head that it does not store. `match` answers for a
+whole pair; comparing, building and verifying all ask it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from dami_merge.checkpoints.checkpoint import Checkpoint, TensorInfo
+from dami_merge.checkpoints.tensor_view import TensorView, plain
+from dami_merge.checkpoints.tying import embeddings_of, heads
+
+__all__ = ["Match", "Matching", "match", "shares_head"]
+
+_BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Match:
+    """A tensor that the variants store, and where both endpoints have it.
+
+    `placed_as` is the tensor whose λ it takes: its own name, or for the stored head of a pair that ties
+    head and embeddings, the embeddings'.
+    """
+
+    name: str
+    instruct: TensorView
+    thinking: TensorView
+    placed_as: str
+
+
+@dataclass(frozen=True)
+class Matching:
+    """A pair's tensors by the variants' names, in Instruct's order; and what one side lacks.
+
+    `untied` says that the variants have a head of their own whatever Instruct's config says.
+    """
+
+    tensors: Mapping[str, Match]
+    instruct_lacks: tuple[str, ...]
+    thinking_lacks: tuple[str, ...]
+    untied: bool
+
+
+def match(instruct: Checkpoint, thinking: Checkpoint) -> Matching:
+    """Match the tensors of two endpoints; shapes and dtypes are not compared here."""
+    sides = _Side(instruct), _Side(thinking)
+    found_heads = heads(dict.fromkeys([*instruct.tensors, *thinking.tensors]))
+    tied = {head for head in found_heads if all(side.shares(head) for side in sides)}
+    tensors: dict[str, Match] = {}
+    lacks: tuple[list[str], list[str]] = [], []
+    for name in dict.fromkeys([*sides[0].views, *sides[1].views]):
+        if name in tied:
+            if name not in sides[0].views:
+                continue
+            source = embeddings_of(sides[0].views, name) or name
+        else:
+            source = name
+        views = [side.loaded(source, head=name in found_heads) for side in sides]
+        for view, missing in zip(views, lacks, strict=True):
+            if view is None:
+                missing.append(source)
+        if views[0] is not None and views[1] is not None:
+            tensors[name] = Match(name, views[0], views[1], source)
+    untied = any(head in tensors and head not in tied for head in found_heads)
+    return Matching(tensors, tuple(sorted(lacks[0])), tuple(sorted(lacks[1])), untied)
+
+
+def shares_head(side: Checkpoint, head: str) -> bool:
+    """Tell whether the loaded model has one tensor for its embeddings and this head.
+
+    As Transformers decides: where the config ties them and at most one is stored, or both are and hold
+    the same bytes. Of a repository on the Hub, whose bytes are not here, the config is believed.
+    """
+    embeddings = embeddings_of(side.tensors, head)
+    if embeddings is None or not side.tied:
+        return False
+    if head not in side.tensors or side.folder is None:
+        return True
+    return _same_bytes(side.folder, side.tensors[head], side.tensors[embeddings])
+
+
+class _Side:
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._shares: dict[str, bool] = {}
+        self.views = {name: plain(info) for name, info in checkpoint.tensors.items()}
+
+    def shares(self, head: str) -> bool:
+        if head not in self._shares:
+            self._shares[head] = shares_head(self._checkpoint, head)
+        return self._shares[head]
+
+    def loaded(self, name: str, *, head: bool) -> TensorView | None:
+        """Return the tensor as the loaded model has it: a head that is not stored is the embeddings, where tied."""
+        if name in self.views or not head or not self.shares(name):
+            return self.views.get(name)
+        embeddings = embeddings_of(self.views, name)
+        return self.views[embeddings] if embeddings else None
+
+
+def _same_bytes(folder: Path, one: TensorInfo, other: TensorInfo) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    stamps = tuple((folder / info.file).stat().st_mtime_ns for info in (one, other))
+    return _compared(folder, one, other, stamps)
+
+
+@lru_cache(maxsize=64)
+def _compared(folder: Path, one: TensorInfo, other: TensorInfo, stamps: tuple[int, ...]) -> bool:  # noqa: ARG001
+    blocks = zip(_blocks(folder, one), _blocks(folder, other), strict=True)
+    return all(first == second for first, second in blocks)
+
+
+def _blocks(folder: Path, info: TensorInfo) -> Iterator[bytes]:
+    with (folder / info.file).open("rb") as file:
+        file.seek(info.start)
+        for done in range(0, info.nbytes, _BLOCK):
+            yield file.read(min(_BLOCK, info.nbytes - done))
