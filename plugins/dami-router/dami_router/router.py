@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dami_router.choosing.budget import Budget, Entry
-from dami_router.choosing.conversations import Conversations
-from dami_router.choosing.policy import choose, dominated, fallbacks
+from dami_router.choosing.ordering import SAME_LAMBDA, Ordering, Wish
 from dami_router.config.router_yml import load_config
 from dami_router.config.specs import Protocol, RouterConfig, VariantSpec
 from dami_router.errors import FailureError
@@ -126,12 +125,13 @@ class Router:
         # Whoever only decides, with no server behind it, asks none either.
         self.endpoints = ServedEndpoints(config, self.fleet, self.transport, self.prober) if config.backends else None
         self.estimator = config.estimator.bind(self.endpoints) if self.endpoints else config.estimator
-        self.budget = _budget(config)
         self.on_failure = _ignore
-        self._conversations = Conversations()
-        self._lambdas = {v.id: v.lambda_ for v in config.variants}
-        beaten = dominated({v.id: v.figures for v in config.variants}) if config.policy.drop_dominated else set()
-        self.considered = frozenset(self._lambdas) - beaten
+        policy = config.policy
+        self.ordering = Ordering(
+            {v.id: v.lambda_ for v in config.variants}, {v.id: v.figures for v in config.variants}, any_lambda=LIVE,
+            rule=policy.rule, lambda_min=policy.lambda_min, sticky=policy.sticky, drop_dominated=policy.drop_dominated,
+            budget=_budget(config),
+        )  # fmt: skip
 
     @classmethod
     def from_file(cls, path: str | Path) -> Router:
@@ -158,17 +158,17 @@ class Router:
         """Estimate λ(q) and choose; raises UnknownModelError, NoVariantError. Changes no state."""
         begun = time.perf_counter()
         model = request.model or "dami"
-        if model in self._lambdas:
+        if model in self.ordering.lambdas:
             id = self.fleet.standing_for(model)
             if id is None:
                 raise UnknownModelError(f"`{model}` has no server among the router's backends")
-            return Decision(self._lambdas[model], id, "pinned", _ms(begun), (id,))
+            return Decision(self.ordering.lambdas[model], id, "pinned", _ms(begun), (id,))
         estimate = await self._estimate(model, request)
         policy = self.config.policy
         lambda_ = min(max(estimate.lambda_, policy.lambda_min), policy.lambda_max)
         bent, order = self._order(lambda_, request)
         # A live server is sent what budget and conversation leave of λ(q): then the estimate is told beside it.
-        told = {} if abs(bent - lambda_) < 1e-6 else {"wanted_lambda": round(lambda_, 6)}
+        told = {} if abs(bent - lambda_) < SAME_LAMBDA else {"wanted_lambda": round(lambda_, 6)}
         evidence = {**estimate.evidence, **told}
         return Decision(bent, order[0], estimate.estimator, _ms(begun), tuple(order), evidence)
 
@@ -188,84 +188,42 @@ class Router:
     def _advice(self, model: str) -> str:
         if model.startswith("dami:"):
             return "; λ is a number from 0 to 1 with at most six digits behind the point, as in `dami:0.37`"
-        near = did_you_mean(model, ["dami", *self._lambdas])
+        near = did_you_mean(model, ["dami", *self.ordering.lambdas])
         return f"; did you mean `{near}`?" if near else ""
 
     def _order(self, lambda_: float, request: Request) -> tuple[float, list[str]]:
-        """Return the λ to answer at, and whom to ask in which order."""
+        """Return the λ to answer at, and the variants in the order to try."""
         offered = self.fleet.offered(_protocol(request))
         if not offered:
             raise NoVariantError
-        bounded = self.budget is not None and (request.model or "dami") in _AUTO
-        if LIVE in offered:
-            lambda_ = self._bent(lambda_, request, bounded)
-            order = self._fixed(lambda_, offered - {LIVE}, request, bounded=False)
-            # The same weights in a server of their own are read once, not twice: it comes first.
-            same = bool(order) and abs(self._lambdas[order[0]] - lambda_) < 1e-6
-            return lambda_, [*order[:same], LIVE, *order[same:]]
-        return lambda_, self._fixed(lambda_, offered, request, bounded=bounded)
-
-    def _bent(self, lambda_: float, request: Request, bounded: bool) -> float:
-        """Return the λ that budget and conversation leave of an estimate, for servers that take any."""
-        if bounded and self.budget is not None:
-            lambda_ = max(self.budget.limited(lambda_), self.config.policy.lambda_min)
-        if self.config.policy.sticky and request.follow_up:
-            lambda_ = max(lambda_, self._conversations.floor(request.conversation))
-        return round(lambda_, 6)
-
-    def _fixed(self, lambda_: float, offered: set[str], request: Request, *, bounded: bool) -> list[str]:
-        """Return the order of the variants that have servers of their own."""
-        # Beaten variants are asked only where no other is left.
-        ids = (self.considered & offered) or offered
-        if not ids:
-            return []
-        order = self._ranked(lambda_, ids, request)
-        if bounded and self.budget is not None:
-            order = self.budget.allow(order)
-        order = self._kept_up(order, request)
-        spare = self._ranked(self._lambdas[order[0]], offered - ids, request) if offered - ids else []
-        return [*order, *spare]
-
-    def _ranked(self, lambda_: float, ids: frozenset[str] | set[str], request: Request) -> list[str]:
-        if len(ids) == 1:
-            return list(ids)
-        by_lambda: dict[float, list[str]] = {}
-        for id in sorted(ids):
-            by_lambda.setdefault(self._lambdas[id], []).append(id)
-        rule = self.config.policy.rule
-        draw = request.draw if rule == "dithered" else 0.0
-        first = choose(lambda_, list(by_lambda), rule, draw)
-        return [id for value in fallbacks(first, list(by_lambda)) for id in by_lambda[value]]
-
-    def _kept_up(self, order: list[str], request: Request) -> list[str]:
-        """A conversation never falls below the λ of its last answer while a variant at or above it is there."""
-        if not (self.config.policy.sticky and request.follow_up):
-            return order
-        floor = self._conversations.floor(request.conversation)
-        return sorted(order, key=lambda id: self._lambdas[id] < floor)
+        policy = self.config.policy
+        wish = Wish(
+            lambda_,
+            budgeted=(request.model or "dami") in _AUTO,
+            # Digests of the request, computed only where the policy uses them.
+            draw=request.draw if policy.rule == "dithered" else 0.0,
+            conversation=request.conversation if policy.sticky else None,
+            follow_up=policy.sticky and request.follow_up,
+        )
+        return self.ordering.order(wish, offered)
 
     def spend(self, decision: Decision) -> Entry | None:
         """Enter a decision into the online budget; None where there is none."""
-        if self.budget is None:
-            return None
-        return self.budget.spend(decision.variant, decision.lambda_ if decision.variant == LIVE else None)
+        return self.ordering.spend(decision.variant, decision.lambda_)
 
-    def answered(self, request: Request, answered: Answered, entry: Entry | None, tokens: int | None) -> None:
-        """Note an answer: what it cost, and at which λ its conversation stands now."""
-        lambda_ = answered.replica.at(answered.lambda_)
-        if entry is not None and self.budget is not None:
-            self.budget.settle(entry, answered.variant.id, tokens, lambda_ if answered.replica.live else None)
-        if self.config.policy.sticky:
-            self._conversations.answered(request.conversation, lambda_)
+    def answered(
+        self, conversation: bytes | None, variant: str, entry: Entry | None, tokens: int | None, *,
+        lambda_: float | None = None,
+    ) -> None:  # fmt: skip
+        """Note an answer, whether this router or another program sent the request.
 
-    def answered_elsewhere(
-        self, conversation: bytes | None, variant: str, entry: Entry | None, tokens: int | None
-    ) -> None:
-        """Note an answer of a variant that somebody else did the sending for; `conversation` is the request's."""
-        if entry is not None and self.budget is not None:
-            self.budget.settle(entry, variant, tokens)
-        if self.config.policy.sticky:
-            self._conversations.answered(conversation, self._lambdas[variant])
+        `conversation` is the request's; `lambda_` is given for an answer of a live server.
+        """
+        self.ordering.answered(conversation, variant, entry, tokens, lambda_)
+
+    def broke(self, answered: Answered) -> None:
+        """Note that a stream broke off after its first byte: a failure of that replica."""
+        self._failed(answered.replica, "the stream broke off")
 
     async def send(self, request: Request, decision: Decision) -> Answered:
         """Ask the decision's variants in order until one begins to answer; raises NoAnswerError, NoVariantError.
@@ -308,7 +266,7 @@ class Router:
             if isinstance(error, StaleError) or not error.counts:
                 breaker.abandoned()
             else:
-                self._failed(replica, error)
+                self._failed(replica, error.why)
             raise
         except BaseException:
             replica.outstanding -= 1
@@ -317,11 +275,11 @@ class Router:
         breaker.succeeded()
         return reply
 
-    def _failed(self, replica: Replica, error: UnansweredError) -> None:
+    def _failed(self, replica: Replica, why: str) -> None:
         was = replica.breaker.state
         replica.breaker.failed()
         if replica.breaker.state == "open" != was:
-            _LOG.warning("%s at %s: breaker open after %s", replica.variant.id, replica.spec.url, error.why)
+            _LOG.warning("%s at %s: breaker open after %s", replica.variant.id, replica.spec.url, why)
 
     def require_usable(self) -> None:
         """Raise FailureError where a server was found to serve the wrong model."""

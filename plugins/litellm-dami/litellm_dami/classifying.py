@@ -42,5 +42,5 @@ class DamiClassifier:
             return None
         # LiteLLM tells a classifier nothing of the answer: budget and conversation go by what was decided.
         router = self._decider.router
-        router.answered_elsewhere(request.conversation, decision.variant, router.spend(decision), None)
+        router.answered(request.conversation, decision.variant, router.spend(decision), None)
         return decision.variant

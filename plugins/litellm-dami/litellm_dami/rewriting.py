@@ -78,7 +78,7 @@ class Rewriter:
             return
         variant = self._variant(answered, found.decision)
         cost = tokens if isinstance(tokens, int) else None
-        self._decider.router.answered_elsewhere(found.conversation, variant, found.entry, cost)
+        self._decider.router.answered(found.conversation, variant, found.entry, cost)
         found.entry = None
 
     def _ours(self, model: object) -> str | None:

@@ -212,7 +212,7 @@ def test_the_budget_is_kept() -> None:
 def test_tokens_are_counted_once_for_the_variant_that_answered() -> None:
     """A budget of tokens learns what answers cost from LiteLLM's success events, each once."""
     decider = Decider(config("policy: {budget: {mean_tokens: 100, window: 10}}"))
-    rewriter, budget = Rewriter(decider), decider.router.budget
+    rewriter, budget = Rewriter(decider), decider.router.ordering.budget
     assert budget is not None
     rewritten(rewriter, reasoning_effort="high")
     for call, tokens in (("c1", 900), ("c1", 7), ("strange", 7)):

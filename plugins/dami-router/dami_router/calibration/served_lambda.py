@@ -20,7 +20,7 @@ def rule_of(router: Router) -> Rule:
     """Return what the router makes of λ(q): limits, then the variant's λ; a live server takes λ(q) itself."""
     policy = router.config.policy
     served = {v.id for v in router.config.variants if router.fleet.of(v.id)}
-    ids = (router.considered & served) or served
+    ids = (router.ordering.considered & served) or served
     lambdas = sorted({v.lambda_ for v in router.config.variants if v.id in ids})
     live = bool(router.fleet.of(LIVE))
 

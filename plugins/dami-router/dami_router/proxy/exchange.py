@@ -64,9 +64,10 @@ class Exchange:
         self.done = True
         if not whole:
             self._metrics.broken(variant.id)
-            answered.replica.breaker.failed()
+            self._router.broke(answered)
         count = tokens.result() if reply.status == 200 else None
-        self._router.answered(self._request, answered, entry, count)
+        conversation = self._request.conversation if self._router.config.policy.sticky else None
+        self._router.answered(conversation, variant.id, entry, count, lambda_=answered.replica.at(answered.lambda_))
         self._count(variant.id, reply.status, count)
 
     def _rewrite(self, answered: Answered) -> Rewrite | None:

@@ -340,8 +340,8 @@ def test_probes_are_no_requests(pairs: Pairs) -> None:
     assert pair.route(CHAINS[1])["estimator"] == "fixed"
     router = pair.client.app.router
     assert all(replica.breaker.state == "closed" for replica in router.fleet.replicas)
-    assert router.budget is not None
-    assert router.budget.spent == 0.0
+    assert router.ordering.budget is not None
+    assert router.ordering.budget.spent == 0.0
     metrics = pair.client.get("/metrics").body.decode()
     assert not [line for line in metrics.splitlines() if line.startswith(("dami_requests_total", "dami_upstream_f"))]
     assert [replica.outstanding for replica in router.fleet.replicas] == [0, 0]
