@@ -169,11 +169,10 @@ def _attention(
     live: ForwardStep,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     """Attend within each row: query (1, heads, tokens, features) → (1, tokens, heads, features)."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
     keys, values = live.cache.layer(module.layer_idx, key, value)
     parts = []
     rows = len(live.lengths)
@@ -181,9 +180,9 @@ def _attention(
         slots, at = live.slots(), live.positions()[:rows]
         keys[slots, :, at], values[slots, :, at] = key[0, :, :rows].transpose(0, 1), value[0, :, :rows].transpose(0, 1)
         longest = max(live.lengths) + 1
-        out, _weights = sdpa_attention_forward(
+        out = _attend(
             module, query[0, :, :rows].transpose(0, 1)[:, :, None], keys[:rows, :, :longest],
-            values[:rows, :, :longest], live.writing_mask(sliding_window), scaling=scaling,
+            values[:rows, :, :longest], live.writing_mask(sliding_window), scaling, softcap,
         )  # fmt: skip
         parts.append(out.transpose(0, 1))
     start = rows
@@ -195,9 +194,47 @@ def _attention(
         # Without a mask the run is a whole beginning, and its own keys are all that it sees.
         k = key[:, :, here] if mask is None else keys[run.slot, None, :, seen]
         v = value[:, :, here] if mask is None else values[run.slot, None, :, seen]
-        parts.append(sdpa_attention_forward(module, query[:, :, here], k, v, mask, scaling=scaling)[0])
+        parts.append(_attend(module, query[:, :, here], k, v, mask, scaling, softcap))
         start += run.count
     return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), None
+
+
+def _attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Attend: (rows, heads, tokens, features) → (rows, tokens, heads, features); without a mask, to all before."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if softcap is not None:
+        return _softcapped(query, key, value, mask, scaling, softcap)
+    return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling)[0]
+
+
+def _softcapped(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    softcap: float,
+) -> torch.Tensor:
+    """Attend with scores bent to ±softcap, which PyTorch's attention cannot do."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = (scores / softcap).tanh() * softcap
+    if mask is None and query.shape[2] > 1:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2)
 
 
 def _visible(at: torch.Tensor, length: int, window: int | None) -> torch.Tensor:

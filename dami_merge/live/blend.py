@@ -69,7 +69,7 @@ class Blend:
         self.source, self.lambdas = source, lambdas
 
     def mix(self, instruct: torch.Tensor, thinking: torch.Tensor, group: int) -> torch.Tensor:
-        """Return (1−λ)·instruct + λ·thinking, token by token; both are (1, tokens, features), or (tokens, features).
+        """Return (1−λ)·instruct + λ·thinking, token by token; both are (…, tokens, features).
 
         In fp32 (fp64 for fp64), rounded once to their dtype.
         """

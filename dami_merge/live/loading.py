@@ -26,7 +26,7 @@ from dami_merge.live.attention import register
 from dami_merge.live.blend import Blend
 from dami_merge.live.pair_model import PairModel
 from dami_merge.live.pair_weights import check_parameters, common_dtype, load_pairs
-from dami_merge.live.skeleton import exchange, parameter_names, skeleton
+from dami_merge.live.skeleton import exchange, longest, parameter_names, skeleton
 from dami_merge.live.spread import Spread
 from dami_merge.live.tokenizing import Tokenizing
 from dami_merge.live.weights_mode import MODES, Mode
@@ -117,7 +117,7 @@ def load(order: Order, *, device: str = "cpu", mode: Mode = "auto", fetch: Fetch
     blend = Blend()
     exchange(model, blend, pairs, place)
     made = PairModel(model, blend, list(pairs.values()), spread, place, mode)
-    positions = int(getattr(model.config, "max_position_embeddings", 0))
+    positions = longest(model.config)
     return Loaded(order.name, made, texts, positions, tuple(map(str, pair.warnings)), here)
 
 

@@ -1,11 +1,13 @@
-"""The modules that stand in for a model's own where it has weights.
+"""The modules that replace a model's own wherever it has weights.
 
 A linear layer is linear in its weights: W(λ)x = (1−λ)·W_I x + λ·W_T x. So are an embedding, a bias and a
-norm's gain. Both products are therefore computed and joined with each token's λ; no merged weight exists.
+norm's gain. Each module computes both products and joins them with each token's λ; no merged weight exists.
 With one source for all tokens a module computes what the model's own does, operation by operation.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -13,7 +15,10 @@ from torch.nn import functional
 
 from dami_merge.live.blend import Blend, PairTensor, WeightSource
 
-__all__ = ["PairEmbedding", "PairLinear", "PairRMSNorm"]
+__all__ = ["PairAffine", "PairEmbedding", "PairLinear", "PairRMSNorm"]
+
+_HIDDEN_DIMS = 3
+"""Of a layer's input, (1, tokens, features); with one more there are heads."""
 
 
 class PairLinear(nn.Module):
@@ -57,12 +62,12 @@ class PairRMSNorm(nn.Module):
     """The RMSNorm of Llama and Qwen, over the last dimension: (1, tokens, …, features).
 
     As Transformers computes it: the mean square in fp32, the normalised input rounded to the model's dtype,
-    then the gain.
+    then the gain. Of queries and keys: (1, tokens, heads, features), or with `heads_first` (1, heads, tokens, features).
     """
 
-    def __init__(self, blend: Blend, weight: PairTensor, epsilon: float) -> None:
+    def __init__(self, blend: Blend, weight: PairTensor, epsilon: float, *, heads_first: bool = False) -> None:
         super().__init__()
-        self.blend, self.pair, self.epsilon = blend, weight, epsilon
+        self.blend, self.pair, self.epsilon, self.heads_first = blend, weight, epsilon, heads_first
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return g(λ)·x/rms(x)."""
@@ -71,6 +76,51 @@ class PairRMSNorm(nn.Module):
         if self.blend.source is not WeightSource.MIXED:
             return self.pair.plain(self.blend.source) * normal
         gain = self.blend.norm_weight(self.pair)
-        # (tokens, features) against (1, tokens, features), or against (1, tokens, heads, features) of a QK-norm.
-        gain = gain.view(gain.shape[0], *(1,) * (x.dim() - 3), gain.shape[1])
+        if x.dim() > _HIDDEN_DIMS and not self.heads_first:
+            gain = gain[:, None]
         return (gain * normal).to(x.dtype)
+
+
+class PairAffine(nn.Module):
+    """A module of Transformers whose output is affine in its parameters, run once for each endpoint.
+
+    Norms of every kind, and embeddings with a factor: (1, tokens, …) → (1, tokens, …, features), or, with
+    `heads_first`, (1, heads, tokens, features) where there are heads. The module computes whatever it computes; only
+    its parameters are exchanged. `pairs` has them by name.
+    """
+
+    def __init__(self, blend: Blend, own: nn.Module, pairs: Mapping[str, PairTensor], *, heads_first: bool) -> None:
+        super().__init__()
+        self.blend, self.own, self.heads_first = blend, own, heads_first
+        self.pairs = dict(pairs)
+        # Plain attributes, which Python finds before the module's parameters.
+        for name in self.pairs:
+            del own._parameters[name]
+        groups: dict[int, list[str]] = {}
+        for name, pair in self.pairs.items():
+            groups.setdefault(pair.group, []).append(name)
+        self.groups = list(groups.items())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the module's output with its parameters at each token's λ."""
+        if self.blend.source is not Source.MIXED:
+            return self._run(x, {name: pair.plain(self.blend.source) for name, pair in self.pairs.items()})
+        instruct = {name: pair.ends[0] for name, pair in self.pairs.items()}
+        start = out = self._run(x, instruct)
+        swap = not self.heads_first and start.dim() > _HIDDEN_DIMS
+        for index, (group, names) in enumerate(self.groups):
+            end = self._run(x, instruct | {name: self.pairs[name].ends[1] for name in names})
+            # Usually one group. A bias with a λ of its own adds its own share of the way.
+            moved = self._mix(start, end, group, swap=swap)
+            out = moved if index == 0 else out + (moved - start)
+        return out
+
+    def _run(self, x: torch.Tensor, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        self.own.__dict__.update(values)
+        out: torch.Tensor = self.own(x)
+        return out
+
+    def _mix(self, instruct: torch.Tensor, thinking: torch.Tensor, group: int, *, swap: bool) -> torch.Tensor:
+        if swap:
+            return self.blend.mix(instruct.transpose(1, 2), thinking.transpose(1, 2), group).transpose(1, 2)
+        return self.blend.mix(instruct, thinking, group)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from dami_merge.interpolation.schedule import Schedule
 from dami_merge.live.attention import ForwardStep
@@ -63,7 +65,7 @@ class PlainModel:
     """
 
     def __init__(self, model: Any) -> None:
-        self._body, self._head = model.get_decoder(), model.get_output_embeddings()
+        self._body, self._head = model.get_decoder(), head_of(model)
         self.device = torch.device(model.device)
         self.config: dict[str, Any] = model.config.to_dict()
         self.vocabulary = int(model.config.vocab_size)
@@ -85,7 +87,7 @@ class PlainModel:
         return hidden
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self._head(hidden)
+        logits: torch.Tensor = self._head(inputs_embeds=hidden[None], use_cache=False).logits[0]
         return logits
 
 
@@ -95,7 +97,7 @@ class PairModel(PlainModel):
     def __init__(
         self, model: Any, blend: Blend, pairs: Sequence[PairTensor], spread: Spread, device: torch.device, mode: Mode
     ) -> None:
-        self._body, self._head = model.get_decoder(), model.get_output_embeddings()
+        self._body, self._head = model.get_decoder(), head_of(model)
         self.device = device
         self.config: dict[str, Any] = model.config.to_dict()
         self.vocabulary = int(model.config.vocab_size)
@@ -160,6 +162,26 @@ class PairModel(PlainModel):
             counts = torch.tensor([count for _, count in batch.owners], device=self.device)
             self._known = (batch.owners, Lambdas(rows.repeat_interleave(counts, dim=0).T[:, :, None].contiguous()))
         return self._known[1]
+
+
+def head_of(model: Any) -> Any:
+    """Return a model from its last hidden state on: Transformers' own forward, with the layers left out.
+
+    Whatever a model does between its layers and its logits (a scale, a soft cap) is therefore its own code. What
+    goes in as `inputs_embeds`, (1, tokens, features), comes out as logits, (1, tokens, vocabulary).
+    """
+    head = copy.copy(model)
+    head._modules = {**model._modules, model.base_model_prefix: _NoLayers()}
+    return head
+
+
+class _NoLayers(nn.Module):
+    """In the place of a model's layers: takes their result and hands it on."""
+
+    def forward(self, *, inputs_embeds: torch.Tensor, **_: object) -> Any:
+        from transformers.modeling_outputs import BaseModelOutputWithPast
+
+        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)  # type: ignore[arg-type]
 
 
 def out_of_memory(error: BaseException) -> bool:

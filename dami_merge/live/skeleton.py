@@ -1,8 +1,8 @@
-"""A model without weights, its modules exchanged for pairs; what cannot be exchanged is refused by name.
+"""A model without weights whose modules hold pairs instead; whatever is not supported is refused by name.
 
-Transformers builds the model on the meta device from the Instruct endpoint's config, so that attention, rotary
-embeddings and the order of everything are its own. No memory is taken and no file read before every module is
-known to be supported. No remote code is run: the architecture must be one that Transformers itself has.
+Transformers builds the model on the meta device from the Instruct endpoint's config, so attention, rotary
+embeddings and the order of operations are its own. No memory is taken and no file is read before the model's class
+and every module are known to be supported. No remote code is run: Transformers itself must have the architecture.
 """
 
 from __future__ import annotations
@@ -16,17 +16,23 @@ from torch import nn
 from dami_merge.checkpoints.checkpoint import Checkpoint
 from dami_merge.live.attention import ATTENTION
 from dami_merge.live.blend import Blend, PairTensor
-from dami_merge.live.modules import PairEmbedding, PairLinear, PairRMSNorm
+from dami_merge.live.modules import PairAffine, PairEmbedding, PairLinear, PairRMSNorm
+from dami_merge.live.supported import (
+    AFFINE_EMBEDDINGS,
+    AFFINE_NORMS,
+    CAUSAL_MODELS,
+    HEADS_FIRST,
+    LLAMA_NORMS,
+    ROPES,
+    SHORT_ROPES,
+)  # fmt: skip
 from dami_router.errors import CheckpointError
 
-__all__ = ["exchange", "parameter_names", "skeleton"]
+__all__ = ["exchange", "longest", "parameter_names", "skeleton"]
 
-_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
-"""Norms that compute what PairRMSNorm computes."""
-_ROPES = ("default", "linear", "llama3", "yarn")
-"""Rotary embeddings that do not depend on how long the longest sequence of a batch is."""
 _HEAD = "lm_head"
 _SHOWN = 4
+_AFFINE = AFFINE_NORMS | AFFINE_EMBEDDINGS
 
 
 def skeleton(side: Checkpoint) -> Any:
@@ -44,7 +50,8 @@ def skeleton(side: Checkpoint) -> Any:
             model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
         except Exception as error:  # a config is untrusted: Transformers may fail on it anywhere
             raise CheckpointError(f"{side.ref}: config.json makes no model: {error}") from None
-    _refuse(side, model)
+    _refuse_modules(side, model)
+    _refuse_class(side, model)
     return model.eval().requires_grad_(False)
 
 
@@ -53,11 +60,26 @@ def parameter_names(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
 
 
+def longest(config: Any) -> int:
+    """Return how many tokens a row may have: what the model was made for; 0 where its config does not say.
+
+    A rotary embedding that changes beyond some length ends there: rows of one batch would change each other.
+    """
+    positions = int(getattr(config, "max_position_embeddings", 0) or 0)
+    for rope in _ropes(config):
+        if rope.get("rope_type") in SHORT_ROPES:
+            short = rope.get("original_max_position_embeddings") or positions
+            positions = min(positions or int(short), int(short))
+    return positions
+
+
 def exchange(model: Any, blend: Blend, pairs: Mapping[str, PairTensor], device: torch.device) -> None:
     """Put pair modules in the places of a skeleton's own, and its buffers on the device."""
     for path, module in list(model.named_modules()):
         if made := _pair_module(path, module, blend, pairs, model):
             model.set_submodule(path, made)
+            if type(module).__name__ in AFFINE_EMBEDDINGS:
+                module.embed_scale = torch.tensor(module.scalar_embed_scale, device=device)
         elif _buffers(module):
             # Rotary tables are computed, never stored: made again from the config, off the meta device.
             model.set_submodule(path, type(module)(model.config).to(device))
@@ -66,14 +88,18 @@ def exchange(model: Any, blend: Blend, pairs: Mapping[str, PairTensor], device: 
 def _pair_module(
     path: str, module: nn.Module, blend: Blend, pairs: Mapping[str, PairTensor], model: Any
 ) -> nn.Module | None:
-    if path == _HEAD and f"{path}.weight" not in pairs:
-        return PairLinear(blend, pairs[_embeddings(model)], None)
+    heads_first = type(model).__name__ in HEADS_FIRST
+    own = {name: pairs[key] for name, _ in module.named_parameters(recurse=False) if (key := f"{path}.{name}") in pairs}
+    if path == _HEAD:
+        return PairLinear(blend, own.get("weight") or pairs[_embeddings(model)], own.get("bias"))
     if type(module) is nn.Linear:
-        return PairLinear(blend, pairs[f"{path}.weight"], pairs.get(f"{path}.bias"))
+        return PairLinear(blend, own["weight"], own.get("bias"))
     if type(module) is nn.Embedding:
-        return PairEmbedding(blend, pairs[f"{path}.weight"])
-    if type(module).__name__ in _NORMS:
-        return PairRMSNorm(blend, pairs[f"{path}.weight"], float(getattr(module, "variance_epsilon")))  # noqa: B009
+        return PairEmbedding(blend, own["weight"])
+    if type(module).__name__ in LLAMA_NORMS:
+        return PairRMSNorm(blend, own["weight"], float(module.variance_epsilon), heads_first=heads_first)  # type: ignore[arg-type]
+    if own and type(module).__name__ in _AFFINE:
+        return PairAffine(blend, module, own, heads_first=heads_first)
     return None
 
 
@@ -97,35 +123,58 @@ def _config(side: Checkpoint) -> Any:
         raise CheckpointError(f"{side.ref}: config.json is not understood: {error}") from None
 
 
-def _check_rope(side: Checkpoint, config: Any) -> None:
+def _ropes(config: Any) -> list[Mapping[str, Any]]:
+    """Return a model's rotary embeddings: one, or one for each kind of layer."""
     rope = getattr(config, "rope_parameters", None) or {}
-    kind = rope.get("rope_type", "default")
-    if kind not in _ROPES:
-        raise CheckpointError(
-            f"{side.ref}: rotary embedding `{kind}` depends on the longest sequence of a batch; rows of one batch"
-            f" would change each other. Supported: {', '.join(_ROPES)}"
-        )
+    nested = [value for value in rope.values() if isinstance(value, Mapping)]
+    return nested or [rope]
 
 
-def _refuse(side: Checkpoint, model: Any) -> None:
+def _check_rope(side: Checkpoint, config: Any) -> None:
+    for rope in _ropes(config):
+        kind = rope.get("rope_type", "default")
+        if kind not in ROPES + SHORT_ROPES:
+            raise CheckpointError(
+                f"{side.ref}: rotary embedding `{kind!s:.40}` is not supported: rows of one batch might change each"
+                f" other. Supported: {', '.join(ROPES + SHORT_ROPES)}"
+            )
+
+
+def _refuse_modules(side: Checkpoint, model: Any) -> None:
     unsupported = dict(_unsupported(model))
     if unsupported:
         shown = ", ".join(f"{kind} (`{path}`)" for kind, path in list(unsupported.items())[:_SHOWN])
         raise CheckpointError(
             f"{side.ref}: not supported with two endpoints in memory: {shown}",
-            hint="linear layers, embeddings and RMSNorm of dense Qwen2, Qwen3, Llama and Mistral models are;"
+            hint="linear layers, embeddings and norms of dense models are supported (docs/live.md lists the models);"
             " `dami build` makes variants of any model",
         )
 
 
+def _refuse_class(side: Checkpoint, model: Any) -> None:
+    kind = type(model).__name__
+    if kind not in CAUSAL_MODELS:
+        raise CheckpointError(
+            f"{side.ref}: {kind} is not among the models that were compared with Transformers; supported:"
+            f" {', '.join(sorted(name.removesuffix('ForCausalLM') for name in CAUSAL_MODELS))}",
+            hint="`dami build` makes variants of any model",
+        )
+
+
 def _unsupported(model: Any) -> Iterator[tuple[str, str]]:
-    """Yield the kind of each module that holds weights of its own and cannot be exchanged, and its path."""
+    """Yield the kind and the path of each module that holds weights of its own and cannot be exchanged.
+
+    Attention that looks at later tokens is not supported either.
+    """
     for path, module in reversed(list(model.named_modules())):
         own = [name for name, _ in module.named_parameters(recurse=False)]
-        supported = type(module) in (nn.Linear, nn.Embedding) or type(module).__name__ in _NORMS
+        kind = type(module).__name__
+        supported = type(module) in (nn.Linear, nn.Embedding) or kind in LLAMA_NORMS or kind in _AFFINE
         stored = {n for n, _ in module.named_buffers(recurse=False)} - module._non_persistent_buffers_set
         if (own and not supported) or stored:
-            yield type(module).__name__, path
+            yield kind, path
+        if getattr(module, "is_causal", True) is False:
+            yield f"{kind} that is not causal", path
     if not getattr(model, "_supports_attention_backend", False):
         yield type(model).__name__, "attention"
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors.torch import load_file
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from dami_merge.interpolation.depth import Anatomy
 from dami_merge.interpolation.formula import interpolate
@@ -18,13 +19,6 @@ from dami_merge.live.attention import ForwardStep, KeyValues, RowSpan
 from dami_merge.live.pair_model import Batch
 from support.pairs import VOCABULARY, Pair, write_tokenizer
 
-KINDS = {
-    "qwen3": transformers.Qwen3Config,
-    "qwen2": transformers.Qwen2Config,
-    "llama": transformers.LlamaConfig,
-    "mistral": transformers.MistralConfig,
-}
-
 
 def make_live_pair(
     folder: Path, kind: str = "qwen3", *, seed: int = 0, dtype: torch.dtype = torch.float32, **config: Any
@@ -33,10 +27,10 @@ def make_live_pair(
     settings: dict[str, Any] = {
         "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
         "head_dim": 8, "intermediate_size": 48, "vocab_size": VOCABULARY, "tie_word_embeddings": True,
-        "max_position_embeddings": 512, **config,
+        "max_position_embeddings": 512, "pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2, **config,
     }  # fmt: skip
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(KINDS[kind](**settings))
+    model = transformers.AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**settings))
     pair = Pair(folder / "instruct", folder / "thinking")
     for side in pair:
         with torch.no_grad():
@@ -49,9 +43,13 @@ def make_live_pair(
     return pair
 
 
-def variant(pair: Pair, lambda_: float, path: str = "uniform", dtype: torch.dtype | None = None) -> Any:
+def variant(
+    pair: Pair, lambda_: float, path: str = "uniform", dtype: torch.dtype | None = None, attention: str = "sdpa"
+) -> Any:
     """Return Transformers' model of the variant at λ, merged as `dami build` merges."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(pair.instruct, dtype=dtype or "auto")
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        pair.instruct, dtype=dtype or "auto", attn_implementation=attention
+    )
     ends = [load_file(side / "model.safetensors") for side in pair]
     anatomy = Anatomy.of(ends[0], model.config.to_dict())
     curve = parse_path(path)

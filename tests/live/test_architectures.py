@@ -1,0 +1,134 @@
+"""Every supported architecture gives the log-probabilities of Transformers on merged weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.live import logits_of, make_live_pair, variant
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from dami_merge.live import Engine, Generation
+from dami_merge.live.blend import WeightSource
+from dami_merge.live.supported import CAUSAL_MODELS
+
+# What a class can do beside the plain decoder: its windows, biases, norms, caps and multipliers, switched on.
+WINDOW = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+CASES: dict[str, dict[str, Any]] = {
+    "arcee": {"attention_bias": True, "mlp_bias": True},
+    "cohere": {"use_qk_norm": True, "attention_bias": True, "logit_scale": 0.3},
+    "cohere2": {**WINDOW, "logit_scale": 0.3},
+    "cwm": WINDOW,
+    "ernie4_5": {"use_bias": True},
+    "exaone4": WINDOW,
+    "gemma": {},
+    "gemma2": {**WINDOW, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 20},
+    "gemma3_text": {**WINDOW, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 20},
+    "glm": {"attention_bias": True},
+    "glm4": {"attention_bias": True},
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.0,
+        "residual_multiplier": 0.4,
+        "attention_multiplier": 0.2,
+    },
+    "helium": {},
+    "hunyuan_v1_dense": {"attention_bias": True},
+    "hyperclovax": {
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.0,
+        "residual_multiplier": 0.4,
+        "attention_multiplier": 0.2,
+    },
+    "internlm3": {},
+    "iquestcoder": {},
+    "jais2": {},
+    "llama": {"attention_bias": True, "mlp_bias": True},
+    "minicpm3": {
+        "q_lora_rank": 12,
+        "kv_lora_rank": 8,
+        "qk_nope_head_dim": 6,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 8,
+        "head_dim": 4,
+        "num_key_value_heads": 4,
+    },
+    "ministral": WINDOW,
+    "ministral3": {"sliding_window": 5},
+    "mistral": {"sliding_window": 5},
+    "nanochat": {"final_logit_softcapping": 2.0},
+    "olmo": {"clip_qkv": 0.5},
+    "olmo2": {},
+    "olmo3": WINDOW,
+    "persimmon": {"qk_layernorm": True},
+    "phi": {"qk_layernorm": True, "num_key_value_heads": 4},
+    "phi3": {"sliding_window": 5},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    "qwen3": {"attention_bias": True},
+    "seed_oss": {"attention_bias": True, "attention_out_bias": True, "mlp_bias": True},
+    "smollm3": {"no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 5},
+    "starcoder2": {"sliding_window": 5, "use_bias": True},
+    "vaultgemma": {**WINDOW, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+    "youtu": {
+        "q_lora_rank": 12,
+        "kv_lora_rank": 8,
+        "qk_nope_head_dim": 6,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 8,
+        "head_dim": 4,
+        "num_key_value_heads": 4,
+    },
+}
+LAMBDAS = [0.0, 0.3, 0.55, 1.0, 0.8]
+PROMPTS = [[7, 3, 3], [11, 2, 40, 5, 9, 1, 30, 4], [6], [21, 22, 23, 24], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]]
+
+
+def classes(kind: str) -> str:
+    """The class that Transformers has for a model type."""
+    return MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[kind]].__name__
+
+
+def test_every_listed_class_is_compared() -> None:
+    """No class is supported unless one of the cases below is of it."""
+    assert {classes(kind) for kind in CASES} == CAUSAL_MODELS
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("kind", CASES)
+def test_log_probs_are_those_of_transformers_on_merged_weights(kind: str, tied: bool, tmp_path: Path) -> None:
+    """Prompts and answers of five rows at five λ, read and written together: within 1e-4 of eager Transformers."""
+    pair = make_live_pair(tmp_path, kind, tie_word_embeddings=tied, **CASES[kind])
+    engine = Engine.load(str(pair.instruct), str(pair.thinking), mode="mixed", prefill=6)
+    models = [variant(pair, lambda_, attention="eager") for lambda_ in LAMBDAS]
+    logits = logits_of(engine, PROMPTS, LAMBDAS)
+    assert engine.model.source is WeightSource.MIXED  # type: ignore[attr-defined]
+    for ours, prompt, model in zip(logits, PROMPTS, models, strict=True):
+        with torch.inference_mode():
+            theirs = model(torch.tensor([prompt])).logits[0]
+        assert (ours.log_softmax(-1) - theirs.log_softmax(-1)).abs().max() <= 1e-4
+    asked = [
+        Generation(prompt, lambda_, max_new_tokens=9, ignore_eos=True, log_probs=True, prompt_log_probs=0)
+        for prompt, lambda_ in zip(PROMPTS, LAMBDAS, strict=True)
+    ]
+    for answer, prompt, model in zip(engine.complete(asked), PROMPTS, models, strict=True):
+        with torch.inference_mode():
+            scores = model(torch.tensor([[*prompt, *answer.tokens]])).logits[0].log_softmax(-1)
+        whole = [*prompt, *answer.tokens]
+        expected = [float(scores[i, token]) for i, token in enumerate(whole[1:])]
+        found = [*(p.log_prob for p in (answer.prompt_log_probs or ())[1:]), *answer.log_probs]
+        assert found == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_one_lambda_is_that_of_transformers_too(kind: str, tmp_path: Path) -> None:
+    """At an endpoint and from the merged buffer a lone row has the logits of Transformers with the same attention."""
+    pair = make_live_pair(tmp_path, kind, tie_word_embeddings=False, **CASES[kind])
+    engine = Engine.load(str(pair.instruct), str(pair.thinking), mode="uniform")
+    for lambda_ in (0.0, 0.4, 1.0):
+        (ours,) = logits_of(engine, PROMPTS[1:2], [lambda_])
+        with torch.inference_mode():
+            theirs = variant(pair, lambda_, attention="eager")(torch.tensor(PROMPTS[1:2])).logits[0]
+        assert (ours.log_softmax(-1) - theirs.log_softmax(-1)).abs().max() <= 1e-4
