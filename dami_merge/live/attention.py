@@ -213,7 +213,8 @@ def _attend(
 
     if softcap is not None:
         return _softcapped(query, key, value, mask, scaling, softcap)
-    return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling)[0]
+    out: torch.Tensor = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling)[0]
+    return out
 
 
 def _softcapped(

@@ -118,7 +118,10 @@ def load(order: Order, *, device: str = "cpu", mode: Mode = "auto", fetch: Fetch
     exchange(model, blend, pairs, place)
     made = PairModel(model, blend, list(pairs.values()), spread, place, mode)
     positions = longest(model.config)
-    return Loaded(order.name, made, texts, positions, tuple(map(str, pair.warnings)), here)
+    warnings = [str(warning) for warning in pair.warnings]
+    if positions < int(getattr(model.config, "max_position_embeddings", 0) or 0):
+        warnings.append(f"limited to {positions} tokens: beyond them this model's rotary embedding changes")
+    return Loaded(order.name, made, texts, positions, tuple(warnings), here)
 
 
 def _check_head(pair: Pair, shapes: Mapping[str, Any]) -> None:

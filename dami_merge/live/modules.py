@@ -62,7 +62,8 @@ class PairRMSNorm(nn.Module):
     """The RMSNorm of Llama and Qwen, over the last dimension: (1, tokens, …, features).
 
     As Transformers computes it: the mean square in fp32, the normalised input rounded to the model's dtype,
-    then the gain. Of queries and keys: (1, tokens, heads, features), or with `heads_first` (1, heads, tokens, features).
+    then the gain. Queries and keys are (1, tokens, heads, features), or with `heads_first`
+    (1, heads, tokens, features).
     """
 
     def __init__(self, blend: Blend, weight: PairTensor, epsilon: float, *, heads_first: bool = False) -> None:
@@ -103,7 +104,7 @@ class PairAffine(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the module's output with its parameters at each token's λ."""
-        if self.blend.source is not Source.MIXED:
+        if self.blend.source is not WeightSource.MIXED:
             return self._run(x, {name: pair.plain(self.blend.source) for name, pair in self.pairs.items()})
         instruct = {name: pair.ends[0] for name, pair in self.pairs.items()}
         start = out = self._run(x, instruct)

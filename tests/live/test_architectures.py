@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from dami_merge.live import Engine, Generation
 from dami_merge.live.blend import WeightSource
 from dami_merge.live.supported import CAUSAL_MODELS
+from dami_router.errors import MisuseError
 
 # What a class can do beside the plain decoder: its windows, biases, norms, caps and multipliers, switched on.
 WINDOW = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
@@ -132,3 +133,29 @@ def test_one_lambda_is_that_of_transformers_too(kind: str, tmp_path: Path) -> No
         with torch.inference_mode():
             theirs = variant(pair, lambda_, attention="eager")(torch.tensor(PROMPTS[1:2])).logits[0]
         assert (ours.log_softmax(-1) - theirs.log_softmax(-1)).abs().max() <= 1e-4
+
+
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 2.0, 1.5, 3.0],
+        "long_factor": [4.0, 5.0, 6.0, 7.0], "original_max_position_embeddings": 32, "factor": 16.0}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "rope", "most"),
+    [("phi3", LONG, 32), ("llama", {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}, 512)],
+    ids=["longrope", "dynamic"],
+)
+def test_a_rotary_embedding_that_changes_with_length_is_used_up_to_that_length(
+    kind: str, rope: dict[str, Any], most: int, tmp_path: Path
+) -> None:
+    """Up to there rows of one batch cannot change each other; longer ones are refused."""
+    pair = make_live_pair(tmp_path, kind, rope_parameters=rope, original_max_position_embeddings=32)
+    engine = Engine.load(str(pair.instruct), str(pair.thinking), mode="mixed")
+    assert engine.max_length == most
+    assert any(f"limited to {most} tokens" in warning for warning in engine.warnings) == (most < 512)
+    prompts = [[i % 40 for i in range(31)], [5, 4]]
+    for ours, prompt in zip(logits_of(engine, prompts, [0.4, 0.4]), prompts, strict=True):
+        with torch.inference_mode():
+            theirs = variant(pair, 0.4)(torch.tensor([prompt])).logits[0]
+        assert (ours.log_softmax(-1) - theirs.log_softmax(-1)).abs().max() <= 1e-4
+    with pytest.raises(MisuseError, match=f"the model was made for {most} tokens, found {most + 1}"):
+        Engine.load(str(pair.instruct), str(pair.thinking), max_length=most + 1)

@@ -113,6 +113,25 @@ def test_unsupported_modules_are_named_before_anything_is_loaded(
     assert "dami build" in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize(
+    ("kind", "config", "message"),
+    [
+        ("gpt_neox", {}, "GPTNeoXForCausalLM is not among the models .* supported: .*Qwen3"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "Gemma3Attention that is not causal"),
+        ("apertus", {}, "XIELUActivation"),
+        ("gpt_oss", {}, "GptOssAttention"),
+    ],
+)
+def test_what_was_not_compared_with_transformers_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, config: dict[str, Any], message: str
+) -> None:
+    """A class that is not listed is refused by name even where all its modules are known; so is other attention."""
+    monkeypatch.setattr("dami_merge.live.loading.local", lambda *_: pytest.fail("downloads"))
+    pair = make_live_pair(tmp_path, kind, **config)
+    with pytest.raises(CheckpointError, match=message):
+        Engine.load(str(pair.instruct), str(pair.thinking))
+
+
 def changed(pair: Pair, folder: Path, **config: Any) -> Pair:
     """A copy of a pair with other config values on both sides."""
     import shutil
@@ -131,7 +150,7 @@ def changed(pair: Pair, folder: Path, **config: Any) -> Pair:
         ({"model_type": "mystery"}, "model_type 'mystery' is unknown to Transformers"),
         ({"model_type": "vit"}, "ViTConfig describes no language model"),
         ({"model_type": ["qwen3"]}, "is unknown to Transformers"),
-        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rotary embedding `dynamic`"),
+        ({"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}}, "rotary embedding `proportional`"),
         ({"num_hidden_layers": 5, "layer_types": None}, "lacks .* of the model's .* tensors, such as `model.layers.3"),
         ({"intermediate_size": 64}, r"`model.layers.0.mlp.gate_proj.weight` is \[48, 32\]; its config.json makes it"),
         ({"hidden_act": "no_such"}, "config.json makes no model"),
