@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
 
 from dami_merge.checkpoints.checkpoint import Checkpoint
+from dami_merge.checkpoints.findings import Finding, few
 from dami_merge.checkpoints.kinship import relative_distance
 from dami_merge.checkpoints.matching import Matching, match, shares_head
 from dami_merge.checkpoints.tying import heads
+from dami_merge.checkpoints.vocabulary import compare_rows, compare_tokens
 
 __all__ = ["Finding", "compare"]
 
-_SHOWN = 3
 _UNRELATED = 0.9  # two independent initialisations lie near √2, fine-tunes of one base well below 0.5
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that `dami check` has to say. An `error` stops a merge, a `warning` does not."""
-
-    severity: Literal["error", "warning"]
-    code: str
-    message: str
-    hint: str | None = None
-
-    def __str__(self) -> str:
-        text = f"{self.severity}: {self.message}"
-        return f"{text}\n  hint: {self.hint}" if self.hint else text
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the finding for JSON."""
-        return asdict(self)
 
 
 def compare(instruct: Checkpoint, thinking: Checkpoint, *, dtype: str | None = None) -> list[Finding]:
@@ -47,7 +28,7 @@ def compare(instruct: Checkpoint, thinking: Checkpoint, *, dtype: str | None = N
         *_quantised(thinking),
         *_tensors(matching, dtype),
         *_head(matching, instruct, thinking),
-        *_vocabulary(instruct, thinking),
+        *_vocabulary(matching, instruct, thinking),
     ]
     if not found or all(f.severity == "warning" for f in found):
         found += [*_roles(instruct, thinking), *_kinship(instruct, thinking)]
@@ -95,20 +76,12 @@ def _quantised(side: Checkpoint) -> Iterator[Finding]:
 def _tensors(matching: Matching, dtype: str | None) -> Iterator[Finding]:
     for side, missing in (("thinking", matching.thinking_lacks), ("instruct", matching.instruct_lacks)):
         if missing:
-            yield Finding("error", "names", f"{side} lacks {len(missing)} tensors: {_few(list(missing))}")
+            yield Finding("error", "names", f"{side} lacks {len(missing)} tensors: {few(list(missing))}")
     both = list(matching.tensors)
     a = {name: found.instruct for name, found in matching.tensors.items()}
     b = {name: found.thinking for name, found in matching.tensors.items()}
     shapes = [n for n in both if a[n].shape != b[n].shape]
-    rows = [n for n in shapes if "embed" in n or "lm_head" in n]
-    if rows and len(rows) == len(shapes):
-        yield Finding(
-            "error", "vocabulary_size",
-            f"vocabularies of different size: `{rows[0]}` is {list(a[rows[0]].shape)} in instruct,"
-            f" {list(b[rows[0]].shape)} in thinking",
-            "mergekit can align them with `tokenizer: {source: base}`; the `dami` tools need equal vocabularies",
-        )  # fmt: skip
-    elif shapes:
+    if shapes:
         n = shapes[0]
         yield Finding(
             "error", "shapes",
@@ -144,43 +117,11 @@ def _head(matching: Matching, instruct: Checkpoint, thinking: Checkpoint) -> Ite
             )  # fmt: skip
 
 
-def _vocabulary(instruct: Checkpoint, thinking: Checkpoint) -> Iterator[Finding]:
-    hashes = instruct.file_hashes or {}, thinking.file_hashes or {}
-    if hashes[0].get("tokenizer.json") and hashes[0].get("tokenizer.json") == hashes[1].get("tokenizer.json"):
-        return
-    texts = instruct.read_text("tokenizer.json"), thinking.read_text("tokenizer.json")
-    if None in texts:
-        side = instruct if texts[0] is None else thinking
-        yield Finding("warning", "tokenizer", f"{side.ref} has no tokenizer.json; vocabularies were not compared")
-        return
-    if texts[0] == texts[1]:
-        return
-    a, b = (_token_ids(side) for side in (instruct, thinking))
-    if different := sorted(token for token in a.keys() & b.keys() if a[token] != b[token]):
-        yield Finding(
-            "error", "vocabulary",
-            f"different vocabularies: {len(different)} tokens have different ids, such as {_few(different)}",
-            "embeddings of different vocabularies cannot be interpolated row by row",
-        )  # fmt: skip
-    elif alone := sorted(a.keys() ^ b.keys()):
-        clash = sorted({i for t, i in a.items() if t not in b} & {i for t, i in b.items() if t not in a})
-        yield Finding(
-            "error" if clash else "warning", "vocabulary",
-            f"different vocabularies: {len(alone)} tokens are in one only, such as {_few(alone)}",
-        )  # fmt: skip
-
-
-def _token_ids(side: Checkpoint) -> dict[str, int]:
-    data = side.read_json("tokenizer.json") or {}
-    model = data.get("model")
-    vocabulary = model.get("vocab") if isinstance(model, Mapping) else None
-    if isinstance(vocabulary, Mapping):
-        ids = {str(token): int(i) for token, i in vocabulary.items()}
-    else:
-        ids = {str(pair[0]): i for i, pair in enumerate(vocabulary or ())}
-    for token in data.get("added_tokens") or ():
-        ids[str(token.get("content"))] = int(token.get("id", -1))
-    return ids
+def _vocabulary(matching: Matching, instruct: Checkpoint, thinking: Checkpoint) -> Iterator[Finding]:
+    tokens = list(compare_tokens(instruct, thinking))
+    yield from tokens
+    if matching.rows and not any(finding.severity == "error" for finding in tokens):
+        yield compare_rows(matching.rows, instruct, thinking)
 
 
 def _roles(instruct: Checkpoint, thinking: Checkpoint) -> Iterator[Finding]:
@@ -235,8 +176,3 @@ def _same_files(instruct: Checkpoint, thinking: Checkpoint) -> bool:
 
 def _short(value: object) -> str:
     return str(value)[:80]
-
-
-def _few(names: list[str]) -> str:
-    shown = ", ".join(f"`{name}`" for name in names[:_SHOWN])
-    return shown + (", …" if len(names) > _SHOWN else "")

@@ -7,7 +7,7 @@ whole pair; comparing, building and verifying all ask it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -38,13 +38,15 @@ class Match:
 class Matching:
     """A pair's tensors by the variants' names, in Instruct's order; and what one side lacks.
 
-    `untied` says that the variants have a head of their own whatever Instruct's config says.
+    `untied` says that the variants have a head of their own whatever Instruct's config says. `rows` are
+    both sides' rows of the vocabulary matrices, where they differ; the matched tensors have Instruct's.
     """
 
     tensors: Mapping[str, Match]
     instruct_lacks: tuple[str, ...]
     thinking_lacks: tuple[str, ...]
     untied: bool
+    rows: tuple[int, int] | None
 
 
 def match(instruct: Checkpoint, thinking: Checkpoint) -> Matching:
@@ -68,7 +70,29 @@ def match(instruct: Checkpoint, thinking: Checkpoint) -> Matching:
         if views[0] is not None and views[1] is not None:
             tensors[name] = Match(name, views[0], views[1], source)
     untied = any(head in tensors and head not in tied for head in found_heads)
-    return Matching(tensors, tuple(sorted(lacks[0])), tuple(sorted(lacks[1])), untied)
+    rows = _align_rows(tensors, found_heads)
+    return Matching(tensors, tuple(sorted(lacks[0])), tuple(sorted(lacks[1])), untied, rows)
+
+
+def _align_rows(tensors: dict[str, Match], found_heads: list[str]) -> tuple[int, int] | None:
+    """Give Thinking's vocabulary matrices Instruct's number of rows; return both numbers where they differ."""
+    table = embeddings_of(tensors)
+    if table is None:
+        return None
+    a, b = tensors[table].instruct.shape, tensors[table].thinking.shape
+    rows = a[0] if a else 0, b[0] if b else 0
+    names = [table, *found_heads, *(head.removesuffix("weight") + "bias" for head in found_heads)]
+    aligned = [name for name in dict.fromkeys(names) if name in tensors and _differ_in_rows(tensors[name], rows)]
+    for name in aligned:
+        found = tensors[name]
+        view = found.thinking.with_rows(found.instruct.shape[0])
+        tensors[name] = replace(found, thinking=view)
+    return rows if aligned else None
+
+
+def _differ_in_rows(found: Match, rows: tuple[int, int]) -> bool:
+    a, b = found.instruct.shape, found.thinking.shape
+    return bool(a and b) and a != b and a[1:] == b[1:] and (a[0], b[0]) == rows
 
 
 def shares_head(side: Checkpoint, head: str) -> bool:

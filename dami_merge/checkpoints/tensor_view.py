@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from dami_merge.checkpoints.checkpoint import TensorInfo
@@ -105,9 +105,11 @@ class TensorView:
                 yield piece.part(first, taken)
             first, count = first + taken, count - taken
 
-    def renamed(self, shape: Sequence[int], pieces: Sequence[Piece]) -> TensorView:
-        """Return a view of other pieces in another shape, of the same dtype."""
-        return TensorView(tuple(shape), self.dtype, tuple(pieces))
+    def with_rows(self, rows: int) -> TensorView:
+        """Return the tensor with another number of rows: cut at the end, or with rows that are not there."""
+        row = self.elements // max(self.shape[0], 1)
+        count = min(rows, self.shape[0]) * row
+        return TensorView((rows, *self.shape[1:]), self.dtype, tuple(self.parts(0, count)))
 
 
 def plain(info: TensorInfo) -> TensorView:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dami_merge.checkpoints.checkpoint import Checkpoint
-from dami_merge.checkpoints.compatibility import Finding
+from dami_merge.checkpoints.findings import Finding
 from dami_merge.checkpoints.model_ref import ModelRef
 from dami_merge.interpolation.depth import Anatomy
 from dami_merge.interpolation.setting import Choice, Gradient, Setting

@@ -79,7 +79,7 @@ SPOIL: dict[str, tuple[Callable[[Pair], object], str]] = {
         "`model.norm.weight` is BF16 in instruct, I32 in thinking",
     ),
     "vocabulary size": (
-        lambda p: edit_weights(p.thinking, lambda t: t.update({"model.embed_tokens.weight": torch.ones(50, 32)})),
+        lambda p: edit_weights(p.thinking, lambda t: t.update({"model.embed_tokens.weight": torch.ones(40, 32)})),
         "vocabularies of different size",
     ),
     "vocabulary": (

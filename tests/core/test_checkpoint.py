@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.pairs import Pair, make_pair, write_raw, write_tokenizer
+from support.pairs import Pair, make_pair, write_raw
 
 from dami_merge.checkpoints.checkpoint import open_checkpoint, read_header
 from dami_merge.checkpoints.compatibility import Finding, compare
@@ -164,34 +164,6 @@ def test_missing_and_reshaped_tensors_are_refused(tmp_path: Path) -> None:
     assert codes(found) == ["names", "shapes"]
     assert "`model.layers.1.mlp.weight`" in str(found[0])
     assert "[16, 16] in instruct, [16, 8] in thinking" in str(found[1])
-
-
-def test_vocabularies_of_different_size_are_told_as_such(tmp_path: Path) -> None:
-    """Embeddings with another number of rows get the advice that fits vocabularies."""
-    found = findings(tmp_path, *raw_pair(tmp_path, tensors=tensors(2, rows=9)))
-    assert codes(found) == ["vocabulary_size"]
-    assert "tokenizer: {source: base}" in str(found[0])
-
-
-def test_tokens_with_different_ids_are_refused(tmp_path: Path) -> None:
-    """Equal sizes are not enough: one token under two ids is an error."""
-    a, b = raw_pair(tmp_path)
-    data = json.loads((b / "tokenizer.json").read_text())
-    vocabulary = data["model"]["vocab"]
-    vocabulary["t1"], vocabulary["t2"] = vocabulary["t2"], vocabulary["t1"]
-    (b / "tokenizer.json").write_text(json.dumps(data))
-    found = findings(tmp_path, a, b)
-    assert codes(found) == ["vocabulary"]
-    assert "`t1`, `t2`" in str(found[0])
-
-
-def test_tokens_in_one_vocabulary_only(tmp_path: Path) -> None:
-    """Tokens that one side lacks are a warning, and an error where another token has their id."""
-    a, b = raw_pair(tmp_path)
-    write_tokenizer(b, tokens=50)
-    assert codes(findings(tmp_path, a, b), "warning") == ["vocabulary"]
-    (b / "tokenizer.json").write_text((a / "tokenizer.json").read_text().replace('"t5"', '"other"'))
-    assert codes(findings(tmp_path, a, b)) == ["vocabulary"]
 
 
 @pytest.mark.parametrize("how", ["config", "dtype"])
