@@ -2,17 +2,19 @@
 
     python docs/tutorial.py [--check]
 
-The page is the script. A fenced block after `<!-- file: NAME -->` is written to that file. In a `console` block a
-line that begins with `$ ` is a command (continued while it ends in a backslash), and what follows is its output, stdout
-and stderr together. After `<!-- server -->` the command is left running once its output has come. A line `…` stands
-for any lines. Progress, hints and log lines are not compared, times are not either, and after `<!-- about -->` numbers may
-differ by a tenth or by five. The ports of the page are replaced by free ones.
+The page is the script. A fenced block after `<!-- file: NAME -->` is written to that file. In a `console` block, a
+line that starts with `$ ` is a command (continued while lines end in a backslash), and the lines after it are its
+output, stdout and stderr together. A command after `<!-- server -->` keeps running; the next step starts once its
+output has appeared. A line `…` matches any number of lines. Progress bars, hints, log lines and times are not compared.
+After `<!-- about -->`, numbers may differ by a tenth, or by 5 (0.2 for numbers up to 1). The page's ports are replaced
+by free ones.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import random
 import re
 import shutil
 import signal
@@ -22,15 +24,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 PAGE = Path(__file__).parent / "tutorial.md"
+BASH = shutil.which("bash") or "/bin/bash"
 PATIENCE = 120.0
 """Seconds that a command may take, and a server until it is ready."""
 
-_BLOCK = re.compile(r"((?:^<!-- .*? -->\n)*)^```(\w*)\n(.*?)^```$", re.M | re.S)
+_BLOCK = re.compile(r"((?:^<!-- [^\n]* -->\n)*)^```(\w*)\n(.*?)^```$", re.M | re.S)
 _PORT = re.compile(r"\b80[01]0\b")
 _NOT_COMPARED = re.compile(r"^(next: |  hint: |INFO |loading |fold \d|\d+ of \d+; |[\w ]+: +\d+%\|)|^\s*$")
 _VARYING = ((re.compile(r"\d+\.\d+ s\b"), "<seconds> s"), (re.compile(r"free here [\d.]+ [MGT]B"), "free here <size>"))
@@ -137,7 +140,7 @@ def _session(folder: Path) -> Iterator[Session]:
 
 def _do(session: Session, step: Step) -> str:
     done = subprocess.run(
-        ["bash", "-c", session.here(step.command)], cwd=session.folder, env=_environment(), timeout=PATIENCE,
+        [BASH, "-c", session.here(step.command)], cwd=session.folder, env=_environment(), timeout=PATIENCE,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
     )  # fmt: skip
     text = done.stdout.decode("utf-8", "replace")
@@ -148,7 +151,7 @@ def _serve(session: Session, step: Step) -> str:
     log = session.folder / f"server-{len(session.servers)}.log"
     with log.open("wb") as file:
         server = subprocess.Popen(
-            ["bash", "-c", f"exec env {session.here(step.command)}"], cwd=session.folder, env=_environment(),
+            [BASH, "-c", f"exec env {session.here(step.command)}"], cwd=session.folder, env=_environment(),
             stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     session.servers.append(server)
@@ -170,9 +173,12 @@ def _environment() -> dict[str, str]:
 
 
 def _free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+    # Of four digits, as those of the page, so that tables are as wide.
+    for port in random.sample(range(8100, 10_000), 200):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return str(port)
+    raise RuntimeError("no free port of four digits found")
 
 
 def _compared(text: str) -> list[str]:

@@ -17,6 +17,7 @@ from dami_merge.interpolation.depth import Place
 from dami_merge.interpolation.path import parse_path
 from dami_merge.interpolation.schedule import SCHEDULES, parse_lambda
 from dami_merge.recipes.recipe import parse_recipe
+from dami_router.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(
@@ -54,11 +55,66 @@ def test_yaml_examples_are_valid_recipes(document: str, at_least: int) -> None:
         parse_recipe(block)
 
 
-def test_the_readme_example_has_six_lines() -> None:
-    """The first example is short, and names the pair that the picture above it shows."""
-    (block,) = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
-    assert len(block.splitlines()) == 6
-    assert str(parse_recipe(block).thinking) == "Qwen/Qwen3-4B-Thinking-2507"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def fenced(section: str) -> list[str]:
+    """Return the lines of all fenced blocks of a section of the README."""
+    text = README.split(f"\n## {section}\n", 1)[1].split("\n## ", 1)[0]
+    return [line for _, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.M | re.S) for line in block.splitlines()]
+
+
+def test_the_readme_is_short() -> None:
+    """The README has at most 120 lines, and its table of results at most four rows."""
+    assert len(README.splitlines()) <= 120
+    results = README.split("\n| result |", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
+    assert 1 <= len(results) <= 4
+    assert all(re.search(r"\bn = [\d,]+", row) or "the same" in row for row in results)
+
+
+def test_the_quickstarts_have_at_most_six_lines() -> None:
+    """Who merges, who serves and who writes an app each copy at most six lines, merging first."""
+    sections = re.findall(r"^## (I .+)$", README, re.M)
+    assert sections == ["I merge", "I serve", "I write an app"]
+    assert all(1 <= len(fenced(section)) <= 6 for section in sections)
+
+
+def test_the_quickstarts_agree_with_the_project() -> None:
+    """The recipe is the picture's pair, the variants served are those of router.yml, and the app calls the router."""
+    recipe = parse_recipe("\n".join(fenced("I merge")[:-2]))
+    assert str(recipe.thinking) == "Qwen/Qwen3-4B-Thinking-2507"
+    serving = "\n".join(fenced("I serve"))
+    config = yaml.safe_load((ROOT / re.findall(r"dami serve (\S+)", serving)[0]).read_text(encoding="utf-8"))
+    started = {(model.rsplit("/")[-1], int(port)) for model, port in re.findall(r"serve (\S+) --port (\d+)", serving)}
+    assert started == {(b["variant"], int(re.findall(r":(\d+)", b["url"])[0])) for b in config["backends"]}
+    assert {re.findall(r"http://127.0.0.1:\d+/v1", text)[0] for text in (serving, README.split("## I write")[1])} == {
+        "http://127.0.0.1:8000/v1"
+    }
+
+
+def test_the_index_lists_every_page() -> None:
+    """docs/README.md links every page and schema of docs, in the order tutorial, how-to, reference, explanation."""
+    text = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (.+)$", text, re.M) == ["Tutorial", "How-to", "Reference", "Explanation"]
+    linked = set(re.findall(r"\]\(([\w.-]+?)(?:#[\w-]+)?\)", text))
+    pages = {path.name for path in [*ROOT.glob("docs/*.md"), *ROOT.glob("docs/*.json")]}
+    assert pages - {"README.md"} <= linked
+    assert "docs/README.md" in README
+
+
+def test_the_index_names_every_command() -> None:
+    """docs/README.md says in a word what each command is for."""
+    text = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    assert {name for name in COMMANDS if f"`dami {name}`" not in text} == set()
+
+
+def test_the_picture_of_the_architecture_is_what_its_script_draws() -> None:
+    """docs/images/architecture.svg is up to date."""
+    code = "import architecture_picture; print(*architecture_picture.picture(), sep='\\n')"
+    drawn = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "docs", capture_output=True, check=True, env=clean()
+    ).stdout.decode("utf-8")
+    assert (ROOT / "docs" / "images" / "architecture.svg").read_text(encoding="utf-8") == drawn
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
