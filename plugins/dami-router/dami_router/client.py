@@ -1,4 +1,4 @@
-"""Clients of a running proxy that tell which variant answered, and why.
+"""Clients of a running proxy that report which variant answered, and why.
 
 `DamiClient` is the `openai` client with one thing added: a completion, or a stream of one, has
 `.dami`, the decision. It also has `chat_completion` and `text_generation` as huggingface_hub's
@@ -38,7 +38,7 @@ class RoutedBy:
 
     @classmethod
     def of(cls, headers: Mapping[str, str]) -> RoutedBy | None:
-        """Read a reply's headers; None where it does not come from the proxy."""
+        """Read a reply's headers; None where the reply does not come from the proxy."""
         try:
             return cls(
                 float(headers["x-dami-lambda"]),
@@ -58,7 +58,7 @@ class Text(str):
 
 
 class Generated(dict[str, Any]):
-    """What TGI says of a generation, or an event of its stream: a mapping whose keys are attributes too."""
+    """TGI's details of a generation, or an event of its stream: a mapping whose keys are attributes too."""
 
     dami: RoutedBy | None = None
 
@@ -66,12 +66,12 @@ class Generated(dict[str, Any]):
         try:
             return self[name]
         except KeyError:
-            raise AttributeError(f"the server said nothing of `{name}`") from None
+            raise AttributeError(f"the server's reply has no `{name}`") from None
 
 
 @dataclass
 class TextStream:
-    """Pieces of text as they come (events, with details), with the decision; iterate once, or close."""
+    """Pieces of text as they arrive (events, with details), with the decision; iterate once, or close."""
 
     dami: RoutedBy | None
     _reply: httpx.Response
@@ -111,13 +111,13 @@ class AsyncTextStream:
 
 
 class _Creates:
-    """`create` of one of openai's resources, whose results carry the decision."""
+    """`create` of one of openai's resources; its results carry the decision."""
 
     def __init__(self, resource: Any) -> None:
         self._resource = resource
 
     def create(self, *, model: str = "dami", **arguments: Any) -> Any:
-        """Ask, with the arguments of openai's `create`; `model` is `dami`, `dami:0.5` or a variant's id."""
+        """Send a request with the arguments of openai's `create`; `model` is `dami`, `dami:0.5` or a variant's id."""
         return _with_decision(self._resource.with_raw_response.create(model=model, **arguments))
 
     def __getattr__(self, name: str) -> Any:
@@ -126,7 +126,7 @@ class _Creates:
 
 class _AsyncCreates(_Creates):
     async def create(self, *, model: str = "dami", **arguments: Any) -> Any:
-        """Ask, with the arguments of openai's `create`."""
+        """Send a request with the arguments of openai's `create`."""
         return _with_decision(await self._resource.with_raw_response.create(model=model, **arguments))
 
 
@@ -141,7 +141,7 @@ class _Chat:
 class DamiClient:
     """The openai client for a proxy at `base_url` (with or without `/v1`); results have `.dami`.
 
-    `options` are those of `openai.OpenAI`. Its other attributes are there unchanged.
+    `options` are those of `openai.OpenAI`. Its other attributes are unchanged.
     """
 
     def __init__(self, base_url: str = "http://127.0.0.1:8000", *, api_key: str | None = None, **options: Any) -> None:
@@ -266,7 +266,7 @@ def _text(reply: httpx.Response, details: bool) -> Text | Generated:
 
 
 def _pieces(line: str, details: bool) -> Iterator[str | Generated]:
-    """Yield what one line of a stream of TGI says: nothing, a token's text, or its event."""
+    """Yield the content of one line of TGI's stream: nothing, a token's text, or its event."""
     if not line.startswith("data:"):
         return
     event = json.loads(line[5:], object_hook=Generated)

@@ -1,4 +1,4 @@
-"""The use case: estimate λ(q), choose the variant, send the query to it, fall back where it must.
+"""The use case: estimate λ(q), choose a variant, send the query to it, and fall back where needed.
 
 In process:
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dami_router.choosing.budget import Budget, Entry
-from dami_router.choosing.ordering import SAME_LAMBDA, Ordering, Wish
+from dami_router.choosing.ordering import SAME_LAMBDA, Ordering, Wanted
 from dami_router.config.router_yml import load_config
 from dami_router.config.specs import Protocol, RouterConfig, VariantSpec
 from dami_router.errors import FailureError
@@ -36,22 +36,22 @@ from dami_router.upstream.transport import Transport
 __all__ = ["Answered", "Decision", "NoAnswerError", "NoVariantError", "Router", "UnknownModelError"]
 
 _LOG = logging.getLogger(__name__)
-# What a client may call "choose for me". `dummy` and `tgi` are what huggingface_hub's versions send
+# Model names that mean "choose for me". huggingface_hub's versions send `dummy` and `tgi`
 # where no model is named.
 _AUTO = frozenset({"dami", "dummy", "tgi", ""})
 
 
 class UnknownModelError(Exception):
-    """No λ and no variant that has a server is called that."""
+    """The model name is neither a λ nor a variant with a server."""
 
 
 class NoVariantError(Exception):
-    """No variant can be asked: every server that could answer is down, refused or serves another model."""
+    """No variant is usable: every server that could answer is down, refused or serves another model."""
 
 
 @dataclass
 class NoAnswerError(Exception):
-    """Every call for a request failed: the last one's reason, and how many calls there were."""
+    """Every call for a request failed: the reason of the last one, and the number of calls."""
 
     last: UnansweredError
     attempts: int
@@ -60,7 +60,7 @@ class NoAnswerError(Exception):
 
 @dataclass(frozen=True)
 class Decision:
-    """Where a query goes and why: λ in [0, 1], the variants in the order in which to try them."""
+    """Where a query goes and why: λ in [0, 1], and the variants in the order to try."""
 
     lambda_: float
     variant: str
@@ -70,7 +70,7 @@ class Decision:
     evidence: Mapping[str, float | str] = field(default_factory=dict)
 
     def name(self, id: str | None = None) -> str:
-        """Return what asks for the chosen (or another) variant's weights: its id, or `dami:0.37` of a live server."""
+        """Return the model name of the chosen (or another) variant: its id, or `dami:0.37` on a live server."""
         id = id or self.variant
         return pin(self.lambda_) if id == LIVE else id
 
@@ -88,7 +88,7 @@ class Decision:
 
 @dataclass
 class Answered:
-    """A reply that has begun: who gives it at which λ, after how many calls. Must be closed."""
+    """A reply that has begun: its replica, its λ, and the number of calls. Must be closed."""
 
     reply: Reply
     replica: Replica
@@ -103,7 +103,7 @@ class Answered:
 
     @property
     def name(self) -> str:
-        """What a client may ask for to have it answered by the same weights."""
+        """The model name that gets the same weights again."""
         return self.replica.name(self.lambda_)
 
     def close(self) -> None:
@@ -122,7 +122,7 @@ class Router:
         self.fleet = Fleet(config)
         self.transport: Calls = calls or Transport(config.timeouts)
         self.prober = Prober(self.fleet, self.transport, config.probe)
-        # Whoever only decides, with no server behind it, asks none either.
+        # Without backends the router only decides, and estimators have no server to ask.
         self.endpoints = ServedEndpoints(config, self.fleet, self.transport, self.prober) if config.backends else None
         self.estimator = config.estimator.bind(self.endpoints) if self.endpoints else config.estimator
         self.on_failure = _ignore
@@ -167,7 +167,7 @@ class Router:
         policy = self.config.policy
         lambda_ = min(max(estimate.lambda_, policy.lambda_min), policy.lambda_max)
         bent, order = self._order(lambda_, request)
-        # A live server is sent what budget and conversation leave of λ(q): then the estimate is told beside it.
+        # Budget and conversation may change λ(q) for a live server: the evidence then holds the estimate too.
         told = {} if abs(bent - lambda_) < SAME_LAMBDA else {"wanted_lambda": round(lambda_, 6)}
         evidence = {**estimate.evidence, **told}
         return Decision(bent, order[0], estimate.estimator, _ms(begun), tuple(order), evidence)
@@ -197,7 +197,7 @@ class Router:
         if not offered:
             raise NoVariantError
         policy = self.config.policy
-        wish = Wish(
+        wanted = Wanted(
             lambda_,
             budgeted=(request.model or "dami") in _AUTO,
             # Digests of the request, computed only where the policy uses them.
@@ -205,7 +205,7 @@ class Router:
             conversation=request.conversation if policy.sticky else None,
             follow_up=policy.sticky and request.follow_up,
         )
-        return self.ordering.order(wish, offered)
+        return self.ordering.order(wanted, offered)
 
     def spend(self, decision: Decision) -> Entry | None:
         """Enter a decision into the online budget; None where there is none."""
@@ -226,10 +226,10 @@ class Router:
         self._failed(answered.replica, "the stream broke off")
 
     async def send(self, request: Request, decision: Decision) -> Answered:
-        """Ask the decision's variants in order until one begins to answer; raises NoAnswerError, NoVariantError.
+        """Try the decision's variants in order until one begins to answer; raises NoAnswerError, NoVariantError.
 
-        A connection that ends before any byte is tried once more on a fresh one. A server is asked
-        at most twice, and no server more once a first byte was seen.
+        A connection that ends before any byte is retried once on a fresh one. A server is asked
+        at most twice, and no other server once a first byte was seen.
         """
         tried: set[Replica] = set()
         attempts, stale, last = 0, False, None
@@ -282,13 +282,13 @@ class Router:
             _LOG.warning("%s at %s: breaker open after %s", replica.variant.id, replica.spec.url, why)
 
     def require_usable(self) -> None:
-        """Raise FailureError where a server was found to serve the wrong model."""
+        """Raise FailureError where a server serves the wrong model."""
         wrong = [r for r in self.fleet.replicas if r.health == "wrong"]
         if wrong:
             lines = "\n".join(f"  {r.variant.id} at {r.spec.url}: {r.trouble}" for r in wrong)
             raise FailureError(
-                f"a server does not serve the variant that router.yml says:\n{lines}",
-                hint="correct `url` or `variant`; where the server has another name for it, give that as `model`",
+                f"a server does not serve the variant that router.yml names:\n{lines}",
+                hint="correct `url` or `variant`; if the server uses another name for it, set that as `model`",
             )
 
 
@@ -307,7 +307,7 @@ def _budget(config: RouterConfig) -> Budget | None:
 
 
 def _protocol(request: Request) -> Protocol | None:
-    # OpenAI's routes are there on TGI too; TGI's own are nowhere else.
+    # TGI has OpenAI's routes too; only TGI has its own.
     return "tgi" if request.shape == "tgi" else None
 
 
@@ -316,4 +316,4 @@ def _ms(begun: float) -> float:
 
 
 def _ignore(replica: Replica, error: UnansweredError) -> None:
-    """Nobody counts failures."""
+    """The default for `on_failure`: failures are not counted."""

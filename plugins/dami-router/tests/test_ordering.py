@@ -7,15 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dami_router.choosing.budget import Budget
-from dami_router.choosing.ordering import Ordering, Wish
+from dami_router.choosing.ordering import Ordering, Wanted
 from dami_router.choosing.policy import Figures
 
 LAMBDAS = {"a": 0.0, "b": 0.3, "c": 0.6, "d": 1.0}
 CHAT = b"how this conversation began"
 
 
-def wish(lambda_: float, *, budgeted: bool = True, draw: float = 0.0, follow_up: bool = False) -> Wish:
-    return Wish(lambda_, budgeted, draw, CHAT, follow_up)
+def wish(lambda_: float, *, budgeted: bool = True, draw: float = 0.0, follow_up: bool = False) -> Wanted:
+    return Wanted(lambda_, budgeted, draw, CHAT, follow_up)
 
 
 def ordering(**options: object) -> Ordering:

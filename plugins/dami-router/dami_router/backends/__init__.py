@@ -1,1 +1,1 @@
-"""The servers behind the router: what they are, whether they live, and which variant they serve."""
+"""The servers' protocols: what a server is, what it serves, and how it is asked for log-probabilities."""

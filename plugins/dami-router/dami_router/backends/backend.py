@@ -1,4 +1,4 @@
-"""What a server says of itself, and the protocols that say how to ask it."""
+"""What a protocol must provide, and what a server reports about itself."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from dami_router.config.specs import BackendSpec, VariantSpec
 __all__ = ["Get", "Identity", "Post", "ProbeError", "Reader", "WrongIdentityError", "matches"]
 
 Get = Callable[[str], Awaitable[tuple[int, Any]]]
-"""Fetch a path of the backend: status, and the body as JSON (None where it is none)."""
+"""Fetch a path of the backend: status, and the body as JSON (None where it is not JSON)."""
 
 Post = Callable[[str, Mapping[str, Any]], Awaitable[tuple[int, Any]]]
 """Send JSON to a path of the backend; the same result."""
 
 
 class ProbeError(Exception):
-    """The server does not answer as a server of its protocol does; it may later."""
+    """The server does not answer as its protocol requires; it may later."""
 
 
 class WrongIdentityError(Exception):
-    """The server answers, and serves something else than the configuration says."""
+    """The server answers, but serves something other than the configuration names."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Identity:
     """What a probe found: the server's name for the model, and what it can do.
 
     `capabilities` has `log_probs`, `prompt_log_probs`, `top_n` and `chat_template`, each True,
-    False, or None where it was not found out. `info` is TGI's own description.
+    False, or None where it is unknown. `info` is TGI's own description.
     """
 
     model: str
@@ -43,16 +43,16 @@ class Reader(Protocol):
     """How to probe the servers of one protocol."""
 
     async def identify(self, backend: BackendSpec, variant: VariantSpec, get: Get) -> Identity:
-        """Say who the server is; raises ProbeError, or WrongIdentityError where it serves something else."""
+        """Identify the server; raises ProbeError, or WrongIdentityError where it serves something else."""
         ...
 
     async def explore(self, identity: Identity, post: Post) -> Mapping[str, bool | None]:
-        """Find out what the server can do, by a request of one token."""
+        """Find out what the server can do, with a one-token request."""
         ...
 
 
 def matches(name: str, backend: BackendSpec, variant: VariantSpec) -> bool:
-    """Say whether a server's name for its model is this variant: the configured name, an id, or such a folder."""
+    """Return whether a server's model name means this variant: the configured name, an id, or a folder of that name."""
     if backend.model is not None:
         return name == backend.model
     return name in variant.names or name.rstrip("/").rsplit("/", 1)[-1] in variant.names

@@ -11,7 +11,7 @@ __all__ = ["LiveReader"]
 
 
 class LiveReader:
-    """Probes a live server; it describes itself, so that nothing need be tried out."""
+    """Probes a live server, which describes itself in full."""
 
     async def identify(self, backend: BackendSpec, variant: VariantSpec, get: Get) -> Identity:  # noqa: ARG002
         """Compare the endpoints (names, commits, files as far as both sides know them) and the path."""
@@ -27,5 +27,5 @@ class LiveReader:
         return Identity("live", capabilities=known, info=info)
 
     async def explore(self, identity: Identity, post: Post) -> Mapping[str, bool | None]:  # noqa: ARG002
-        """Return what the server said that it can do."""
+        """Return the abilities that the server reports."""
         return identity.capabilities

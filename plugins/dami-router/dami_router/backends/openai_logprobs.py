@@ -1,7 +1,7 @@
 """Log-probabilities from servers with OpenAI's routes.
 
 Probes are OpenAI's own forms. Scoring needs what vLLM has beyond them: `/tokenize`, prompts as token ids, and
-`prompt_logprobs`; other servers refuse it or leave it out.
+`prompt_logprobs`; other servers refuse or ignore it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["OpenAILogProbs"]
 
 
 class OpenAILogProbs:
-    """The way of vLLM, and of any server with OpenAI's routes as far as it goes."""
+    """For vLLM, and for any other server with OpenAI's routes as far as it supports them."""
 
     async def probe(self, post: Post, model: str, query: Query, tokens: int, top: int) -> Probe:
         """Probe as a chat, or as text."""
@@ -39,13 +39,13 @@ class OpenAILogProbs:
         return Prompt(ids + (await _plain(post, model, CLOSED) if close else ()))
 
     async def score(self, post: Post, model: str, prompt: Prompt, text: str) -> tuple[float, ...]:
-        """Score by one prefill of token ids; the prompt's and the text's are put together, so that none spans both."""
+        """Score with one prefill of token ids; prompt and text are tokenized apart, so that no token spans both."""
         ids = prompt.ids + await _plain(post, model, text)
         body = {"model": model, "prompt": list(ids), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
         choice = at(await asked(post, "/v1/completions", body), "choices", 0)
         found = required(at(choice, "prompt_logprobs"), "prompt_log_probs", "log-probabilities of a prompt")
         if len(found) != len(ids):
-            raise UnableError("the server gives log-probabilities of another prompt", "prompt_log_probs")
+            raise UnableError("the server returned log-probabilities of another prompt", "prompt_log_probs")
         first = len(prompt.ids)
         pairs = zip(found[first:], ids[first:], strict=True)
         return tuple(number(at(entry, str(id), "logprob"), "prompt_log_probs") for entry, id in pairs)

@@ -34,7 +34,7 @@ class OpenAIReader:
         raise WrongIdentityError(f"serves {served:.300}, expected {expected}")
 
     async def explore(self, identity: Identity, post: Post) -> Mapping[str, bool | None]:
-        """Ask for one token, as text and as chat, with log-probabilities; a prompt's are asked as vLLM does."""
+        """Ask for one token, as text and as chat, with log-probabilities; those of a prompt in vLLM's form."""
         chat = {
             "model": identity.model,
             "messages": [{"role": "user", "content": "1"}],
@@ -57,7 +57,7 @@ class OpenAIReader:
 
 
 async def _alive(backend: BackendSpec, variant: VariantSpec, get: Get) -> Identity:
-    # `transformers serve` lists what the Hub's cache holds, not the folder that it serves: /health must do.
+    # `transformers serve` lists the Hub's cache, not the folder that it serves: rely on /health.
     for path in ("/health", "/v1/models"):
         status, _ = await get(path)
         if status == 200:

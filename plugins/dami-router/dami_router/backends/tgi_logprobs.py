@@ -3,7 +3,7 @@
 - A probe goes to `/v1/chat/completions` with `logprobs`, or, for a text without a chat, to `/generate` with
   `details` (`/v1/completions` never has any). Temperature 0, or `parameters` at all, is greedy.
 - A prompt is templated by `/chat_tokenize`. It is then text for `/generate`, which puts the tokenizer's own
-  beginning-of-text token before every input: where the template has one too, it is taken off.
+  beginning-of-text token before every input: where the template has one too, it is removed.
 - Scoring is one `/generate` with `decoder_input_details` and one new token (0 is refused). Its `prefill` is empty, with
   status 200, unless the server runs with --enable-prefill-logprobs; the first entry's logprob is null.
 """
@@ -20,11 +20,11 @@ from dami_router.estimators.query import Query
 __all__ = ["TgiLogProbs"]
 
 _MODEL = "tgi"
-"""Any other name would be taken for an adapter's."""
+"""TGI takes any other name for an adapter's."""
 
 
 class TgiLogProbs:
-    """TGI's way; `model` is not needed."""
+    """For TGI, which ignores `model`."""
 
     async def probe(self, post: Post, model: str, query: Query, tokens: int, top: int) -> Probe:  # noqa: ARG002
         """Probe as a chat, or as text."""
@@ -51,13 +51,13 @@ class TgiLogProbs:
         return made_probe(answer if isinstance(answer, str) else "", made, ended=ended)
 
     async def prepare(self, post: Post, model: str, query: Query, *, close: bool) -> Prompt:  # noqa: ARG002
-        """Template and tokenize; what comes back is what `/generate` will read."""
+        """Apply the template and tokenize; the result is what `/generate` will read."""
         if query.prompt is not None:
             return Prompt(await _ids(post, query.prompt), query.prompt)
         chat = await asked(post, "/chat_tokenize", {"model": _MODEL, "messages": query.chat()})
         text, first = at(chat, "templated_text"), at(chat, "tokenize_response", 0)
         if not isinstance(text, str) or not text:
-            raise EstimationError("/chat_tokenize gives no text")
+            raise EstimationError("/chat_tokenize returned no text")
         text += CLOSED if close else ""
         ids = await _ids(post, text)
         begin = at(first, "text")
@@ -67,13 +67,13 @@ class TgiLogProbs:
         return Prompt(ids, text)
 
     async def score(self, post: Post, model: str, prompt: Prompt, text: str) -> tuple[float, ...]:  # noqa: ARG002
-        """Score by one prefill; raises EstimationError where a token spans prompt and text."""
+        """Score with one prefill; raises EstimationError where a token spans prompt and text."""
         parameters = {"max_new_tokens": 1, "do_sample": False, "details": True, "decoder_input_details": True}
         reply = await asked(post, "/generate", {"inputs": prompt.text + text, "parameters": parameters})
         prefill = required(at(reply, "details", "prefill"), "prompt_log_probs", "log-probabilities of a prompt")
         length = len(prompt.ids)
         if [at(entry, "id") for entry in prefill[:length]] != list(prompt.ids) or len(prefill) <= length:
-            raise EstimationError("the answer's first token and the prompt's last one run together")
+            raise EstimationError("one token spans the end of the prompt and the start of the answer")
         return tuple(number(at(entry, "logprob"), "prompt_log_probs") for entry in prefill[length:])
 
 

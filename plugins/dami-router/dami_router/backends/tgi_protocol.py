@@ -1,7 +1,7 @@
 """Text Generation Inference: `/info` says which model it serves.
 
-TGI answers a request for any `model` with the one it has and echoes the name back, so a wrong
-URL shows nowhere but in `/info`. Prompt log-probabilities are empty, with status 200, unless the
+TGI answers any `model` with the one that it serves and echoes the name back, so a wrong
+URL is visible only in `/info`. Prompt log-probabilities are empty, with status 200, unless the
 server runs with --enable-prefill-logprobs.
 """
 
@@ -22,7 +22,7 @@ class TgiReader:
         """Compare `/info`'s model_id, and model_sha where both sides know it, with the variant."""
         status, _ = await get("/health")
         if status != 200:
-            raise ProbeError(f"/health says {status}")
+            raise ProbeError(f"/health returned status {status}")
         status, info = await get("/info")
         model = info.get("model_id") if isinstance(info, dict) else None
         if status != 200 or not isinstance(model, str):
@@ -37,7 +37,7 @@ class TgiReader:
         return Identity(model, sha if isinstance(sha, str) else None, info=info)
 
     async def explore(self, identity: Identity, post: Post) -> Mapping[str, bool | None]:  # noqa: ARG002
-        """Ask for one token greedily, with everything that TGI may tell; and whether it has a chat template."""
+        """Ask for one token greedily with all details, and for the chat template."""
         parameters = {"max_new_tokens": 1, "details": True, "decoder_input_details": True, "top_n_tokens": 2}
         status, reply = await post("/generate", {"inputs": "1", "parameters": parameters})
         details = reply.get("details") if status == 200 and isinstance(reply, dict) else None

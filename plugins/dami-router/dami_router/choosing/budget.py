@@ -50,9 +50,9 @@ class Budget:
         return self._sum / len(self._entries) if self._entries else 0.0
 
     def allow(self, order: Sequence[str]) -> list[str]:
-        """Reorder variants (best first): the dearest one not dearer than the first that keeps the mean comes first.
+        """Reorder variants (best first): the most expensive one within the first one's cost that keeps the mean leads.
 
-        Where none does, the cheapest; the others follow in their order.
+        Where none keeps it, the cheapest leads; the others follow in their order.
         """
         cost = self._cost(order[0])
         within = [v for v in order if self._cost(v) <= cost]
@@ -66,7 +66,7 @@ class Budget:
         return max(0.0, min(cost, self._room()))
 
     def spend(self, variant: str, cost: float | None = None) -> Entry:
-        """Enter a request into the window at its cost, by default the one expected of its variant."""
+        """Enter a request into the window at its cost, by default its variant's expected cost."""
         entry = Entry(variant, self._cost(variant) if cost is None else cost)
         self._entries.append(entry)
         self._sum += entry.cost
@@ -77,7 +77,7 @@ class Budget:
         return entry
 
     def settle(self, entry: Entry, variant: str, tokens: int | None, cost: float | None = None) -> None:
-        """Correct an entry when its answer is there: the variant that gave it, its tokens, its cost if known."""
+        """Correct an entry once its answer is known: the variant that gave it, its tokens, its cost if known."""
         if self.unit == "tokens" and tokens is not None:
             before = self.expected.get(variant, float(tokens))
             self.expected[variant] = before + _WEIGHT * (tokens - before)
@@ -89,11 +89,11 @@ class Budget:
         entry.variant, entry.cost = variant, actual
 
     def _cost(self, variant: str) -> float:
-        # A variant of unknown cost is taken to cost what is allowed: neither feared nor favoured.
+        # A variant of unknown cost is assumed to cost the allowed mean: neither penalised nor favoured.
         return self.expected.get(variant, self.mean)
 
     def _room(self) -> float:
         leaving = self._entries[0].cost if len(self._entries) == self.window else 0.0
         count = min(len(self._entries) + 1, self.window)
-        # A hair of tolerance for the rounding of a running sum.
+        # A small tolerance for the rounding of a running sum.
         return self.mean * count - (self._sum - leaving) + 1e-9

@@ -1,4 +1,4 @@
-"""What λ a conversation was last answered at: within one, λ may only go up."""
+"""The λ of each conversation's last answer: within a conversation, λ may only rise."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Conversations:
         return self._lambdas.get(key, 0.0) if key is not None else 0.0
 
     def answered(self, key: bytes | None, lambda_: float) -> None:
-        """Remember the λ of an answer; the longest unused conversation is forgotten."""
+        """Remember the λ of an answer; the least recently used conversation is forgotten."""
         if key is None:
             return
         self._lambdas[key] = lambda_

@@ -10,14 +10,14 @@ from dami_router.choosing.budget import Budget, Entry
 from dami_router.choosing.conversations import Conversations
 from dami_router.choosing.policy import Figures, Rule, choose, dominated, fallbacks
 
-__all__ = ["SAME_LAMBDA", "Ordering", "Wish"]
+__all__ = ["SAME_LAMBDA", "Ordering", "Wanted"]
 
 SAME_LAMBDA = 1e-6
 """Two λ nearer than this are one: names and replies carry six digits."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class Wanted:
     """What a request wants: λ in [0, 1], and what else bends the choice.
 
     `budgeted`: the budget applies, since the client left the choice of λ to the router. `draw` in [0, 1) decides the
@@ -48,12 +48,12 @@ class Ordering:
         self._conversations = Conversations()
         self.considered = frozenset(self.lambdas) - (dominated(figures) if drop_dominated else set())
 
-    def order(self, wish: Wish, offered: AbstractSet[str]) -> tuple[float, list[str]]:
+    def order(self, wanted: Wanted, offered: AbstractSet[str]) -> tuple[float, list[str]]:
         """Return the λ to answer at, and the offered variants in the order to try; `offered` is not empty."""
         if self._any not in offered:
-            return wish.lambda_, self._fixed(wish.lambda_, offered, wish, budgeted=wish.budgeted)
-        lambda_ = self._bent(wish)
-        order = self._fixed(lambda_, offered - {self._any}, wish, budgeted=False)
+            return wanted.lambda_, self._fixed(wanted.lambda_, offered, wanted, budgeted=wanted.budgeted)
+        lambda_ = self._bent(wanted)
+        order = self._fixed(lambda_, offered - {self._any}, wanted, budgeted=False)
         # A server of its own reads the same weights once, a live server reads two endpoints: it comes first.
         same = bool(order) and abs(self.lambdas[order[0]] - lambda_) < SAME_LAMBDA
         return lambda_, [*order[:same], self._any, *order[same:]]
@@ -73,26 +73,26 @@ class Ordering:
         if self._sticky:
             self._conversations.answered(conversation, self.lambdas[variant] if lambda_ is None else lambda_)
 
-    def _bent(self, wish: Wish) -> float:
-        """Return the λ that budget and conversation leave of a wish, for servers that take any."""
-        lambda_ = wish.lambda_
-        if wish.budgeted and self.budget is not None:
+    def _bent(self, wanted: Wanted) -> float:
+        """Return the λ that budget and conversation leave of what is wanted, for servers that take any."""
+        lambda_ = wanted.lambda_
+        if wanted.budgeted and self.budget is not None:
             lambda_ = max(self.budget.limited(lambda_), self._lambda_min)
-        return round(max(lambda_, self._floor(wish)), 6)
+        return round(max(lambda_, self._floor(wanted)), 6)
 
-    def _fixed(self, lambda_: float, offered: AbstractSet[str], wish: Wish, *, budgeted: bool) -> list[str]:
+    def _fixed(self, lambda_: float, offered: AbstractSet[str], wanted: Wanted, *, budgeted: bool) -> list[str]:
         """Return the order of the variants that have servers of their own."""
         # Dominated variants are tried only where no other is left.
         ids = (self.considered & offered) or offered
         if not ids:
             return []
-        order = self._ranked(lambda_, ids, wish.draw)
+        order = self._ranked(lambda_, ids, wanted.draw)
         if budgeted and self.budget is not None:
             order = self.budget.allow(order)
-        floor = self._floor(wish)
+        floor = self._floor(wanted)
         if floor > 0.0:
             order = sorted(order, key=lambda id: self.lambdas[id] < floor)
-        spare = self._ranked(self.lambdas[order[0]], offered - ids, wish.draw) if offered - ids else []
+        spare = self._ranked(self.lambdas[order[0]], offered - ids, wanted.draw) if offered - ids else []
         return [*order, *spare]
 
     def _ranked(self, lambda_: float, ids: AbstractSet[str], draw: float) -> list[str]:
@@ -104,6 +104,6 @@ class Ordering:
         first = choose(lambda_, list(by_lambda), self._rule, draw)
         return [id for value in fallbacks(first, list(by_lambda)) for id in by_lambda[value]]
 
-    def _floor(self, wish: Wish) -> float:
+    def _floor(self, wanted: Wanted) -> float:
         """Return the λ of the conversation's last answer: it never falls while a variant at or above it is there."""
-        return self._conversations.floor(wish.conversation) if self._sticky and wish.follow_up else 0.0
+        return self._conversations.floor(wanted.conversation) if self._sticky and wanted.follow_up else 0.0

@@ -1,4 +1,4 @@
-"""From λ(q) to a variant that exists: the rule, the order of the fallbacks, and who is not worth asking."""
+"""From λ(q) to an existing variant: the rule, the order of fallbacks, and variants to skip."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def nearest(lambda_: float, lambdas: Sequence[float]) -> float:
 def choose(lambda_: float, lambdas: Sequence[float], rule: Rule = "nearest", draw: float = 0.0) -> float:
     """Return the λ of the variant that a rule chooses for λ(q).
 
-    `at-least` and `at-most` take the nearest on their side, and the last one there is beyond it.
+    `at-least` and `at-most` take the nearest λ on their side, or the outermost one where there is none.
     `dithered` takes one of the two neighbours, the upper if `draw` in [0, 1) is below λ(q)'s place
     between them: over many evenly spread draws the mean λ is λ(q).
     """
@@ -40,7 +40,7 @@ def choose(lambda_: float, lambdas: Sequence[float], rule: Rule = "nearest", dra
 
 
 def fallbacks(first: float, lambdas: Sequence[float]) -> list[float]:
-    """Return all λ in the order in which to try them: the chosen one, then the nearest to it; lower before higher."""
+    """Return all λ in the order to try them: the chosen one, then the nearest to it; lower before higher."""
     return sorted(sorted(lambdas), key=lambda variant: abs(variant - first))
 
 
@@ -53,7 +53,7 @@ class Figures:
 
 
 def dominated(measured: Mapping[str, Mapping[str, Figures]]) -> set[str]:
-    """Return the variants that another one beats: at least as accurate, at most as dear, on every benchmark of theirs.
+    """Return the variants that another one beats: at least as accurate and no more expensive on all their benchmarks.
 
     `measured` is variant → benchmark → figures. One of the two must be better somewhere. A variant
     without figures is never dominated.

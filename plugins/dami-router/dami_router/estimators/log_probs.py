@@ -82,7 +82,7 @@ class Server(Protocol):
         ...
 
     def can(self, ability: Ability) -> bool | None:
-        """Say whether some replica can; None where nobody has found out."""
+        """Return whether some replica has the ability; None where it is unknown."""
         ...
 
     async def probe(self, query: Query, tokens: int, *, top: int = 0, timeout: float) -> Probe:

@@ -1,6 +1,6 @@
-"""What a request asks for, read from its body without changing a byte of it.
+"""Read what a request asks for from its body, without changing a byte of it.
 
-The body stays as it came: numbers, spacing and unknown fields reach the server untouched. Only
+The body stays as received: numbers, spacing and unknown fields reach the server untouched. Only
 the value of `model` is replaced, in place, where a server wants its own name for the variant.
 """
 
@@ -17,7 +17,7 @@ from typing import Any, Literal
 __all__ = ["BadRequestError", "Request", "Shape", "read_request"]
 
 Shape = Literal["openai", "tgi"]
-"""Whose form a route has: its fields and its errors."""
+"""Whose format a route uses, for its fields and its errors."""
 
 _DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -25,14 +25,14 @@ _MODEL = re.compile(rb'"model"[ \t\n\r]*:[ \t\n\r]*("(?:[^"\\]|\\.)*")')
 
 
 class BadRequestError(Exception):
-    """The body is no request; the message is for the client and quotes nothing of it."""
+    """The body is not a request; the message is for the client and quotes nothing of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request: where it goes, and what the router reads of it.
+    """One request: its route, and what the router reads of it.
 
-    `messages` is None for a request without a chat, `prompt` its text, empty where it is not one text.
+    `messages` is None for a request without a chat; `prompt` is then its text, empty where it is not one text.
     """
 
     path: str
@@ -66,7 +66,7 @@ class Request:
         return digest.digest()
 
     def body_for(self, model: str | None) -> bytes:
-        """Return the body with another model's name in place of the one given; None leaves it as it is."""
+        """Return the body with another model name; None keeps the body as it is."""
         if model is None:
             return self.body
         quoted = json.dumps(model).encode()
@@ -82,9 +82,9 @@ class Request:
 
 
 def read_request(path: str, shape: Shape, body: bytes, headers: Mapping[str, str] | None = None) -> Request:
-    """Read a body; raises BadRequestError where it is no JSON object.
+    """Read a body; raises BadRequestError where it is not a JSON object.
 
-    What the router does not understand beyond that is left to the server to accept or refuse.
+    Everything else is left to the server to accept or refuse.
     """
     members, spans = _members(body)
     model = members.get("model")
@@ -126,10 +126,10 @@ def _members(body: bytes) -> tuple[dict[str, Any], tuple[tuple[int, int], ...]]:
 
 
 def _quick(body: bytes) -> tuple[dict[str, Any], tuple[tuple[int, int], ...]] | None:
-    """Do as `_scan` does, ten times faster, where `model` is easily found; None where it is not.
+    """Do the same as `_scan`, ten times faster, where `model` is easy to find; None where it is not.
 
-    A key is written without its quotes and letters only by escapes (`\\u006d`), and a quote inside a string never
-    stands alone. So where there is no such escape and `"model"` occurs once, that is the key or nobody's.
+    Only escapes (`\\u006d`) can spell the key differently, and quotes inside a string are escaped. So where there is
+    no such escape and `"model"` occurs once, it is the key, or the key is absent.
     """
     if body.count(b'"model"') != 1 or b"\\u" in body:
         return None
@@ -177,7 +177,7 @@ def _expect(text: str, at: int, character: str) -> None:
 
 
 def _text(members: Mapping[str, Any], messages: list[Any] | None) -> str:
-    """Return what the user asks last: the last user message, the prompt, or the inputs."""
+    """Return the user's latest text: the last user message, the prompt, or the inputs."""
     for message in reversed(messages or ()):
         if _role(message) == "user":
             return _plain(message.get("content"))
@@ -185,7 +185,7 @@ def _text(members: Mapping[str, Any], messages: list[Any] | None) -> str:
 
 
 def _prompt(members: Mapping[str, Any]) -> str:
-    """Return the one text that a request without a chat is about; empty where there are none, several, or ids."""
+    """Return the single text of a request without a chat; empty for none, several, or token ids."""
     prompt = members.get("prompt", members.get("inputs"))
     only = prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else prompt
     return only if isinstance(only, str) else ""

@@ -19,7 +19,7 @@ OPEN, CLOSE = "<think>", "</think>"
 def split_thinking(text: str, opened: bool = False) -> tuple[str | None, str]:
     """Return thoughts (None where there are none) and answer.
 
-    `opened` says that the prompt ended inside the block; a bare `</think>` shows it too.
+    `opened` means that the prompt ended inside the block; a bare `</think>` shows it too.
     """
     splitter = Splitter(opened or (CLOSE in text and not text.lstrip().startswith(OPEN)))
     first, last = splitter.feed(text), splitter.end()
@@ -28,7 +28,7 @@ def split_thinking(text: str, opened: bool = False) -> tuple[str | None, str]:
 
 
 class Splitter:
-    """The same for text that comes in pieces; holds back at most what may be the beginning of a tag."""
+    """The same for text in pieces; holds back at most what may be the start of a tag."""
 
     def __init__(self, opened: bool = False) -> None:
         self.thought = opened
@@ -48,12 +48,12 @@ class Splitter:
         if self._state == "answer":
             answer, self._held = self._held, ""
             if self.thought and self._fresh:
-                answer = answer.lstrip("\n")  # the line breaks behind the closing tag belong to neither
+                answer = answer.lstrip("\n")  # the line breaks after the closing tag belong to neither
                 self._fresh = not answer
         return thoughts, answer
 
     def end(self) -> tuple[str, str]:
-        """Return what was held back."""
+        """Return the text that was held back."""
         held, self._held = self._held, ""
         return (held, "") if self._state == "inside" else ("", held)
 
@@ -67,7 +67,7 @@ class Splitter:
 
     def _think(self) -> str:
         if self._fresh and (self._held.startswith(OPEN) or OPEN.startswith(self._held)):
-            # A model may open the block again that its template has opened.
+            # A model may repeat the opening tag of its template.
             if len(self._held) < len(OPEN):
                 return ""
             self._held = self._held[len(OPEN) :]
@@ -98,14 +98,14 @@ def split_body(body: bytes, opened: bool) -> bytes:
 
 
 class SplitEvents:
-    """The same for the events of a stream: call it with whole events."""
+    """The same for the events of a stream; call it with whole events."""
 
     def __init__(self, opened: bool) -> None:
         self._opened = opened
         self._splitters: dict[int, Splitter] = {}
 
     def __call__(self, events: bytes) -> bytes:
-        """Return the events with their deltas split; events that are no chat deltas stay as they are."""
+        """Return the events with their deltas split; other events stay unchanged."""
         lines = events.split(b"\n")
         return b"\n".join(self._line(line) if line.startswith(b"data:") else line for line in lines)
 

@@ -1,4 +1,4 @@
-"""How many tokens an answer had, from its bytes as they pass."""
+"""Count the tokens of an answer from its bytes as they pass."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import re
 
 __all__ = ["TokenCount"]
 
-# Inside a JSON string the quotes would be escaped, so a text that talks about tokens is not taken for a count.
+# Inside a JSON string the quotes are escaped, so a text about tokens is not mistaken for a count.
 # (The quote comes before what must not be before it: `re` then looks for quotes alone.)
 _COUNT = re.compile(rb'"(?<!\\")(?:completion_tokens|generated_tokens)"\s*:\s*(\d{1,9})')
 _KEEP = 4096
 
 
 class TokenCount:
-    """Keeps the first and last 4 KiB of a reply; servers put the count near one of its ends.
+    """Keeps the first and last 4 KiB of a reply: servers put the count near one of its ends.
 
-    Where a stream reports none, its events are counted: nearly one a token.
+    For a stream without a count, its events are counted: nearly one per token.
     """
 
     def __init__(self, *, stream: bool) -> None:
@@ -32,7 +32,7 @@ class TokenCount:
             self._events += chunk.count(b"data:")
 
     def result(self) -> int | None:
-        """Return the count; None where the reply does not say."""
+        """Return the count; None where the reply has none."""
         found = _COUNT.findall(self._tail) or _COUNT.findall(self._head)
         if found:
             return int(found[-1])

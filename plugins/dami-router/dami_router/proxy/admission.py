@@ -1,4 +1,4 @@
-"""How many requests are worked on at once, and how many may wait."""
+"""Admission: how many requests are served at once, and how many may wait."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Admission", "OverloadedError"]
 
 
 class OverloadedError(Exception):
-    """There is no room: the queue is full, or the wait was too long. `retry_after` is in seconds."""
+    """The queue is full, or the wait was too long. `retry_after` is in seconds."""
 
     def __init__(self, retry_after: int) -> None:
         super().__init__("overloaded")
@@ -19,7 +19,7 @@ class OverloadedError(Exception):
 
 @dataclass
 class Admission:
-    """At most `concurrency` requests inside and `queue` waiting, first come, first served, `wait_s` seconds at most."""
+    """At most `concurrency` requests inside; `queue` more wait at most `wait_s` seconds, first come first served."""
 
     concurrency: int
     queue: int
@@ -29,11 +29,11 @@ class Admission:
 
     @property
     def waiting(self) -> int:
-        """How many wait."""
+        """The number of waiting requests."""
         return len(self._waiting)
 
     async def enter(self) -> None:
-        """Come in, perhaps after a wait; raises OverloadedError. Each `enter` needs one `leave`."""
+        """Enter, waiting if needed; raises OverloadedError. Each `enter` needs one `leave`."""
         if self.inside < self.concurrency and not self._waiting:
             self.inside += 1
             return
@@ -49,7 +49,7 @@ class Admission:
                 await turn
         except BaseException as error:
             if turn.done() and not turn.cancelled():
-                self.leave()  # our turn came at the moment we gave up: hand it on
+                self.leave()  # the turn came just as the wait ended: pass it on
             elif turn in self._waiting:
                 self._waiting.remove(turn)
             if isinstance(error, TimeoutError):
@@ -57,7 +57,7 @@ class Admission:
             raise
 
     def leave(self) -> None:
-        """Go out; the place goes to whoever has waited longest."""
+        """Leave; the request that has waited longest enters."""
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():

@@ -1,4 +1,4 @@
-"""The ASGI application: routes, keys, limits, and a watch on the client beside every call."""
+"""The ASGI application: routes, keys, limits, and a watch on the client during every call."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _GENERATION: Mapping[str, Shape] = {
     "/generate": "tgi", "/generate_stream": "tgi", "/": "tgi",
 }  # fmt: skip
 Post = Callable[[bytes], Awaitable[tuple[int, object]]]
-# Of the client's headers only these reach a server; its key never does.
+# Only these headers of the client reach a server; its key never does.
 _FORWARDED = (b"content-type", b"accept", b"user-agent", b"x-request-id", b"traceparent", b"tracestate")
 
 
@@ -106,7 +106,7 @@ class Proxy:
         except HttpError as error:
             await send_json(send, error.status, error_body(shape, error), error.headers)
         except Exception:
-            # A bug of ours. The traceback names code, not data; the client gets an error in its own form.
+            # A bug in the proxy. The traceback names code, not data; the client gets an error in its own format.
             _LOG.exception("unexpected error at %s", path if path in _GENERATION or path in self._gets else "a path")
             if not begun:
                 await send_json(send, 500, error_body(shape, HttpError(500, "internal error")))
@@ -140,7 +140,7 @@ class Proxy:
         if not self._keys:
             return
         given = (header(scope, b"authorization") or b"").removeprefix(b"Bearer ").strip()
-        # Every key is compared, and in constant time.
+        # Compare every key, in constant time.
         right = [hmac.compare_digest(given, key) for key in self._keys]
         if not any(right):
             challenge = ((b"www-authenticate", b"Bearer"),)
@@ -197,7 +197,7 @@ class Proxy:
         except UnknownModelError as error:
             raise HttpError(404, str(error), code="model_not_found") from None
         except NoVariantError:
-            raise HttpError(503, "no server of any variant can be asked", code="no_variant") from None
+            raise HttpError(503, "no server of any variant is usable", code="no_variant") from None
 
     async def _health(self, send: Send) -> None:
         alive = {r.variant.id: False for r in self.router.fleet.replicas}
@@ -213,7 +213,7 @@ class Proxy:
         await send_json(send, 200, {"object": "list", "data": data})
 
     async def _info(self, send: Send) -> None:
-        """TGI's own description, taken from a TGI server, under the family's name and with its smallest limits.
+        """Return TGI's `/info` as a TGI server gives it, under the family's name and with the smallest limits.
 
         It is as old as the last probe; a server inside this process is asked now, which costs nothing.
         """
@@ -221,7 +221,7 @@ class Proxy:
             await self.router.prober.probe_all()
         infos = [r.identity.info for r in self.router.fleet.replicas if r.identity and r.identity.info]
         if not infos:
-            raise HttpError(404, "no TGI server answers, so there is nothing to describe")
+            raise HttpError(404, "no TGI server answers, so /info has nothing to describe")
         limits = {k: min(i[k] for i in infos if isinstance(i.get(k), int)) for k, v in infos[0].items() if _limit(k, v)}
         ours = {"model_id": self._config.name, "model_sha": None, "router": "dami-router", "version": __version__}
         await send_json(send, 200, {**infos[0], **limits, **ours})

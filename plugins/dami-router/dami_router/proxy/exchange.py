@@ -1,4 +1,4 @@
-"""One generation from decision to last byte, with everything that is counted on the way."""
+"""One generation from decision to last byte, with everything that is counted along the way."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Exchange"]
 
 
 class Exchange:
-    """A request on its way; `done` once nothing is left to cancel."""
+    """A request in progress; `done` once nothing is left to cancel."""
 
     def __init__(self, router: Router, metrics: Metrics, request: Request, began: float, *, split: bool) -> None:
         self._router, self._metrics, self._request, self._began = router, metrics, request, began

@@ -1,4 +1,4 @@
-"""A histogram that costs a request next to nothing: counted in a list, turned into Prometheus' form when it is read."""
+"""A histogram that costs a request almost nothing: counted in a list, converted for Prometheus when it is read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Histogram"]
 
 
 class Histogram:
-    """How often values were at most each of `bounds` (ascending), and their sum. For one thread."""
+    """Counts of values up to each of `bounds` (ascending), and their sum. Not thread-safe."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = tuple(bounds)
@@ -25,6 +25,6 @@ class Histogram:
         self._sum += value
 
     def add_to(self, family: HistogramMetricFamily, labels: Sequence[str] = ()) -> None:
-        """Add a sample of this moment."""
+        """Add the current counts to a metric."""
         ends = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
         family.add_metric(labels, list(zip(ends, accumulate(self._counts), strict=True)), self._sum)

@@ -35,12 +35,12 @@ class Metrics:
         self._times = _Times()
         self._fallbacks = Counter(
             "dami_fallbacks",
-            "Requests answered by another variant than the chosen one.",
+            "Requests answered by a variant other than the chosen one.",
             ["chosen", "answered"],
             registry=to,
         )
         self._failures = Counter(
-            "dami_upstream_failures", "Calls that gave no answer.", ["variant", "reason"], registry=to
+            "dami_upstream_failures", "Calls without an answer.", ["variant", "reason"], registry=to
         )
         self._gone = Counter("dami_clients_gone", "Requests whose client left before the end.", registry=to)
         self._broken = Counter(
@@ -48,7 +48,7 @@ class Metrics:
         )
         self.registry.register(_Now(fleet, inside))
         self.registry.register(self._times)
-        # `labels` takes locks and builds strings: what was found once is kept.
+        # `labels` takes locks and builds strings: keep what was looked up once.
         self._spent: dict[str, Counter] = {}
         self._known: dict[tuple[str, str, int], Counter] = {}
 
@@ -119,7 +119,7 @@ class _Times(Collector):
 
 
 class _Now(Collector):
-    """The state at the moment of asking: replicas, and requests inside and waiting."""
+    """The current state: replicas, and requests inside and waiting."""
 
     def __init__(self, fleet: Fleet, inside: Callable[[], tuple[int, int]]) -> None:
         self._fleet, self._inside = fleet, inside
@@ -128,7 +128,7 @@ class _Now(Collector):
         labels = ["variant", "url"]
         up = GaugeMetricFamily("dami_up", "1 where the last probe found the right model.", labels=labels)
         breaker = GaugeMetricFamily("dami_breaker", "0 closed, 1 half-open, 2 open.", labels=labels)
-        busy = GaugeMetricFamily("dami_outstanding", "Calls under way.", labels=labels)
+        busy = GaugeMetricFamily("dami_outstanding", "Calls in progress.", labels=labels)
         for replica in self._fleet.replicas:
             at = [replica.variant.id, replica.spec.url]
             up.add_metric(at, float(replica.health == "alive"))
@@ -136,7 +136,7 @@ class _Now(Collector):
             busy.add_metric(at, replica.outstanding)
         inside, waiting = self._inside()
         yield from (up, breaker, busy)
-        yield GaugeMetricFamily("dami_inside", "Requests being worked on.", value=inside)
+        yield GaugeMetricFamily("dami_inside", "Requests in progress.", value=inside)
         yield GaugeMetricFamily("dami_waiting", "Requests waiting for a place.", value=waiting)
 
 

@@ -1,4 +1,4 @@
-"""From a server's reply to the client: bytes as they come, and an honest end where they stop coming."""
+"""Relay a server's reply to the client: bytes as they arrive, and an error where they stop early."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dami_router.upstream.reply import BrokenError, Reply
 
 __all__ = ["relay", "reply_headers"]
 
-# The connection's own headers, and what we say ourselves.
+# Headers of the connection itself, and those that the proxy sets.
 _DROPPED = frozenset(
     b"connection keep-alive proxy-authenticate proxy-connection te trailer transfer-encoding upgrade "
     b"content-length server date set-cookie".split()
@@ -19,11 +19,11 @@ _DROPPED = frozenset(
 _LONGEST_EVENT = 1 << 20
 
 Rewrite = Callable[[bytes], bytes]
-"""Changes whole events, or a whole body."""
+"""Rewrites whole events, or a whole body."""
 
 
 def reply_headers(reply: Reply, ours: Headers) -> list[tuple[bytes, bytes]]:
-    """Return the server's headers without those of its connection, and our own."""
+    """Return the server's headers without those of its connection, plus the proxy's own."""
     lower = [(name.lower(), value) for name, value in reply.headers]
     return [*(pair for pair in lower if pair[0] not in _DROPPED and not pair[0].startswith(b"x-dami-")), *ours]
 
@@ -31,10 +31,10 @@ def reply_headers(reply: Reply, ours: Headers) -> list[tuple[bytes, bytes]]:
 async def relay(
     send: Send, reply: Reply, headers: Headers, shape: Shape, tokens: TokenCount, rewrite: Rewrite | None = None
 ) -> bool:
-    """Send a reply to the client; False where the server broke off, which the client is told.
+    """Send a reply to the client; False where the server broke off, which the client sees as an error event.
 
-    Of a stream, what follows the last whole event is held back until the event is whole: where the
-    server dies in the middle of one, the client still reads nothing but whole events, then the error.
+    In a stream, bytes after the last whole event are held back until the event is whole: if the
+    server dies midway, the client still reads only whole events, then the error.
     """
     tokens.feed(reply.first)
     if not reply.stream:
@@ -68,13 +68,13 @@ async def _piece(send: Send, data: bytes) -> None:
 
 
 class _Events:
-    """Cuts a stream behind its last whole event."""
+    """Cuts a stream after its last whole event."""
 
     def __init__(self) -> None:
         self.remains = b""
 
     def whole(self, chunk: bytes) -> bytes:
-        """Return what is whole now, and keep the rest; an event over 1 MiB is not waited for."""
+        """Return the whole events and keep the rest; an event over 1 MiB is passed on in pieces."""
         data = self.remains + chunk if self.remains else chunk
         plain, windows = data.rfind(b"\n\n"), data.rfind(b"\r\n\r\n")
         cut = max(plain + 2 if plain >= 0 else 0, windows + 4 if windows >= 0 else 0)

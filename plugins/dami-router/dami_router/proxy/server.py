@@ -1,4 +1,4 @@
-"""Running the proxy: uvicorn, and an orderly end on SIGTERM."""
+"""Run the proxy with uvicorn, and drain on SIGTERM."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["require_port", "require_serving", "serve", "settings"]
 
 
 def require_serving() -> None:
-    """Raise FailureError where what serving needs is not installed."""
+    """Raise FailureError where a package that serving needs is not installed."""
     try:
         import uvicorn  # noqa: F401
 
@@ -32,7 +32,7 @@ def require_serving() -> None:
 
 
 def settings(proxy: Proxy, host: str, port: int, drain: float) -> uvicorn.Config:
-    """Return what uvicorn is told; `drain` is in seconds."""
+    """Return uvicorn's settings; `drain` is in seconds."""
     import uvicorn
 
     from dami_router.proxy.cork import CorkedProtocol
@@ -55,7 +55,7 @@ def settings(proxy: Proxy, host: str, port: int, drain: float) -> uvicorn.Config
 
 
 def require_port(host: str, port: int) -> None:
-    """Raise FailureError where nothing can listen there: said before a model is loaded, not after."""
+    """Raise FailureError where the address cannot be bound: before a model is loaded, not after."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -63,14 +63,14 @@ def require_port(host: str, port: int) -> None:
             probe.bind(address)
     except OSError as error:
         raise FailureError(
-            f"no server can start at {host}:{port}: {error.strerror or error}", hint="--port 0 takes a free one"
+            f"no server can start at {host}:{port}: {error.strerror or error}", hint="--port 0 picks a free one"
         ) from None
 
 
 def serve(config: RouterConfig, host: str, port: int, ready: Callable[[str], None], proxy: Proxy | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; requests under way are finished within `limits.drain` seconds.
+    """Serve until SIGTERM or SIGINT; requests in progress are finished within `limits.drain` seconds.
 
-    `ready` is called with the address once requests are taken. `proxy` is the application, where it is not simply
+    `ready` is called with the address once requests are accepted. `proxy` is the application, where it is not simply
     that of `config`. Raises FailureError where the port is taken, a server serves the wrong model, or the extra
     `serve` is not installed.
     """
@@ -84,19 +84,19 @@ def serve(config: RouterConfig, host: str, port: int, ready: Callable[[str], Non
             await super().startup(sockets)  # type: ignore[arg-type]
             if self.started:
                 bound = self.servers[0].sockets[0].getsockname()[1]
-                # What is here now stays: the garbage collector need not look at it again and again.
+                # What is loaded now stays: take it out of the garbage collector's sight.
                 gc.collect()
                 gc.freeze()
                 ready(f"http://{f'[{host}]' if ':' in host else host}:{bound}")
 
     proxy = proxy or Proxy(config)
-    # Without this, uvicorn would raise SIGTERM again after its clean end, and the exit code would be that of a kill.
+    # Otherwise uvicorn raises SIGTERM again after its clean shutdown, and the exit code is that of a kill.
     signal.signal(signal.SIGTERM, lambda *_: None)
     server = Server(settings(proxy, host, port, config.limits.drain))
     try:
         server.run()
     except SystemExit:
-        # uvicorn has said why: a taken port, or a start-up that failed.
+        # uvicorn has logged why: a port in use, or a failed start-up.
         raise FailureError(f"no server could start at {host}:{port}", hint="the reason is above") from None
     if not server.started:
         proxy.router.require_usable()

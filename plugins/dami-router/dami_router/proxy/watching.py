@@ -1,7 +1,7 @@
-"""Noticing that a client has left, at a price that only slow requests pay.
+"""Notice that a client has left, at a cost that only slow requests pay.
 
-A server is told by a message that somebody must wait for, beside the work on the request: a task for each. Most of that
-is spent for nothing where the answer is there at once, so the wait begins only when a request is some time old.
+ASGI reports a disconnect as a message, which takes one waiting task per request. For a fast answer that task is wasted,
+so it starts only once a request is a few tens of milliseconds old.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ __all__ = ["Watch", "Watches"]
 
 
 class Watch:
-    """Calls `gone` once when the client has left, unless it was stopped before."""
+    """Calls `gone` once when the client leaves, unless it was stopped before."""
 
     def __init__(self, watches: Watches, receive: Receive, gone: Callable[[], None]) -> None:
         self._watches, self._receive, self._gone = watches, receive, gone
         self._task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
-        """Wait from now on."""
+        """Start watching."""
         self._task = asyncio.create_task(self._look())
 
     async def _look(self) -> None:
@@ -31,7 +31,7 @@ class Watch:
         self._gone()
 
     def stop(self) -> None:
-        """Stop; nobody is told any more."""
+        """Stop watching; `gone` is not called any more."""
         if self._task is not None:
             self._task.cancel()
         else:
@@ -48,7 +48,7 @@ class Watches:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, receive: Receive, gone: Callable[[], None]) -> Watch:
-        """Watch over a client; `receive` is the watch's alone from now on."""
+        """Watch a client; from now on only the watch may call `receive`."""
         watch = Watch(self, receive, gone)
         self._young.add(watch)
         if self._timer is None:
@@ -57,11 +57,11 @@ class Watches:
 
     @property
     def resting(self) -> bool:
-        """Whether no watch is waiting to begin."""
+        """Whether no watch is pending."""
         return self._timer is None
 
     def drop(self, watch: Watch) -> None:
-        """Forget a watch that has not begun."""
+        """Drop a watch that has not begun."""
         self._young.discard(watch)
         self._older.discard(watch)
 

@@ -1,4 +1,4 @@
-"""Speaking ASGI: reading a body, sending a reply, errors in the client's own form."""
+"""ASGI helpers: read a body, send a reply, and write errors in the client's own format."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ClientGoneError(Exception):
 
 
 class HttpError(Exception):
-    """A request that ends with an error reply of our own."""
+    """An error reply from the proxy itself."""
 
     def __init__(self, status: int, message: str, *, code: str | None = None, headers: Headers = ()) -> None:
         super().__init__(message)
@@ -40,7 +40,7 @@ class HttpError(Exception):
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:
-    """Return a request header; the first where there are several."""
+    """Return a request header's first value."""
     for key, value in scope["headers"]:
         if key == name:
             return bytes(value)
@@ -85,7 +85,7 @@ async def send_json(send: Send, status: int, data: Any, headers: Headers = ()) -
 
 
 def error_body(shape: Shape, error: HttpError) -> Mapping[str, Any]:
-    """Return an error as OpenAI or TGI would say it."""
+    """Return an error body in OpenAI's or TGI's format."""
     if shape == "tgi":
         return {"error": error.message, "error_type": _TGI_TYPES.get(error.status, "generation")}
     kind = _OPENAI_TYPES.get(error.status, "server_error")

@@ -1,4 +1,4 @@
-"""A circuit breaker: a replica that keeps failing is left alone for a while, then tried once."""
+"""A circuit breaker: stop calling a replica that keeps failing, then try it once after a while."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ State = Literal["closed", "half-open", "open"]
 
 @dataclass
 class Breaker:
-    """Opens after `failures` failures in a row; after `open_s` seconds one trial decides."""
+    """Opens after `failures` failures in a row; after `open_s` seconds, one trial call decides."""
 
     failures: int = 5
     open_s: float = 5.0
@@ -25,7 +25,7 @@ class Breaker:
 
     @property
     def state(self) -> State:
-        """The state now."""
+        """The current state."""
         if self._opened is None:
             return "closed"
         return "open" if self.clock() - self._opened < self.open_s else "half-open"
@@ -42,16 +42,16 @@ class Breaker:
             self._trial = True
 
     def succeeded(self) -> None:
-        """Close: the replica answers."""
+        """Close the breaker: the replica answers."""
         self._failed, self._opened, self._trial = 0, None, False
 
     def failed(self) -> None:
-        """Count a failure; open at the limit, and at once after a trial."""
+        """Count a failure; open at the limit, and at once after a failed trial."""
         self._failed += 1
         if self._failed >= self.failures or self._trial:
             self._opened = self.clock()
         self._trial = False
 
     def abandoned(self) -> None:
-        """Note a call that says nothing about the replica: the client left."""
+        """Note a call that says nothing about the replica, such as one whose client left."""
         self._trial = False

@@ -1,6 +1,6 @@
 """One connection to a server: one request at a time, with one time limit at a time.
 
-Reading pauses while nobody takes what has come.
+Reading pauses while received bytes wait to be taken.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Connection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Whether the reply has come to its end, the request was sent to its own, and another one may follow."""
+        """Whether reply and request are both complete, so that another request may follow."""
         reply, transport = self.reply, self._transport
         sound = reply.complete and reply.keep and not self._paused and not transport.is_closing()
         return sound and not transport.get_write_buffer_size()
 
     def send(self, head: bytes, body: bytes, until: float) -> None:
-        """Send a request; what does not come until then (the loop's time) makes `head` and `read` raise."""
+        """Send a request; `head` and `read` raise once the deadline (the event loop's time) has passed."""
         self.reply.expect()
         self._limit(until)
         if self.ended:
@@ -53,12 +53,12 @@ class Connection(asyncio.Protocol):
             self._transport.writelines((head, body))
 
     async def head(self) -> None:
-        """Wait for status and headers; raises CallError."""
+        """Wait for the status and the headers; raises CallError."""
         while not self.reply.headed:
             await self._more()
 
     async def read(self, until: float | None = None) -> bytes:
-        """Return what has come of the body, or wait for it; b"" at its end. Raises CallError."""
+        """Return the next bytes of the body, waiting for them if needed; b"" at its end. Raises CallError."""
         reply = self.reply
         while not reply.parts:
             if reply.complete:
@@ -73,7 +73,7 @@ class Connection(asyncio.Protocol):
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def abort(self) -> None:
-        """End the connection now; the server sees it close."""
+        """Close the connection now."""
         self._transport.abort()
 
     async def _more(self) -> None:
@@ -89,7 +89,7 @@ class Connection(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    # Timers are dear, and limits hardly ever reached: the timer keeps running when the limit moves on, and
+    # Timers are expensive and limits are rarely reached: the timer keeps running when the limit moves on, and
     # is set again when it fires too early.
 
     def _limit(self, until: float) -> None:
@@ -102,21 +102,21 @@ class Connection(asyncio.Protocol):
     def _tick(self) -> None:
         self._timer = None
         if self._waiter is None:
-            return  # idle; or it is not the server that is slow, but whoever reads its reply
+            return  # idle, or the reader of the reply is slow, not the server
         if self._loop.time() < self._deadline:
             self._limit(self._deadline)
         else:
             self.reply.fail("timeout")
             self._wake()
 
-    # What the event loop calls.
+    # Called by the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:  # noqa: D102
         if self.reply.complete:
-            # Nobody asked: whatever this is, it is no reply to the next request.
+            # Unrequested bytes: they cannot be the reply to the next request.
             self._transport.abort()
             return
         self.reply.feed(data)

@@ -1,8 +1,8 @@
-"""The endpoints as estimators ask them: the real `Servers`, over the router's fleet.
+"""Calls that estimators make to the endpoints: the real `Servers`, over the router's fleet.
 
-A question goes to the least busy healthy replica that is not known to lack what it asks for. It is no user's request:
-no metric, no budget and no breaker of the router hears of it. Replicas that keep failing to answer estimators are left
-alone by a breaker of their own, so that they cost no time; what one turns out to lack is noted in its identity.
+A call goes to the least busy healthy replica that is not known to lack the ability it needs. No user sent it:
+no metric, budget or breaker of the router counts it. Replicas that keep failing such calls are skipped by
+breakers of their own, so that they cost no time. An ability that a replica turns out to lack is noted in its identity.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ServedEndpoint:
         return any(replica.opens_think(self.lambda_) for replica in self._replicas)
 
     def can(self, ability: Ability) -> bool | None:
-        """Say whether some replica can; None where nobody has found out."""
+        """Return whether some replica has the ability; None where it is unknown."""
         known = [_known(replica, ability) for replica in self._replicas]
         return True if True in known else None if None in known else False
 
@@ -72,7 +72,7 @@ class ServedEndpoint:
     @asynccontextmanager
     async def _ask(self, ability: Ability, timeout: float) -> AsyncIterator[tuple[Replica, LogProbs, Post]]:
         if timeout <= 0:
-            raise BusyError("no time is left")
+            raise BusyError("no time left")
         replica = self._pick(ability)
         breaker = self._breakers[replica]
 
@@ -80,7 +80,7 @@ class ServedEndpoint:
             try:
                 return await self._transport.post(replica, path, data, timeout, fresh=False)
             except Exception as error:
-                # Refused, cut off, not HTTP: the client's own exceptions are many, and all mean the same.
+                # Refused, cut off, not HTTP: the client raises many exceptions, and all mean the same here.
                 raise UnansweredError(type(error).__name__) from error
 
         breaker.start()
@@ -91,13 +91,13 @@ class ServedEndpoint:
                 yield replica, _WAYS[replica.spec.protocol], post
             answers = True
         except EstimationError as error:
-            answers = True  # only not to this question
+            answers = True  # only this call failed
             if isinstance(error, UnableError):
                 _note(replica, error.lacks)
             raise
         except (TimeoutError, UnansweredError):
             breaker.failed()
-            raise BusyError(f"the server at λ = {self.lambda_:g} gives no answer") from None
+            raise BusyError(f"the server at λ = {self.lambda_:g} does not answer") from None
         except BaseException:
             breaker.abandoned()
             raise
@@ -116,13 +116,13 @@ class ServedEndpoint:
         if not alive:
             raise BusyError(f"no server at λ = {self.lambda_:g} answers")
         if not able:
-            raise EstimationError(f"no server at λ = {self.lambda_:g} gives {ability}")
+            raise EstimationError(f"no server at λ = {self.lambda_:g} supports {ability}")
         random.shuffle(able)
         return min(able, key=lambda replica: replica.outstanding)
 
 
 class ServedEndpoints:
-    """The smallest and the largest λ that is served; with a live server, 0 and 1. One λ is not taken twice."""
+    """The smallest and the largest λ that is served; 0 and 1 with a live server. `thinking` is None for a single λ."""
 
     def __init__(self, config: RouterConfig, fleet: Fleet, transport: Calls, prober: Prober) -> None:
         served = {x for r in fleet.replicas for x in ((0.0, 1.0) if r.live else (r.variant.lambda_,))}

@@ -1,4 +1,4 @@
-"""All replicas of all variants: who is healthy, who is busy, whose turn it is."""
+"""All replicas of all variants: which are healthy, how busy they are, and which comes next."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Health = Literal["unknown", "alive", "dead", "wrong"]
 
 @dataclass(eq=False)
 class Replica:
-    """One URL of one variant, or of a live server that has every λ, with what is known of it now."""
+    """One URL of a variant or of a live server, with what is known of it now."""
 
     spec: BackendSpec
     variant: VariantSpec
@@ -31,7 +31,7 @@ class Replica:
 
     @property
     def usable(self) -> bool:
-        """Whether a request may be sent: never to a server of another model, nor past an open breaker."""
+        """Whether requests may be sent: never to a server of the wrong model, nor past an open breaker."""
         return self.health != "wrong" and self.breaker.ready
 
     @property
@@ -50,11 +50,11 @@ class Replica:
         return lambda_ if self.live else self.variant.lambda_
 
     def name(self, lambda_: float) -> str:
-        """Return what a client may ask for to get the same weights again: a variant's id, or `dami:0.37`."""
+        """Return the model name that gets the same weights again: a variant's id, or `dami:0.37`."""
         return pin(lambda_) if self.live else self.variant.id
 
     def served_as(self, lambda_: float) -> str | None:
-        """Return the name under which the server knows the model at λ; None for TGI, which takes any."""
+        """Return the server's own name for the model at λ; None for TGI, which accepts any name."""
         if self.live:
             return pin(lambda_)
         if self.spec.protocol == "tgi":
@@ -77,18 +77,18 @@ class Fleet:
         return [r for r in self.replicas if r.variant.id == variant and _speaks(r, protocol)]
 
     def standing_for(self, variant: str) -> str | None:
-        """Return who answers where this variant is asked for: itself, else a live server; None where there is neither.
+        """Return the id that serves this variant: itself, else a live server's; None where there is neither.
 
-        Without any replica somebody else does the sending. To a live server it is one value of λ.
+        Without any replica, another program does the sending. For a live server, a variant is one value of λ.
         """
         if not self.replicas or self.of(variant):
             return variant
         return LIVE if self.of(LIVE) else None
 
     def offered(self, protocol: Protocol | None = None) -> set[str]:
-        """Return the variants that have a usable replica, healthy ones if there are any at all.
+        """Return the variants with a healthy, usable replica; where none is healthy, those with a usable one.
 
-        Without any replica somebody else does the sending, and every variant is on offer.
+        Without any replica, another program does the sending, and every variant is on offer.
         """
         if not self.replicas:
             return set(self._variants)
@@ -97,7 +97,7 @@ class Fleet:
         return {r.variant.id for r in healthy or usable}
 
     def next(self, variants: Iterable[str], tried: set[Replica], protocol: Protocol | None = None) -> Replica | None:
-        """Return whom to ask next: variants in order, the least busy replica of each; the dead ones last."""
+        """Return the next replica to try: variants in order, the least busy replica of each, dead replicas last."""
         last_resort: Replica | None = None
         for variant in variants:
             usable = [r for r in self.of(variant, protocol) if r.usable and r not in tried]
@@ -110,7 +110,7 @@ class Fleet:
 
 
 def _speaks(replica: Replica, protocol: Protocol | None) -> bool:
-    # A live server has the routes of every protocol.
+    # A live server offers the routes of every protocol.
     return protocol is None or replica.live or replica.spec.protocol == protocol
 
 

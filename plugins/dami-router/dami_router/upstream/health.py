@@ -1,4 +1,4 @@
-"""Probing: is each server alive, and does it serve the variant that the configuration says?"""
+"""Health checks: is each server alive, and does it serve the variant that the configuration names?"""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _READERS: Mapping[str, Reader] = {"tgi": TgiReader(), "openai": OpenAIReader(), 
 
 
 _REFRESH_S = 60.0
-"""How often what a server can do is looked at again, where somebody wants to know."""
+"""Seconds between two checks of what a server can do, for replicas whose abilities matter."""
 
 
 class Prober:
@@ -38,7 +38,7 @@ class Prober:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Probe everything, then go on in the background."""
+        """Probe all replicas once, then continue in the background."""
         await self.probe_all()
         self._tasks = [
             asyncio.create_task(self._watch(), name="dami-probe"),
@@ -67,7 +67,7 @@ class Prober:
         await asyncio.gather(*(self.probe(replica) for replica in self._fleet.replicas))
 
     async def probe(self, replica: Replica) -> None:
-        """Find out how one replica is; never raises."""
+        """Probe one replica and set its health; never raises."""
         try:
             identity = await self._identify(replica)
         except WrongIdentityError as error:
@@ -77,11 +77,11 @@ class Prober:
         except CallError as error:
             self._note(replica, "dead", error.words)
         except Exception as error:
-            # Whatever a strange server provokes, probing must go on.
+            # No server, however broken, may stop the probing.
             self._note(replica, "dead", type(error).__name__)
         else:
             known = replica.identity
-            # A server that was away may have come back with other flags.
+            # A server that restarted may have other flags.
             if known is not None and known.model == identity.model and replica.health == "alive":
                 able = identity.capabilities or known.capabilities
                 identity = Identity(identity.model, identity.revision, able, identity.info)
@@ -98,7 +98,7 @@ class Prober:
         return await reader.identify(replica.spec, replica.variant, get)
 
     async def explore(self, replica: Replica) -> None:
-        """Find out what a living replica can do, with requests of one token; keeps it in its identity."""
+        """Find out what an alive replica can do, with one-token requests, and keep it in its identity."""
 
         async def post(path: str, data: Mapping[str, Any]) -> tuple[int, Any]:
             return await self._transport.post(replica, path, data, max(self._spec.timeout, 30.0))
@@ -106,7 +106,7 @@ class Prober:
         identity = replica.identity
         if replica.health != "alive" or identity is None:
             return
-        # As in `probe`: a strange server may provoke anything.
+        # As in `probe`: no server may stop the probing.
         with suppress(Exception):
             found = await _READERS[replica.spec.protocol].explore(identity, post)
             replica.identity = Identity(identity.model, identity.revision, found, identity.info)

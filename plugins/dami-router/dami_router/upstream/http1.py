@@ -1,7 +1,7 @@
-"""A server's bytes as replies of HTTP/1.1, without a socket: fed as they come, however they are cut.
+"""Parse a server's bytes into HTTP/1.1 replies, without a socket, in pieces of any size.
 
-Does: bodies with a length, in chunks, or until the end; interim (1xx) replies are passed over.
-Does not: upgrades, decompression, several replies to one request. What is HTTP is httptools' (llhttp's) to say.
+Supported: bodies with a length, in chunks, or until the end of the connection; interim (1xx) replies are skipped.
+Not supported: upgrades, decompression, several replies to one request. httptools (llhttp) decides what is valid HTTP.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dami_router.upstream.reply import CallError
 
 __all__ = ["ReplyParser"]
 
-# What comes in pieces is counted twice, as bytes and as headers: at least 64 KiB of headers are taken.
+# Headers that come in pieces count twice, as bytes and as headers: at least 64 KiB of headers are accepted.
 _MAX_HEAD = 1 << 17
-# How long the names of the headers are that say where a body ends.
+# Lengths of the header names that say where a body ends.
 _FRAMING = (len("content-length"), len("transfer-encoding"))
 
 
@@ -31,7 +31,7 @@ class ReplyParser:
         self.complete = True
 
     def expect(self) -> None:
-        """Forget the last reply; another one is asked for."""
+        """Forget the last reply and expect the next one."""
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.parts: list[bytes] = []
@@ -41,7 +41,7 @@ class ReplyParser:
         self._seen = self._framed = False
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes; `failed` is `not_http` where they make no sense."""
+        """Take the next bytes; `failed` becomes `not_http` where they are invalid."""
         self._seen = True
         try:
             self._parser.feed_data(data)
@@ -52,18 +52,18 @@ class ReplyParser:
             self.fail("not_http")
 
     def end(self, *, clean: bool) -> None:
-        """Take the end of the connection: of a body without a length it is the end, else the reply has `failed`."""
+        """Take the end of the connection: it completes a body without a length, and fails any other reply."""
         self.keep = False
         if clean and self.headed and not self._framed and self.failed is None:
             self.complete = True
         self.fail("broke_off" if self._seen else "disconnected")
 
     def fail(self, why: str) -> None:
-        """Note why nothing more will come; a complete reply stays complete, and the first reason counts."""
+        """Note why no more bytes will come; a complete reply stays complete, and the first reason is kept."""
         if not self.complete and self.failed is None:
             self.failed = why
 
-    # What the parser calls.
+    # Called by the parser.
 
     def on_message_begin(self) -> None:  # noqa: D102
         if self.complete:
@@ -71,7 +71,7 @@ class ReplyParser:
 
     def on_header(self, name: bytes, value: bytes) -> None:  # noqa: D102
         self._add_to_head(len(name) + len(value))
-        if not self.headed:  # else it is a trailer
+        if not self.headed:  # otherwise a trailer
             self.headers.append((name, value))
             if len(name) in _FRAMING and self._frames(name.lower(), value.lower()):
                 self._framed = True
@@ -93,7 +93,7 @@ class ReplyParser:
         self.size += len(body)
 
     def on_message_complete(self) -> None:  # noqa: D102
-        self.complete = self.headed  # an interim reply is not the one asked for
+        self.complete = self.headed  # an interim reply is not the final one
 
     def _add_to_head(self, size: int) -> None:
         self._head_size += size

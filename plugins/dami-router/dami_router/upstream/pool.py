@@ -1,4 +1,4 @@
-"""Connections to servers: kept for a while after a reply, the last used first."""
+"""Connections to servers, kept for a while after a reply and reused, the most recent first."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Call", "Origin", "Pool"]
 
 
 class Origin(NamedTuple):
-    """Where a connection goes to."""
+    """Where a connection leads."""
 
     host: str
     port: int
@@ -34,7 +34,7 @@ class Pool:
         self._tls: ssl.SSLContext | None = None
 
     async def call(self, origin: Origin, head: bytes, body: bytes, until: float, *, fresh: bool = False) -> Call:
-        """Send a request and wait for the reply's headers, until a moment of the loop's time; raises CallError."""
+        """Send a request and wait for the reply's headers, until a deadline of the loop's time; raises CallError."""
         connection = (None if fresh else self.take(origin)) or await self.connect(origin)
         try:
             connection.send(head, body, until)
@@ -45,7 +45,7 @@ class Pool:
         return Call(self, origin, connection)
 
     def take(self, origin: Origin) -> Connection | None:
-        """Return an idle connection; None where there is none that is young and alive."""
+        """Return an idle connection; None where none is recent and alive."""
         idle = self._idle.get(origin)
         oldest = self._loop.time() - self._keepalive_s
         while idle:
@@ -74,7 +74,7 @@ class Pool:
         return connection
 
     def give_back(self, origin: Origin, connection: Connection) -> None:
-        """Keep a connection whose reply was read to its end; end it where that is not so."""
+        """Keep a connection whose reply was read to its end; close any other."""
         if not connection.reusable:
             connection.abort()
             return
@@ -87,7 +87,7 @@ class Pool:
             self._sweep_timer = self._loop.call_later(self._keepalive_s, self._sweep)
 
     def _sweep(self) -> None:
-        """End what was idle for too long; the oldest come first."""
+        """Close connections that were idle for too long, the oldest first."""
         self._sweep_timer = None
         oldest = self._loop.time() - self._keepalive_s
         for idle in self._idle.values():
@@ -97,7 +97,7 @@ class Pool:
             self._sweep_timer = self._loop.call_later(self._keepalive_s, self._sweep)
 
     def close(self) -> None:
-        """End all connections, those in use as well."""
+        """Close all connections, also those in use."""
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
             self._sweep_timer = None
@@ -115,18 +115,18 @@ class Call:
         self._closed = False
 
     def header(self, name: bytes) -> str:
-        """Return a header's value; the first where there are several, "" where there is none."""
+        """Return a header's first value, "" where there is none."""
         for key, value in self.headers:
             if key.lower() == name:
                 return value.decode("latin-1")
         return ""
 
     def read(self, until: float | None = None) -> Coroutine[Any, Any, bytes]:
-        """Return what has come of the body, or wait for it; b"" at its end. Raises CallError."""
+        """Return the next bytes of the body, waiting for them if needed; b"" at its end. Raises CallError."""
         return self._connection.read(until)
 
     def close(self) -> None:
-        """Keep the connection for the next call where the reply has ended, else end it; safe to repeat."""
+        """Keep the connection for the next call if the reply is complete, else close it; safe to repeat."""
         if not self._closed:
             self._closed = True
             self._pool.give_back(self._origin, self._connection)

@@ -1,4 +1,4 @@
-"""What a call to a server comes to: a reply that has begun, or a reason in one word why there is none."""
+"""The outcome of a call to a server: a reply that has begun, or one word for why there is none."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["BrokenError", "CallError", "Calls", "Reply", "StaleError", "Unanswer
 
 _WORDS = {
     "refused": "the connection was refused",
-    "connect_timeout": "no connection in time",
-    "timeout": "no reply in time",
-    "disconnected": "the connection was closed before a reply",
-    "broke_off": "the reply broke off in its middle",
+    "connect_timeout": "connecting timed out",
+    "timeout": "the reply timed out",
+    "disconnected": "the connection closed before a reply",
+    "broke_off": "the reply broke off midway",
     "stream_error": "the stream began with an error",
     "not_http": "the reply is not HTTP",
     "too_large": "the reply is too large",
@@ -32,7 +32,7 @@ class CallError(Exception):
 
     @property
     def words(self) -> str:
-        """The reason as a sentence has it."""
+        """The reason in words."""
         return _WORDS.get(self.why, self.why)
 
 
@@ -45,12 +45,12 @@ class UnansweredError(CallError):
 
     @property
     def counts(self) -> bool:
-        """Whether it speaks against the replica: being busy does not."""
+        """Whether it counts against the replica; being busy does not."""
         return self.status not in (424, 429)
 
 
 class StaleError(UnansweredError):
-    """The connection ended before any byte of the reply: it may only have been an old one."""
+    """The connection ended before any byte of the reply; it may only have been stale."""
 
 
 class BrokenError(Exception):
@@ -72,32 +72,32 @@ class Reply(Protocol):
 
     @property
     def first(self) -> bytes:
-        """The first bytes."""
+        """The first bytes of the body."""
         ...
 
     @property
     def stream(self) -> bool:
-        """Whether more may follow."""
+        """Whether the reply is a stream, so that more may follow."""
         ...
 
     def rest(self) -> AsyncIterator[bytes]:
-        """Yield what follows the first bytes as it comes; raises BrokenError."""
+        """Yield the bytes after the first ones as they arrive; raises BrokenError."""
         ...
 
     def close(self) -> None:
-        """End the call: whoever answers stops working on it, unless the reply was read to its end."""
+        """End the call; the server stops generating, unless the reply was read to its end."""
         ...
 
 
 class Calls(Protocol):
-    """How requests reach replicas: over HTTP, or inside this process. `open` before, `close` after."""
+    """How requests reach replicas: over HTTP, or inside this process. Call `open` before and `close` after."""
 
     async def open(self) -> None:
-        """Get ready."""
+        """Prepare for calls."""
         ...
 
     async def close(self) -> None:
-        """End everything."""
+        """End all calls."""
         ...
 
     async def send(self, replica: Replica, request: Request, lambda_: float, *, fresh: bool = False) -> Reply:

@@ -1,4 +1,4 @@
-"""Calls to servers over HTTP/1.1: addresses, time limits, and what a failure means.
+"""Calls to servers over HTTP/1.1: addresses, timeouts, and what a failure means.
 
 The pool of connections is imported when a transport is opened: only serving needs its parser.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["BrokenError", "Calls", "Reply", "StaleError", "Transport", "UnansweredError"]
 
 _MAX_REPLY = 256 << 20
-# What a server may say that another server can do better.
+# Statuses after which another server may succeed.
 _RETRIED = frozenset({401, 403, 408, 424, 429, 500, 502, 503, 504})
 
 
@@ -45,11 +45,11 @@ class HttpReply:
 
     @property
     def stream(self) -> bool:
-        """Whether it comes bit by bit."""
+        """Whether it is a stream."""
         return self.call is not None
 
     async def rest(self) -> AsyncIterator[bytes]:
-        """Yield what follows the first bytes as it comes; raises BrokenError."""
+        """Yield the bytes after the first ones as they arrive; raises BrokenError."""
         if self.call is None:
             return
         now = asyncio.get_running_loop().time
@@ -68,13 +68,13 @@ class HttpReply:
         raise BrokenError("took too long")
 
     def close(self) -> None:
-        """End the call: the server sees the connection close unless the reply was read to its end."""
+        """End the call; the connection closes unless the reply was read to its end."""
         if self.call is not None:
             self.call.close()
 
 
 class Transport:
-    """Sends requests to replicas. `open` before, `close` after."""
+    """Sends requests to replicas. Call `open` before and `close` after."""
 
     def __init__(self, timeouts: Timeouts) -> None:
         self._timeouts = timeouts
@@ -82,7 +82,7 @@ class Transport:
         self._addresses: dict[Replica, _Address] = {}
 
     async def open(self) -> None:
-        """Get ready; no connection is made yet."""
+        """Prepare for calls; no connection is made yet."""
         try:
             from dami_router.upstream.pool import Pool
         except ImportError as error:
@@ -148,13 +148,13 @@ class Transport:
         return await self._pool.call(address.origin, head, body, until, fresh=fresh)
 
     async def get(self, replica: Replica, path: str, timeout: float) -> tuple[int, Any]:
-        """Fetch JSON from a replica, for a probe; the body is None where it is no JSON. Raises CallError."""
+        """Fetch JSON from a replica, for a probe; the body is None where it is not JSON. Raises CallError."""
         return await self._probe("GET", replica, path, {}, b"", timeout)
 
     async def post(
         self, replica: Replica, path: str, data: Mapping[str, Any], timeout: float, *, fresh: bool = True
     ) -> tuple[int, Any]:
-        """Send JSON to a replica, for a probe; on a connection that is there where it need not be fresh.
+        """Send JSON to a replica, for a probe; on a kept connection unless `fresh`.
 
         Raises CallError. An old connection that ends before any byte is replaced once.
         """
@@ -171,7 +171,7 @@ class Transport:
         *, fresh: bool = True,
     ) -> tuple[int, Any]:  # fmt: skip
         until = asyncio.get_running_loop().time() + timeout
-        # A probe of health is about the server, not about an old connection to it.
+        # A health check is about the server, not about a stale connection to it.
         call = await self._begin(replica, method, path, headers, body, until, fresh=fresh)
         try:
             data = await _whole(call)
@@ -184,7 +184,7 @@ class Transport:
 
 
 class _Address:
-    """Where a replica is: the origin to connect to, and what every request to it says."""
+    """A replica's address: the origin to connect to, and the headers that every request carries."""
 
     def __init__(self, spec: BackendSpec) -> None:
         from dami_router.upstream.pool import Origin
@@ -217,7 +217,7 @@ async def _whole(call: Call) -> bytes:
 
 
 async def _first_event(call: Call) -> bytes:
-    """Read until the first event is whole, or until it is clear that it is no error."""
+    """Read until the first event is complete, or is known not to be an error."""
     first = b""
     while chunk := await call.read():
         first += chunk
@@ -227,7 +227,7 @@ async def _first_event(call: Call) -> bytes:
 
 
 def begins_with_error(data: bytes) -> bool:
-    """Say whether the first event of a stream is an error: `data: {"error": …}`, OpenAI's or TGI's."""
+    """Return whether the first event of a stream is an error: `data: {"error": …}`, OpenAI's or TGI's."""
     for line in data.lstrip().splitlines()[:4]:
         if line.startswith(b"data:"):
             if b'"error"' not in line:

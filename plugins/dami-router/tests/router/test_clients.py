@@ -146,7 +146,7 @@ def test_details_are_huggingface_hub_s(world: World) -> None:
         assert [e.token.text for e in mine] == [e.token.text for e in others]
         assert mine[-1].generated_text == others[-1].generated_text
         assert mine[-1].details.generated_tokens == others[-1].details.generated_tokens
-        with pytest.raises(AttributeError, match="said nothing of `seeds`"):
+        with pytest.raises(AttributeError, match="has no `seeds`"):
             _ = one.details.seeds
 
 

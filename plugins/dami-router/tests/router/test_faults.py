@@ -79,7 +79,7 @@ def test_a_refused_connection_falls_back(world: World) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "says"),
-    [("vanish", "closed"), ("half a body", "broke off"), ("hang", "in time"), ("status 500", "status_500")],
+    [("vanish", "closed"), ("half a body", "broke off"), ("hang", "timed out"), ("status 500", "status_500")],
 )
 def test_where_nobody_answers_the_client_gets_502_with_a_reason(world: World, fault: str, says: str) -> None:
     """All servers failing is 502 in OpenAI's form; it names the variants and what happened, and nothing hangs."""
