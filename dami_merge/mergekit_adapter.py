@@ -1,18 +1,25 @@
-"""Everything that touches mergekit's Python API: the method `dami`, and running a merge.
+"""Everything that touches mergekit's Python API: the method `dami`, running a merge, and asking for its plan.
 
-Written against mergekit 0.1.5. `register` is called by the start-up hook when mergekit is
-imported, and by the `dami` commands that run mergekit themselves.
+Written against mergekit 0.1.5. The start-up hook calls `register` when mergekit is imported, and so do the `dami`
+commands that run mergekit themselves.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Sequence
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import torch
+from mergekit.architecture.conversion import convert_checkpoint_tensors
 from mergekit.io.tasks import LoaderCache
 from mergekit.merge_methods.base import (
     BasePolicy,
@@ -26,12 +33,16 @@ from mergekit.merge_methods.base import (
 )
 from pydantic import BeforeValidator
 
+from dami_merge.checkpoints.checkpoint import Checkpoint
 from dami_merge.interpolation.depth import Anatomy
 from dami_merge.interpolation.formula import interpolate
 from dami_merge.interpolation.schedule import Schedule, check_lambda, parse_lambda
 from dami_router.errors import FailureError, MisuseError
 
-__all__ = ["METHOD", "DamiMerge", "register", "run_merge"]
+__all__ = ["METHOD", "DamiMerge", "TensorPlan", "plan_tensors", "register", "run_command", "run_merge"]
+
+_EXPERT = re.compile(r"(?<=\.experts\.)\d+(?=\.)")
+_NUMBER = re.compile(r"\.(\d+)\.")
 
 
 def _flag(value: object) -> bool:
@@ -167,6 +178,133 @@ def run_command(arguments: Sequence[str]) -> None:
 
     register()
     main.main(args=list(arguments), prog_name="mergekit-yaml", standalone_mode=False)
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """What mergekit would do with a pair: the Instruct tensors that its output uses, or why it would stop."""
+
+    used: frozenset[str]
+    failure: str | None
+
+
+def plan_tensors(instruct: Checkpoint, thinking: Checkpoint, slices: Sequence[Any] = ()) -> TensorPlan:
+    """Ask mergekit which tensors it would write, from configs and headers alone.
+
+    mergekit plans over two folders that hold a config.json and a shard index but no weights, so this works for
+    endpoints on the Hub too. It takes seconds: mergekit is imported, and where it has no file for the architecture
+    it builds the model on the meta device. `slices` is the recipe's own list, if it has one.
+    """
+    with TemporaryDirectory(prefix="dami-plan-") as folder, _quiet():
+        stubs = [_stub(side, Path(folder) / name) for name, side in (("instruct", instruct), ("thinking", thinking))]
+        try:
+            tasks = _planned_tasks(stubs, slices)
+            source = _Source(instruct)
+            used = [source.used_by(task) for task in tasks]
+        except Exception as error:  # mergekit and Transformers raise many kinds; each stops a merge
+            text = str(error).strip() or "no message"
+            return TensorPlan(frozenset(), f"{type(error).__name__}: {text.splitlines()[0]}")
+    missing = [task.tensor_name for task, names in zip(tasks, used, strict=True) if not names and not task.optional]
+    failure = f"it needs the tensor `{missing[0]}`, which the endpoints lack" if missing else None
+    return TensorPlan(frozenset().union(*used), failure)
+
+
+def _planned_tasks(stubs: Sequence[Path], slices: Sequence[Any]) -> list[Any]:
+    from mergekit.architecture import get_architecture_info
+    from mergekit.config import MergeConfiguration
+    from mergekit.io.tasks import SaveTensor
+    from mergekit.merge import _model_out_config
+    from mergekit.options import MergeOptions
+    from mergekit.plan import MergePlanner
+
+    register()
+    raw: dict[str, Any] = {"merge_method": "dami", "base_model": str(stubs[0]), "parameters": {"lambda": 0.5}}
+    if slices:
+        raw["slices"] = [{"sources": _sources(part, stubs)} for part in slices]
+    else:
+        raw["models"] = [{"model": str(stubs[1])}]
+    options, configuration = MergeOptions(quiet=True), MergeConfiguration.model_validate(raw)
+    architecture = get_architecture_info(configuration, options)
+    out = _model_out_config(configuration, architecture)
+    tasks = MergePlanner(configuration, architecture, options, out).plan_to_disk(str(stubs[0].parent / "out"))
+    return [task for task in tasks if isinstance(task, SaveTensor)]
+
+
+def _sources(part: Any, stubs: Sequence[Path]) -> list[dict[str, Any]]:
+    ranges = [source["layer_range"] for source in part["sources"]]
+    return [{"model": str(stub), "layer_range": layers} for stub, layers in zip(stubs, ranges, strict=True)]
+
+
+def _stub(side: Checkpoint, folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(dict(side.config)), encoding="utf-8")
+    weights = {name: "model-00001-of-00001.safetensors" for name in side.tensors if _among_first(name) == name}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weights}), encoding="utf-8")
+    return folder
+
+
+def _among_first(name: str) -> str:
+    # A layer's experts are all planned alike. Two stand for them: there may be tens of thousands, and mergekit
+    # compares every target with every source.
+    return _EXPERT.sub(lambda match: str(min(int(match[0]), 1)), name)
+
+
+class _Source:
+    """The Instruct checkpoint as mergekit reads it: which of its tensors end up in an output tensor."""
+
+    def __init__(self, side: Checkpoint) -> None:
+        self._side = side
+        self._alike: dict[str, list[str]] = defaultdict(list)
+        self._layers: dict[str, list[str]] = defaultdict(list)
+        for name in side.tensors:
+            self._alike[_among_first(name)].append(name)
+        for name in self._alike:
+            self._layers[_number(name)].append(name)
+
+    def used_by(self, task: Any) -> set[str]:
+        """Return the tensors that one planned task reads from this side; none where it finds nothing."""
+        weight = task.tensor_task.gather_tensors.weight_info[task.tensor_task.base_model]
+        for name in (weight.name, *(weight.aliases or ()), *(weight.tied_names or ())):
+            if name in self._alike:
+                return set(self._alike[name])
+        for target in (weight.name, *(weight.aliases or ())):
+            # A tensor is made from its own layer's nearly always; asking for all sources is slow.
+            for names in (self._layers[_number(target)], list(self._alike)):
+                if read := self._converted(target, names):
+                    return {name for kept in read for name in self._alike[kept]}
+        return set()
+
+    def _converted(self, target: str, names: Sequence[str]) -> set[str]:
+        read: set[str] = set()
+        made = convert_checkpoint_tensors(self._side.config.get("model_type"), self._recorded(names, read), target)
+        return read if made is not None else set()
+
+    def _recorded(self, names: Sequence[str], read: set[str]) -> Mapping[str, Callable[[], torch.Tensor]]:
+        def loader(name: str) -> Callable[[], torch.Tensor]:
+            def load() -> torch.Tensor:
+                read.add(name)
+                return torch.empty(self._side.tensors[name].shape, dtype=torch.bfloat16, device="meta")
+
+            return load
+
+        return {name: loader(name) for name in names}
+
+
+def _number(name: str) -> str:
+    found = _NUMBER.search(name)
+    return found[1] if found else ""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep mergekit's and Transformers' warnings off stderr: what they mean is said as findings."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 @lru_cache(maxsize=64)

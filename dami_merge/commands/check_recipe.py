@@ -1,8 +1,9 @@
-"""What `dami check` says of a recipe, before any weights are read."""
+"""What `dami check` says about a recipe, from configs, headers and a small sample of local weights."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,30 @@ _GB = 1e9
 
 
 def check_recipe(output: Output, config: Path) -> int:
-    """Check one recipe and say what a merge will take; returns 1 where its endpoints do not allow one."""
+    """Check one recipe and say what a merge needs; returns 1 where its endpoints do not allow one."""
     from dami_merge.checkpoints.checkpoint import open_checkpoint
     from dami_merge.checkpoints.compatibility import compare
     from dami_merge.recipes.recipe import load_recipe
     from dami_merge.recipes.recipe_advice import advise
+    from dami_merge.recipes.recipe_outlook import look_ahead
 
     recipe = load_recipe(config)
     instruct, thinking = open_checkpoint(recipe.instruct), open_checkpoint(recipe.thinking)
     findings = compare(instruct, thinking, dtype=recipe.dtype)
-    if not any(f.severity == "error" for f in findings):
-        findings += advise(recipe, instruct)
-    errors = sum(f.severity == "error" for f in findings)
     facts = _facts(recipe, instruct)
+    lines = _lines(recipe, instruct, facts)
+    tools: tuple[str, ...] = ()
+    if not any(f.severity == "error" for f in findings):
+        outlook = look_ahead(recipe, instruct, thinking, output.note)
+        findings += [*advise(recipe, instruct), *outlook.findings()]
+        lines, facts, tools = [*lines, *outlook.lines()], facts | outlook.as_dict(), outlook.tools
+    errors = sum(f.severity == "error" for f in findings)
     output.result(
-        "\n".join([*_lines(recipe, instruct, facts), *map(str, findings), _verdict(len(findings), errors)]),
+        "\n".join([*lines, *map(str, findings), _verdict(len(findings), errors, tools)]),
         {"ok": not errors, "config": str(config), **facts, "findings": [f.as_dict() for f in findings]},
     )
     if not errors:
-        output.hint(f"dami explain {config}   or   {'dami build' if recipe.family else 'mergekit-yaml'} {config} OUT")
+        output.hint(f"dami explain {config}   or   {tools[0] if recipe.family else tools[-1]} {config} OUT")
     return 1 if errors else 0
 
 
@@ -82,10 +88,11 @@ def _anatomy(instruct: Any) -> Any:
     return Anatomy.of(instruct.tensors, instruct.config)
 
 
-def _verdict(findings: int, errors: int) -> str:
+def _verdict(findings: int, errors: int, tools: Sequence[str]) -> str:
     if errors:
         return f"not ready: {errors} error{'s' if errors > 1 else ''}"
-    return f"ready to merge, {findings} warning{'s' if findings > 1 else ''}" if findings else "ready to merge"
+    ready = f"ready to merge with {' or '.join(tools)}"
+    return f"{ready}, {findings} warning{'s' if findings > 1 else ''}" if findings else ready
 
 
 def _size(value: float) -> str:

@@ -1,4 +1,4 @@
-"""λ of a recipe as people read it: by layer and module."""
+"""λ of a recipe grouped for reading: by layer and module."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dami_merge.interpolation.schedule import check_lambda
 from dami_merge.recipes.recipe import Recipe
 from dami_router.errors import MisuseError
 
-__all__ = ["Group", "grouped", "resolve"]
+__all__ = ["Group", "grouped", "module_of", "resolve"]
 
 _MODULES = (
     ("norm", re.compile(r"layernorm|layer_norm|ln_\d|\.norm\b|^norm\b")),
@@ -72,7 +72,7 @@ def grouped(values: dict[str, float], anatomy: Anatomy) -> list[Group]:
         place = anatomy.place(name)
         if place.index is None:
             side = before if place.x == 0.0 else after
-            side.append(Group("", None, None, _module(name), value, 1))
+            side.append(Group("", None, None, module_of(name), value, 1))
         else:
             layers[anatomy.stack_of(name), place.index][name] = value
     return [*before, *_joined(layers), *after]
@@ -101,7 +101,7 @@ def _parts(tensors: dict[str, float]) -> list[tuple[str, float, int]]:
         return [("all", next(iter(tensors.values())), len(tensors))]
     modules: dict[str, dict[str, float]] = defaultdict(dict)
     for name, value in tensors.items():
-        modules[_module(name)][name] = value
+        modules[module_of(name)][name] = value
     parts = []
     for module, inside in modules.items():
         counts = Counter((_label(module, name, inside), value) for name, value in inside.items())
@@ -115,5 +115,6 @@ def _label(module: str, name: str, inside: dict[str, float]) -> str:
     return f"{module} {name.removesuffix('.weight').removesuffix('.bias').rsplit('.', 1)[-1]}"
 
 
-def _module(name: str) -> str:
+def module_of(name: str) -> str:
+    """Return which kind of module a tensor belongs to: norm, attention, mlp, embeddings, head or other."""
     return next((label for label, pattern in _MODULES if pattern.search(name)), "other")
