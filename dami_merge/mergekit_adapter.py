@@ -33,7 +33,7 @@ from mergekit.merge_methods.base import (
 )
 from pydantic import BeforeValidator
 
-from dami_merge.checkpoints.checkpoint import Checkpoint
+from dami_merge.checkpoints.checkpoint import Checkpoint, read_header
 from dami_merge.interpolation.depth import Anatomy
 from dami_merge.interpolation.formula import interpolate
 from dami_merge.interpolation.schedule import Schedule, check_lambda, parse_lambda
@@ -43,6 +43,7 @@ __all__ = ["METHOD", "DamiMerge", "TensorPlan", "plan_tensors", "register", "run
 
 _EXPERT = re.compile(r"(?<=\.experts\.)\d+(?=\.)")
 _NUMBER = re.compile(r"\.(\d+)\.")
+_LONGEST = 200
 
 
 def _flag(value: object) -> bool:
@@ -202,11 +203,15 @@ def plan_tensors(instruct: Checkpoint, thinking: Checkpoint, slices: Sequence[An
             source = _Source(instruct)
             used = [source.used_by(task) for task in tasks]
         except Exception as error:  # mergekit and Transformers raise many kinds; each stops a merge
-            text = str(error).strip() or "no message"
-            return TensorPlan(frozenset(), f"{type(error).__name__}: {text.splitlines()[0]}")
+            return TensorPlan(frozenset(), f"{type(error).__name__}: {_short(str(error))}")
     missing = [task.tensor_name for task, names in zip(tasks, used, strict=True) if not names and not task.optional]
     failure = f"it needs the tensor `{missing[0]}`, which the endpoints lack" if missing else None
     return TensorPlan(frozenset().union(*used), failure)
+
+
+def _short(text: str) -> str:
+    words = " ".join(text.split()) or "no message"
+    return words if len(words) <= _LONGEST else f"{words[: _LONGEST // 2]} … {words[-_LONGEST // 2 :]}"
 
 
 def _planned_tasks(stubs: Sequence[Path], slices: Sequence[Any]) -> list[Any]:
@@ -329,9 +334,20 @@ def _anatomy(model: Hashable) -> Anatomy:
 
 @lru_cache(maxsize=64)
 def _refuse_quantised(model: Hashable) -> None:
-    method = (_config(model).get("quantization_config") or {}).get("quant_method")
+    method = (_config(model).get("quantization_config") or {}).get("quant_method") or _fp8(model)
     if method:
         raise FailureError(
-            f"`{model}` is quantised ({method}); quantised weights cannot be interpolated",
-            hint="start from the unquantised checkpoint and quantise the result",
+            f"`{model}` is quantised ({method}), and mergekit would merge the bare numbers without their scales",
+            hint="use `dami build`, which reads fp8 with its scales, or start from the unquantised checkpoint",
         )
+
+
+def _fp8(model: Hashable) -> str | None:
+    # A cast at loading hides the dtype from the method, and not every fp8 checkpoint has a quantization_config.
+    try:
+        index = LoaderCache().get(model).index
+        files = [Path(index.base_path) / shard.filename for shard in index.shards if index.is_safetensors]
+    except (AttributeError, OSError, RuntimeError):
+        return None
+    kinds = {info.dtype for file in files for info in read_header(file).values()}
+    return next((kind for kind in sorted(kinds) if kind.startswith(("F8_", "F4"))), None)

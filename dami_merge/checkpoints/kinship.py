@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dami_merge.checkpoints.checkpoint import Checkpoint, TensorInfo
-from dami_merge.recipes.explanation import module_of
+from dami_merge.interpolation.module_kind import module_of
 
 if TYPE_CHECKING:
     import numpy as np

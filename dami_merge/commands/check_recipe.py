@@ -16,9 +16,9 @@ def check_recipe(output: Output, config: Path) -> int:
     """Check one recipe and say what a merge needs; returns 1 where its endpoints do not allow one."""
     from dami_merge.checkpoints.checkpoint import open_checkpoint
     from dami_merge.checkpoints.compatibility import compare
+    from dami_merge.forecast import look_ahead
     from dami_merge.recipes.recipe import load_recipe
     from dami_merge.recipes.recipe_advice import advise
-    from dami_merge.recipes.recipe_outlook import look_ahead
 
     recipe = load_recipe(config)
     instruct, thinking = open_checkpoint(recipe.instruct), open_checkpoint(recipe.thinking)

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dami_merge.interpolation.depth import Anatomy
+from dami_merge.interpolation.module_kind import module_of
 from dami_merge.interpolation.schedule import check_lambda
 from dami_merge.recipes.recipe import Recipe
 from dami_router.errors import MisuseError
 
-__all__ = ["Group", "grouped", "module_of", "resolve"]
-
-_MODULES = (
-    ("norm", re.compile(r"layernorm|layer_norm|ln_\d|\.norm\b|^norm\b")),
-    ("attention", re.compile(r"attn|attention")),
-    ("mlp", re.compile(r"mlp|ffn|feed_forward|experts|block_sparse_moe|\.fc\d|dense_")),
-    ("embeddings", re.compile(r"embed(?!_out\b)|\bw[tp]e\b")),
-    ("head", re.compile(r"lm_head|embed_out|\boutput\.weight$")),
-)
+__all__ = ["Group", "grouped", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -113,8 +105,3 @@ def _label(module: str, name: str, inside: dict[str, float]) -> str:
     if len(set(inside.values())) == 1:
         return module
     return f"{module} {name.removesuffix('.weight').removesuffix('.bias').rsplit('.', 1)[-1]}"
-
-
-def module_of(name: str) -> str:
-    """Return which kind of module a tensor belongs to: norm, attention, mlp, embeddings, head or other."""
-    return next((label for label, pattern in _MODULES if pattern.search(name)), "other")

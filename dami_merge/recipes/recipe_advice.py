@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dami_merge.checkpoints.checkpoint import Checkpoint
@@ -16,6 +16,7 @@ from dami_merge.recipes.recipe import Recipe
 __all__ = ["advise"]
 
 _ENDS_IN_DIGIT = re.compile(r"\.\d+$")
+_EMBEDDINGS = re.compile(r"(embed_tokens|word_embeddings|embeddings|wte)\.weight$")
 
 
 def advise(recipe: Recipe, instruct: Checkpoint) -> list[Finding]:
@@ -28,6 +29,7 @@ def advise(recipe: Recipe, instruct: Checkpoint) -> list[Finding]:
         *_filters(recipe, list(instruct.tensors)),
         *_path_filters(recipe, list(instruct.tensors)),
         *_dropped_generation_config(recipe, instruct),
+        *_resized_vocabulary(recipe, instruct),
         *_path(recipe.instruct),
         *_path(recipe.thinking),
         *_far_from_range(values),
@@ -94,10 +96,40 @@ def _dropped_generation_config(recipe: Recipe, instruct: Checkpoint) -> Iterator
         )  # fmt: skip
 
 
+def _resized_vocabulary(recipe: Recipe, instruct: Checkpoint) -> Iterator[Finding]:
+    data = recipe.document.data
+    tokenizer = data.get("tokenizer") if isinstance(data.get("tokenizer"), dict) else {}
+    key = "tokenizer" if tokenizer else "tokenizer_source"
+    source = tokenizer.get("source") if tokenizer else data.get("tokenizer_source")
+    rows = next((t.shape[0] for n, t in instruct.tensors.items() if _EMBEDDINGS.search(n) and t.shape), None)
+    tokens = _token_count(instruct)
+    if source != "base" or tokens is None or rows is None:
+        return
+    multiple = tokenizer.get("pad_to_multiple_of") or 1
+    made = -(-tokens // multiple) * multiple if isinstance(multiple, int) else tokens
+    if made != rows:
+        yield Finding(
+            "warning", "vocabulary_rows",
+            f"with `{key}` set to base, mergekit writes {made} rows of embeddings, one for each token; the endpoints"
+            f" have {rows}",
+            f"leave `{key}` out, and every row stays; `dami build` keeps them either way",
+        )  # fmt: skip
+
+
+def _token_count(side: Checkpoint) -> int | None:
+    data = side.read_json("tokenizer.json") or {}
+    model = data.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, Mapping) else None
+    if not isinstance(vocabulary, Mapping | list):
+        return None
+    names = {str(entry[0]) for entry in vocabulary} if isinstance(vocabulary, list) else set(map(str, vocabulary))
+    return len(names | {str(token.get("content")) for token in data.get("added_tokens") or ()})
+
+
 def _path(ref: ModelRef) -> Iterator[Finding]:
     if ref.path.startswith("~"):
         yield Finding(
-            "warning", "home_path", f"mergekit does not know `~`: it takes `{ref.path}` for a Hub id",
+            "warning", "home_path", f"mergekit does not expand `~`: it takes `{ref.path}` for a Hub id",
             f"write `{Path(ref.path).expanduser()}`",
         )  # fmt: skip
     # `./name` is no valid Hub id, which mergekit finds out without asking.

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from dami_merge.checkpoints.checkpoint import Checkpoint
 from dami_merge.checkpoints.compatibility import Finding
+from dami_merge.forecast.mergekit_table import architecture_file, has_architecture, is_installed
 from dami_merge.interpolation.depth import Anatomy
-from dami_merge.mergekit_table import architecture_file, has_architecture, is_installed
 from dami_merge.recipes.recipe import Recipe
 
 __all__ = ["MergekitForecast", "forecast_mergekit"]

@@ -10,7 +10,7 @@ from dami_merge.build.build_plan import make_plan
 from dami_merge.checkpoints.checkpoint import Checkpoint
 from dami_merge.checkpoints.compatibility import Finding
 from dami_merge.checkpoints.kinship import WeightGap, weight_gap
-from dami_merge.mergekit_forecast import MergekitForecast, forecast_mergekit
+from dami_merge.forecast.mergekit_forecast import MergekitForecast, forecast_mergekit
 from dami_merge.recipes.recipe import Recipe
 from dami_router.errors import DamiError
 
