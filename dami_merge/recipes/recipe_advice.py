@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from dami_merge.checkpoints.checkpoint import Checkpoint
 from dami_merge.checkpoints.findings import Finding
@@ -98,7 +99,8 @@ def _dropped_generation_config(recipe: Recipe, instruct: Checkpoint) -> Iterator
 
 def _resized_vocabulary(recipe: Recipe, instruct: Checkpoint) -> Iterator[Finding]:
     data = recipe.document.data
-    tokenizer = data.get("tokenizer") if isinstance(data.get("tokenizer"), dict) else {}
+    raw = data.get("tokenizer")
+    tokenizer: dict[str, Any] = raw if isinstance(raw, dict) else {}
     key = "tokenizer" if tokenizer else "tokenizer_source"
     source = tokenizer.get("source") if tokenizer else data.get("tokenizer_source")
     rows = next((t.shape[0] for n, t in instruct.tensors.items() if _EMBEDDINGS.search(n) and t.shape), None)
