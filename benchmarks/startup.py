@@ -1,12 +1,12 @@
-"""How long `dami` takes to start, and what the start-up hook costs every Python process.
+"""Time the start of `dami`, and measure what the start-up hook costs every Python process.
 
     python benchmarks/startup.py [--runs 20] [--json]
 
 Wall times are those of new processes with compiled bytecode (as after `pip install`), medians of
-interleaved runs. `dami check` reads a
-generated local pair with the layers, tensor names and vocabulary size of Qwen3-4B and small
-matrices. The hook is measured in bare virtual environments that differ in one .pth file. Exits 1
-where a budget is exceeded.
+interleaved runs. `dami check` reads a generated local pair with the layers, tensor names and
+vocabulary size of Qwen3-4B and small matrices. The hook is measured in bare virtual environments
+that differ only in the start-up files. They are copied from the installation that runs the
+benchmark: a wheel, an editable install or a checkout. Exits 1 if a budget is exceeded.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import dami_merge
 LAYERS, VOCABULARY = 36, 151_936
 _NEUTRAL = ("DAMI_NO_AUTOLOAD", "PYTHONDONTWRITEBYTECODE")
 PACKAGE = Path(dami_merge.__file__).parent
-HOOK = PACKAGE / "startup" / "dami_merge_autoload.pth"
+HOOK = ("dami_merge_autoload.pth", "dami_merge_autoload.start")
 _IMPORTED = re.compile(r"import time:\s+\d+ \|\s+(\d+) \| +dami_merge(?:\._autoload)?$", re.MULTILINE)
 
 
@@ -138,9 +138,21 @@ def bare_python(folder: Path, *, hooked: bool) -> str:
     (site,) = folder.glob("lib/python*/site-packages")
     shutil.copytree(PACKAGE, site / "dami_merge", ignore=shutil.ignore_patterns("__pycache__", "lab"))
     compileall.compile_dir(site / "dami_merge", quiet=1)
-    if hooked:
-        (site / HOOK.name).write_bytes(HOOK.read_bytes())
+    for name in HOOK if hooked else ():
+        shutil.copyfile(start_up_file(name), site / name)
     return str(folder / "bin" / "python")
+
+
+def start_up_file(name: str) -> Path:
+    """Return the path of a start-up file: in the sources, or beside the package, where a wheel puts it.
+
+    Raises SystemExit if it is in neither place.
+    """
+    places = [PACKAGE / "startup" / name, PACKAGE.parent / name]
+    for place in places:
+        if place.is_file():
+            return place
+    raise SystemExit(f"expected {name} at {places[0]} or {places[1]}, found neither; reinstall dami-merge")
 
 
 def import_time(python: str) -> float:

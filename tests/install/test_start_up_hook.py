@@ -99,6 +99,23 @@ def test_start_up_imports_next_to_nothing(tmp_path: Path, wheels: list[Path]) ->
     assert without.returncode == 0
 
 
+def test_the_benchmark_finds_the_hook_of_a_wheel(tmp_path: Path, wheels: list[Path]) -> None:
+    """In an environment with the wheel, `benchmarks/startup.py` makes a Python with the hook and one without."""
+    program = new_environment(tmp_path / "env", *wheels)
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); from pathlib import Path; import startup\n"
+        f"print(startup.PACKAGE)\n"
+        f"for hooked in (True, False): print(startup.bare_python(Path({str(tmp_path)!r}, str(hooked)), hooked=hooked))"
+    )
+    made = python(program, code)
+    assert made.returncode == 0, made.stderr
+    package, hooked, bare = made.stdout.splitlines()
+    assert Path(package).is_relative_to(tmp_path / "env")
+    finders = "import sys; print([type(finder).__module__ for finder in sys.meta_path])"
+    assert "dami_merge._autoload" in python(Path(hooked), finders).stdout
+    assert "dami_merge._autoload" not in python(Path(bare), finders).stdout
+
+
 def test_a_half_removed_package_stays_silent(tmp_path: Path, wheels: list[Path]) -> None:
     """With the package gone and the .pth left behind, Python starts without a word."""
     program = new_environment(tmp_path / "env", *wheels)
