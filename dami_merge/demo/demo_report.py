@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Sequence
+from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from dami_merge.demo.running import Demo, Routed
+from dami_merge.demo.running import PROBE_TOKENS, Demo, Routed
+from dami_router.evaluating.html_page import html_page, html_picture, html_table, html_text
 from dami_router.evaluating.plots import draw_frontier, render
 from dami_router.output import table
-from dami_router.rollouts.grid import Point, dominated
+from dami_router.rollouts.grid import Figure, Point, dominated
 from dami_router.shared.durable import write_atomically
 
 __all__ = ["as_dict", "as_text", "examples", "write_report"]
@@ -40,7 +40,11 @@ def as_dict(demo: Demo) -> dict[str, Any]:
         "wanted_mean_lambda": demo.mean_lambda,
         "max_lambda": demo.max_lambda,
         "tokens_of_thinking": demo.routed.tokens.mean / demo.static[-1].tokens.mean,
-        "accuracy_over_thinking": demo.routed.accuracy.mean - demo.static[-1].accuracy.mean,
+        "accuracy_over_thinking": demo.over_thinking.mean,
+        "accuracy_over_thinking_interval": [demo.over_thinking.low, demo.over_thinking.high],
+        "accuracy_over_mixing": demo.over_mixing and asdict(demo.over_mixing),
+        "exact_accuracy_over_mixing": demo.exact_over_mixing and asdict(demo.exact_over_mixing),
+        "probe_tokens": PROBE_TOKENS,
     }
 
 
@@ -84,25 +88,33 @@ def _rows(demo: Demo) -> list[tuple[str, ...]]:
 def _row(name: str, point: Point) -> tuple[str, ...]:
     accuracy = point.accuracy
     return (
-        name, f"{accuracy.mean:.1%}", f"{accuracy.low:.1%} – {accuracy.high:.1%}", f"{point.tokens.mean:.1f}",
-        f"{point.think_share:.0%}", f"{point.mean_lambda:.2f}",
+        name, f"{accuracy.mean:.1%}", f"{100 * accuracy.low:.1f}–{100 * accuracy.high:.1f}%",
+        f"{point.tokens.mean:.1f}", f"{point.think_share:.0%}", f"{point.mean_lambda:.2f}",
     )  # fmt: skip
 
 
 def _verdict(demo: Demo) -> str:
-    thinking = demo.static[-1]
-    gain = 100 * (demo.routed.accuracy.mean - thinking.accuracy.mean)
-    share = demo.routed.tokens.mean / thinking.tokens.mean
-    within = [point.accuracy.mean for point in demo.static if point.tokens.mean <= demo.routed.tokens.mean]
-    over = 100 * (demo.routed.accuracy.mean - max(within, default=0.0))
+    share = demo.routed.tokens.mean / demo.static[-1].tokens.mean
     return (
-        f"Routed against the best single λ of no more tokens: {over:+.1f} points of accuracy.\n"
-        f"Routed against the Thinking variant for every query: {gain:+.1f} points of accuracy at {share:.0%} of its"
-        f" tokens.\nλ(q) came from the Instruct variant's confidence in its own direct answer; no labels were used"
-        f" ({demo.calibration} other queries set the scale; wanted mean λ {demo.mean_lambda:g},"
-        f" largest {demo.max_lambda:g}).\nZero-shot takes the nearest variant of the table; exactly λ(q) was answered"
-        " by the live engine: two endpoints in memory, and every query of a batch at its own λ."
+        "Accuracy against the best random mixture of static variants at equal mean tokens:"
+        f" routed {_points(demo.over_mixing)}; exactly λ(q) {_points(demo.exact_over_mixing)}.\n"
+        "Accuracy against the Thinking variant for every query:"
+        f" routed {_points(demo.over_thinking)}, at {share:.0%} of its tokens.\n"
+        "Differences are in points, with 95 % bootstrap intervals paired by query; routed tokens include the probe"
+        f" ({PROBE_TOKENS} token per query).\n"
+        "λ(q) comes from the Instruct variant's confidence in its own direct answer. No labels are used:"
+        f" {demo.calibration} other queries set the scale (wanted mean λ {demo.mean_lambda:g}, largest"
+        f" {demo.max_lambda:g}).\n"
+        "Zero-shot routing takes the nearest variant of the table. Exactly λ(q) is answered by the live engine: two"
+        " endpoints in memory, every query of a batch at its own λ."
     )
+
+
+def _points(difference: Figure | None) -> str:
+    if difference is None:
+        return "not comparable (cheaper than every variant)"
+    mean, low, high = (100 * x for x in (difference.mean, difference.low, difference.high))
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _story(routed: Routed) -> str:
@@ -122,23 +134,12 @@ def _short(answer: str) -> str:
 
 
 def _page(demo: Demo, picture: bytes) -> str:
-    header = "".join(f"<th>{escape(cell)}</th>" for cell in _HEADER)
-    rows = "".join(_html_row(row) for row in _rows(demo))
+    verdict = "".join(map(html_text, _verdict(demo).splitlines()))
     stories = "".join(f"<pre>{escape(_story(story))}</pre>" for story in examples(demo))
-    image = base64.b64encode(picture).decode()
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>dami demo</title>'
-        "<style>body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#1d2733}"
-        "table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.3rem .9rem;text-align:right;"
-        "border-bottom:1px solid #dde3ea}td:first-child,th:first-child{text-align:left}pre{background:#f4f6f8;"
-        "padding:.8rem;white-space:pre-wrap;overflow-wrap:anywhere}img{max-width:100%}</style>"
-        f"<h1>dami demo</h1><p>{escape(_verdict(demo))}</p>"
-        f'<img alt="Accuracy against tokens" src="data:image/svg+xml;base64,{image}">'
-        f"<table><tr>{header}</tr>{rows}</table><h2>Three queries</h2>{stories}"
-        "<p>The pair is tiny (215,000 parameters, one-digit arithmetic); its figures say how the method behaves,"
-        " not how large it is on a real model. The estimator's form is ours, not the DAMI paper's.</p></html>\n"
+    return html_page(
+        "dami demo",
+        f"{verdict}{html_picture(picture, 'image/svg+xml', alt='Accuracy against tokens')}"
+        f"{html_table(_HEADER, _rows(demo), label='Accuracy and tokens')}<h2>Three queries</h2>{stories}"
+        "<p>The pair is tiny (215,000 parameters, one-digit arithmetic). Its figures show how the method behaves, not"
+        " how large the effect is on a real model. The estimator's form is ours, not the DAMI paper's.</p>",
     )
-
-
-def _html_row(cells: Sequence[str]) -> str:
-    return "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"

@@ -5,7 +5,9 @@
 3. Answer held-out queries on every variant, in this process, with Transformers.
 4. Estimate λ(q) without any training: probe the Instruct variant once, read how sure it is of
    its own direct answer, and map that to λ by a quantile map fitted on *other*, unlabelled queries.
-5. Send each query to the nearest variant, and compare with every static λ and with the oracle.
+5. Send each query to the nearest variant, and compare with every static λ, with the best random
+   mixture of them at equal tokens, and with the oracle. The probe's token counts as a token of
+   the routed answer.
 6. Answer all queries in one batch of the live engine, each at exactly its λ(q): two endpoints in
    memory, and nothing merged.
 
@@ -24,16 +26,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from dami_merge.lab import LabQuery, copy_pair, draw_queries
 from dami_router.choosing.policy import nearest
 from dami_router.estimators.quantile import QuantileMap
+from dami_router.evaluating.scores import over_mixing
 from dami_router.rollouts.gathering import grid_of
-from dami_router.rollouts.grid import Point
+from dami_router.rollouts.grid import Figure, Grid, Point, figure
 from dami_router.rollouts.records import Rollout
 
-__all__ = ["LAMBDAS", "Demo", "Routed", "run_demo"]
+__all__ = ["LAMBDAS", "PROBE_TOKENS", "Demo", "Routed", "run_demo"]
 
 LAMBDAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+PROBE_TOKENS = 1
+"""Tokens that Instruct generates for each query before it is routed."""
 
 
 class Say(Protocol):
@@ -61,7 +68,10 @@ class Routed:
 class Demo:
     """Everything that the demo found out; `static` has one point for each λ of `lambdas`.
 
-    `routed` takes the nearest of these variants, `exact` λ(q) itself, on the live engine.
+    `routed` takes the nearest of these variants, `exact` λ(q) itself, on the live engine; the tokens of both include
+    the probe's. `over_mixing` and `exact_over_mixing` are their accuracy minus that of the best random mixture of
+    static variants at equal mean tokens, None below the cheapest variant; `over_thinking` is the routed accuracy
+    minus Thinking's.
     """
 
     lambdas: tuple[float, ...]
@@ -69,6 +79,9 @@ class Demo:
     routed: Point
     exact: Point
     oracle: Point
+    over_mixing: Figure | None
+    exact_over_mixing: Figure | None
+    over_thinking: Figure
     queries: tuple[Routed, ...]
     calibration: int
     mean_lambda: float
@@ -140,12 +153,13 @@ def _answers(model: Any, queries: Sequence[LabQuery], lambda_: float) -> list[Ro
 def _confidence(model: Any, queries: Sequence[LabQuery]) -> list[float]:
     from dami_merge.lab.answering import probe
 
-    return [answer.direct for answer in probe(model, [query.text for query in queries], tokens=1)]
+    return [answer.direct for answer in probe(model, [query.text for query in queries], tokens=PROBE_TOKENS)]
 
 
 def _routed(
-    rollouts: list[Rollout], queries: Sequence[LabQuery], confidences: list[float], fitted: QuantileMap, exact: Point
-) -> Demo:
+    rollouts: list[Rollout], queries: Sequence[LabQuery], confidences: list[float], fitted: QuantileMap,
+    exact: Sequence[Rollout],
+) -> Demo:  # fmt: skip
     grid = grid_of(rollouts)
     cells = {(r.query_id, r.lambda_): r for r in rollouts}
     estimates = [fitted(confidence) for confidence in confidences]
@@ -154,17 +168,31 @@ def _routed(
         Routed(q, c, e, x, cells[q.id, x], cells[q.id, grid.lambdas[0]], cells[q.id, grid.lambdas[-1]])
         for q, c, e, x in zip(queries, confidences, estimates, choice, strict=True)
     )
+    point, over = _scored(grid, [r.rollout for r in routed])
+    exact_point, exact_over = _scored(grid, exact)
     return Demo(
         lambdas=grid.lambdas,
         static=tuple(grid.static(x) for x in grid.lambdas),
-        routed=grid.routed(choice),
-        exact=exact,
+        routed=point,
+        exact=exact_point,
         oracle=grid.routed(grid.oracle()),
+        over_mixing=over,
+        exact_over_mixing=exact_over,
+        over_thinking=figure(np.array([r.rollout.correct - r.thinking.correct for r in routed])),
         queries=routed,
         calibration=len(fitted.scores),
         mean_lambda=fitted.mean_lambda,
         max_lambda=fitted.max_lambda,
     )
+
+
+def _scored(grid: Grid, answers: Sequence[Rollout]) -> tuple[Point, Figure | None]:
+    """Return the point of routed answers, one a query, with the probe's tokens; and its accuracy over mixing."""
+    correct = np.array([a.correct for a in answers], dtype=np.float64)
+    tokens = np.array([a.tokens + PROBE_TOKENS for a in answers], dtype=np.float64)
+    think, lambda_ = np.mean([bool(a.think) for a in answers]), np.mean([a.lambda_ for a in answers])
+    point = Point(figure(correct), figure(tokens), float(think), float(lambda_))
+    return point, over_mixing(grid, correct, tokens)
 
 
 def _shown(items: Sequence[float], unit: str) -> Iterator[float]:

@@ -16,6 +16,8 @@ from dami_merge.lab import LabQuery
 from dami_router.rollouts.grid import Figure, Point
 from dami_router.rollouts.records import Rollout
 
+ENDS = ("instruct", "thinking")
+
 
 def dami(*arguments: object) -> subprocess.CompletedProcess[str]:
     program = Path(sys.executable).with_name("dami")
@@ -31,7 +33,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
 
 
 def test_the_demo_shows_what_routing_does(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    """Accuracy and tokens grow from λ=0 to λ=1, routing beats the variants of its cost, the oracle beats all."""
+    """Accuracy and tokens grow from λ=0 to λ=1, routing beats mixtures of its cost, the oracle beats all."""
     out, done = finished
     assert done.returncode == 0, done.stderr[-2000:]
     data = json.loads(done.stdout)
@@ -41,8 +43,8 @@ def test_the_demo_shows_what_routing_does(finished: tuple[Path, subprocess.Compl
     assert last["tokens"]["mean"] > 5 * first["tokens"]["mean"]
     routed = data["routed"]
     assert routed["tokens"]["mean"] < 0.6 * last["tokens"]["mean"]
-    cheaper = [p["accuracy"]["mean"] for p in data["static"] if p["tokens"]["mean"] <= routed["tokens"]["mean"]]
-    assert routed["accuracy"]["mean"] > max(cheaper)
+    over = data["accuracy_over_mixing"]
+    assert 0 < over["low"] < over["mean"] < over["high"]
     # The live engine answers at λ(q) itself, between the variants: about as well, at about the same cost.
     exact = data["exact"]
     assert abs(exact["mean_lambda"] - data["wanted_mean_lambda"]) < 0.05
@@ -50,6 +52,24 @@ def test_the_demo_shows_what_routing_does(finished: tuple[Path, subprocess.Compl
     assert abs(exact["accuracy"]["mean"] - routed["accuracy"]["mean"]) < 0.08
     assert data["oracle"]["accuracy"]["mean"] >= max(p["accuracy"]["mean"] for p in data["static"])
     assert {p.name for p in out.iterdir()} >= {"report.html", "frontier.png", "recipe.yml", "variants", "lab"}
+
+
+def test_the_probe_is_part_of_the_routed_cost(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    """If every query goes to λ=0, routing costs one token more than that variant, and gains nothing over mixing."""
+    from dami_merge.demo.running import PROBE_TOKENS, _scored
+    from dami_merge.lab import draw_queries
+    from dami_merge.lab.rolling_out import roll_out
+    from dami_merge.lab.tiny_model import load_endpoint
+    from dami_router.rollouts.gathering import grid_of
+
+    out, _ = finished
+    queries = draw_queries("test", 40)
+    answers = {x: roll_out(load_endpoint(out / "lab" / end), queries, x, end) for x, end in enumerate(ENDS)}
+    grid = grid_of([*answers[0], *answers[1]])
+    point, over = _scored(grid, answers[0])
+    assert point.tokens.mean == pytest.approx(grid.static(0.0).tokens.mean + PROBE_TOKENS)
+    assert over is not None
+    assert over.mean <= 0
 
 
 def test_the_demo_refuses_what_no_lambda_can_give(tmp_path: Path) -> None:
@@ -128,6 +148,9 @@ def demo() -> Demo:
         routed=point(0.85, 15, 0.3),
         exact=point(0.86, 14, 0.31),
         oracle=point(0.95, 10, 0.2),
+        over_mixing=Figure(0.0507, 0.031, 0.07),
+        exact_over_mixing=None,
+        over_thinking=Figure(0.06, -0.01, 0.13),
         queries=(
             story("1+1=", 0.0, True, True, True),
             story("1+1+0=", 0.0, True, True, True),
@@ -144,15 +167,20 @@ def test_the_report_tells_the_table_and_the_stories(demo: Demo, tmp_path: Path) 
     """Text, JSON and HTML carry the same figures; a dominated variant is named; intervals are shown."""
     text = as_text(demo)
     assert "λ = 1 (dominated)" in text
-    assert "+6.0 points of accuracy at 25% of its tokens" in text
+    assert "best random mixture of static variants at equal mean tokens: routed +5.1 [+3.1, +7.0]" in text
+    assert "exactly λ(q) not comparable" in text
+    assert "Thinking variant for every query: routed +6.0 [-1.0, +13.0], at 25% of its tokens" in text
     assert [r.query.text for r in examples(demo)] == ["1+1+0=", "9<1=", "5>2<1="]
     data = as_dict(demo)
     assert [p["dominated"] for p in data["static"]] == [False, False, True]
     assert data["accuracy_over_thinking"] == pytest.approx(0.06)
+    assert data["accuracy_over_mixing"] == {"mean": 0.0507, "low": 0.031, "high": 0.07}
+    assert data["exact_accuracy_over_mixing"] is None
     assert data["exact"]["accuracy"]["mean"] == 0.86
     assert "exactly λ(q), live" in text
     html, picture = (p.read_bytes() for p in sorted(write_report(demo, tmp_path), key=lambda p: p.suffix != ".html"))
     assert b"9&lt;1=" in html
     assert b"<think>" not in html
+    assert "<span>+5.1 [+3.1, +7.0]</span>" in html.decode()
     assert picture.startswith(b"\x89PNG")
     assert not list(tmp_path.glob("*.partial"))

@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dami_router.evaluating.plots import draw_sweep, render
-from dami_router.evaluating.scores import apgr, cost_curve, cpt, frontier, mixing_at, pareto_distance, saving_at
+from dami_router.evaluating.scores import (
+    apgr,
+    cost_curve,
+    cpt,
+    frontier,
+    mixing_at,
+    over_mixing,
+    pareto_distance,
+    saving_at,
+)
 from dami_router.rollouts.gathering import grid_of
 from dami_router.rollouts.grid import Figure, Grid, Point, dominated, figure
 from dami_router.rollouts.records import Rollout, read_rollouts
@@ -111,6 +120,45 @@ def test_costs_of_a_worked_example() -> None:
     assert saving_at(curve, 1.0, 10.0) == pytest.approx(0.4)
     assert saving_at(curve, 1.1, 10.0) is None
     assert saving_at(curve, 1.0, 0.0) is None
+
+
+def test_a_static_variant_is_its_own_mixture() -> None:
+    """On the frontier the difference is 0 with an interval below or at 0, since each resample has a new frontier."""
+    made = grid(*[((0, 2), (1, 10))] * 6, *[((1, 2), (1, 10))] * 4)
+    found = over_mixing(made, made.correct[:, 0], made.tokens[:, 0])
+    assert found is not None
+    assert (found.mean, found.low, found.high) == pytest.approx((0.0, 0.0, 0.0), abs=1e-12)
+
+
+def test_over_mixing_of_a_worked_example() -> None:
+    """Half the queries need the expensive variant: choosing right has 1.0 where a coin has 0.75, at equal tokens."""
+    made = grid(*[((0, 2), (1, 10)), ((1, 2), (1, 10))] * 50)
+    correct, tokens = np.ones(100), np.where(np.arange(100) % 2, 2.0, 10.0)
+    found = over_mixing(made, correct, tokens)
+    assert found is not None
+    assert found.mean == pytest.approx(0.25)
+    # With w the resampled share of hard queries, the difference is w(1 − w): close to ¼, and never above.
+    assert 0.23 < found.low <= found.high <= 0.25 + 1e-9
+    # Paid with 2 more tokens a query, a mixture may spend them too: it has 0.5 + 0.5 · 6/8.
+    dearer = over_mixing(made, correct, tokens + 2)
+    assert dearer is not None
+    assert dearer.mean == pytest.approx(0.125)
+
+
+@given(seed=SEEDS)
+@settings(max_examples=20)
+def test_over_mixing_is_the_distance_straight_up(seed: int) -> None:
+    """Its mean is the accuracy minus `mixing_at`; below the cheapest variant there is none."""
+    made = random_grid(seed)
+    rng = np.random.default_rng(seed)
+    correct, tokens = rng.random(len(made.queries)), rng.integers(0, 50, len(made.queries)) * 1.0
+    found, mixing = over_mixing(made, correct, tokens), mixing_at(made, float(tokens.mean()))
+    if mixing is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert found.mean == pytest.approx(float(correct.mean()) - mixing)
+        assert found.low <= found.high
 
 
 def test_intervals_are_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

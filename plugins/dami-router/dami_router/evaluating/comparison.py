@@ -22,7 +22,7 @@ from dami_router.estimators.estimator import Estimator
 from dami_router.estimators.preference import Preference
 from dami_router.estimators.query import Query
 from dami_router.estimators.training import TrainingSettings, evidence_of, train, utility
-from dami_router.evaluating.scores import apgr, cost_curve, cpt, mixing_at, pareto_distance, saving_at
+from dami_router.evaluating.scores import apgr, cost_curve, cpt, mixing_at, over_mixing, pareto_distance, saving_at
 from dami_router.rollouts.folds import fingerprint, folds_of
 from dami_router.rollouts.grid import Figure, Grid, Point, dominated, figure
 
@@ -148,13 +148,15 @@ def _metrics(
     accuracy, tokens = point.accuracy.mean, point.tokens.mean
     means, thinking = grid.correct.mean(axis=0), float(grid.tokens[:, -1].mean())
     columns = [grid.lambdas.index(x) for x in choice]
-    gain = grid.correct[np.arange(len(columns)), columns] - grid.correct[:, -1]
-    mixing = mixing_at(grid, tokens)
+    rows = np.arange(len(columns))
+    correct, gain = grid.correct[rows, columns], grid.correct[rows, columns] - grid.correct[:, -1]
+    over = over_mixing(grid, correct, grid.tokens[rows, columns])
     out: dict[str, Any] = {
         "over_largest_lambda": asdict(figure(gain)),
         "tokens_of_largest_lambda": tokens / thinking if thinking else None,
-        "random_mixing_accuracy": mixing,
-        "over_random_mixing": None if mixing is None else accuracy - mixing,
+        "random_mixing_accuracy": mixing_at(grid, tokens),
+        "over_random_mixing": None if over is None else over.mean,
+        "over_random_mixing_interval": None if over is None else [over.low, over.high],
         "perf_gain": accuracy - float(means.max()),
         "cost_save": saving_at(curve, float(means[-1]), thinking),
         "pareto_dist": pareto_distance(grid, accuracy, tokens),

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dami_router.choosing.policy import nearest
-from dami_router.rollouts.grid import Grid
+from dami_router.rollouts.grid import Figure, Grid, resample_count
 
-__all__ = ["apgr", "cost_curve", "cpt", "frontier", "mixing_at", "pareto_distance", "saving_at"]
+__all__ = ["apgr", "cost_curve", "cpt", "frontier", "mixing_at", "over_mixing", "pareto_distance", "saving_at"]
 
 Floats = NDArray[np.float64]
 
@@ -53,7 +53,11 @@ def _recovered(score: Floats, weak: Floats, strong: Floats) -> Floats | None:
 
 def frontier(grid: Grid) -> tuple[Floats, Floats]:
     """Return tokens and accuracy of the corners of what static variants and random mixtures of them reach at best."""
-    points = sorted(zip(grid.tokens.mean(axis=0), -grid.correct.mean(axis=0), strict=True))
+    return _hull(grid.tokens.mean(axis=0), grid.correct.mean(axis=0))
+
+
+def _hull(cost: Floats, accuracy: Floats) -> tuple[Floats, Floats]:
+    points = sorted(zip(cost, -accuracy, strict=True))
     hull: list[tuple[float, float]] = []
     for tokens, loss in points:
         if hull and -loss <= hull[-1][1]:
@@ -69,6 +73,27 @@ def mixing_at(grid: Grid, tokens: float) -> float | None:
     """Return the accuracy of the best random mixture of static variants at a mean cost; None below the cheapest."""
     x, y = frontier(grid)
     return float(np.interp(tokens, x, y)) if tokens >= x[0] - 1e-9 else None
+
+
+def over_mixing(grid: Grid, correct: Floats, tokens: Floats) -> Figure | None:
+    """Return a choice's accuracy minus that of the best mixture of static variants at equal mean tokens.
+
+    `correct` and `tokens` have one value for each query of the grid; tokens include what the choice itself cost, such
+    as a probe. The 95 % interval is a paired percentile bootstrap: every resample of the queries gives a new accuracy,
+    new mean tokens and a new frontier. None if the choice costs less than the cheapest variant.
+    """
+    mixing = mixing_at(grid, float(tokens.mean()))
+    if mixing is None:
+        return None
+    n, rng = len(correct), np.random.default_rng(0)
+    means = []
+    for _ in range(resample_count(n)):
+        weight = np.bincount(rng.integers(0, n, size=n), minlength=n) / n
+        x, y = _hull(weight @ grid.tokens, weight @ grid.correct)
+        # Below the cheapest variant, interp takes the cheapest variant's accuracy.
+        means.append(float(weight @ correct - np.interp(weight @ tokens, x, y)))
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Figure(float(correct.mean()) - mixing, float(low), float(high))
 
 
 def pareto_distance(grid: Grid, accuracy: float, tokens: float) -> float:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-__all__ = ["Figure", "Grid", "Point", "dominated", "figure"]
+__all__ = ["Figure", "Grid", "Point", "dominated", "figure", "resample_count"]
 
 _RESAMPLES = 2000
 _FEWEST = 200
@@ -120,7 +120,7 @@ def figure(values: Floats) -> Figure:
 
     n = len(values)
     rng = np.random.default_rng(0)
-    resamples = min(_RESAMPLES, max(_FEWEST, _PICKS // n))
+    resamples = resample_count(n)
     block = max(1, _BLOCK // n)
     means = np.concatenate(
         [
@@ -130,3 +130,8 @@ def figure(values: Floats) -> Figure:
     )
     low, high = np.quantile(means, [0.025, 0.975])
     return Figure(float(values.mean()), float(low), float(high))
+
+
+def resample_count(queries: int) -> int:
+    """Return how many resamples of this many queries an interval takes."""
+    return min(_RESAMPLES, max(_FEWEST, _PICKS // queries))
