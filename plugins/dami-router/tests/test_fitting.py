@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dami_router.calibration.costs import LambdaCost
-from dami_router.calibration.fitting import Fitted, Sample, Wish, fit
+from dami_router.calibration.fitting import Fitted, Sample, WantedMean, fit
 from dami_router.errors import MisuseError
 from dami_router.estimators.quantile import QuantileMap
 
@@ -29,9 +29,9 @@ def any_lambda(lambda_: float, draw: float) -> float:
     return lambda_
 
 
-def lambda_wish(mean: float, largest: float = 1.0) -> Wish:
+def lambda_wish(mean: float, largest: float = 1.0) -> WantedMean:
     """Return a wish for a mean λ."""
-    return Wish("lambda", mean, largest)
+    return WantedMean("lambda", mean, largest)
 
 
 class Watched:
@@ -147,7 +147,7 @@ def test_the_rule_sees_each_query_s_own_draw() -> None:
 
 def test_of_maps_that_meet_the_wish_alike_the_one_with_the_smallest_lambda_is_taken() -> None:
     """Where every λ costs the same, there is no reason to think harder."""
-    found = fit("instruct", samples(100), Wish("tokens", 7.0, 0.8), lambda query, lambda_: 7.0, any_lambda)
+    found = fit("instruct", samples(100), WantedMean("tokens", 7.0, 0.8), lambda query, lambda_: 7.0, any_lambda)
     assert found.map.mean_lambda <= 0.8 / 800
     assert (found.fitted, found.mean, found.low, found.high, found.reach) == (7.0, 7.0, 7.0, 7.0, (7.0, 7.0))
 
@@ -155,7 +155,7 @@ def test_of_maps_that_meet_the_wish_alike_the_one_with_the_smallest_lambda_is_ta
 @pytest.mark.parametrize(("wish", "mean_lambda"), [(-5.0, 0.0), (50.0, 1.0)])
 def test_a_wish_beyond_reach_gives_the_nearest_end(wish: float, mean_lambda: float) -> None:
     """The reach is from about the cost at λ=0 to that at the largest, and `fitted` is the end of it."""
-    found = fit("instruct", samples(200), Wish("tokens", wish, 1.0), lambda query, x: 10 * x, any_lambda)
+    found = fit("instruct", samples(200), WantedMean("tokens", wish, 1.0), lambda query, x: 10 * x, any_lambda)
     assert found.map.mean_lambda == pytest.approx(mean_lambda, abs=1 / 750)
     assert found.reach == pytest.approx((0.0, 10.0), abs=0.3)
     assert found.fitted == found.reach[0 if wish < 0 else 1]
@@ -192,7 +192,7 @@ def test_many_values_are_shown_by_tenths() -> None:
 def test_a_report_is_json_without_the_scores() -> None:
     """Everything but the map, under the names that `dami calibrate --json` prints."""
     shares, reach = ((0.0, 0.25), (1.0, 0.75)), (0.125, 0.75)
-    wish = Wish("tokens", 9.0, 0.8)
+    wish = WantedMean("tokens", 9.0, 0.8)
     made = Fitted("entropy", QuantileMap((0.1,), 0.5), wish, 14, 8.5, 6, 8.0, 7.0, 9.5, 0.375, shares, reach)
     assert json.loads(json.dumps(made.as_dict())) == {
         "form": "entropy", "unit": "tokens", "wish": 9.0, "max_lambda": 0.8, "fitted_on": 14, "fitted": 8.5,

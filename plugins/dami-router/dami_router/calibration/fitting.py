@@ -13,7 +13,7 @@ from dami_router.errors import MisuseError
 from dami_router.estimators.calibrated import Form
 from dami_router.estimators.quantile import QuantileMap
 
-__all__ = ["Fitted", "Rule", "Sample", "Wish", "fit"]
+__all__ = ["Fitted", "Rule", "Sample", "WantedMean", "fit"]
 
 Rule = Callable[[float, float], float]
 """From λ(q) and a draw in [0, 1) to the λ of the variant that answers."""
@@ -36,7 +36,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Wish:
+class WantedMean:
     """The wanted mean, of λ or of tokens, and the largest λ that may be given."""
 
     unit: Unit
@@ -50,7 +50,7 @@ class Fitted:
 
     form: Form
     map: QuantileMap
-    wish: Wish
+    wish: WantedMean
     fitted_on: int
     fitted: float
     held_out: int
@@ -71,7 +71,9 @@ class Fitted:
         }  # fmt: skip
 
 
-def fit(form: Form, samples: Sequence[Sample], wish: Wish, cost: Cost, rule: Rule, held_out: float = 0.3) -> Fitted:
+def fit(
+    form: Form, samples: Sequence[Sample], wish: WantedMean, cost: Cost, rule: Rule, held_out: float = 0.3
+) -> Fitted:
     """Fit on a part of the queries and check on the rest; which is which depends on the queries alone.
 
     Raises MisuseError for too few queries, or a wish that has no meaning.

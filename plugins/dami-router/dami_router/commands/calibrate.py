@@ -129,7 +129,7 @@ class _Run:
     def wish(self, unit: Unit, mean: float, max_lambda: float | None, rollouts: Path | None) -> None:
         """Check what is wanted against what is served, before anything is asked."""
         from dami_router.calibration.costs import LambdaCost, tokens_of_rollouts, tokens_of_variants
-        from dami_router.calibration.fitting import Wish
+        from dami_router.calibration.fitting import WantedMean
         from dami_router.calibration.served_lambda import largest, rule_of
         from dami_router.messages.pinning import LIVE
         from dami_router.rollouts.records import read_rollouts
@@ -137,7 +137,7 @@ class _Run:
         top = max_lambda or largest(self._router)
         if unit == "lambda" and mean >= top:
             raise MisuseError(f"--mean-lambda {mean:g} is not below the largest λ, {top:g}")
-        self._wish, self._rule = Wish(unit, mean, top), rule_of(self._router)
+        self._wish, self._rule = WantedMean(unit, mean, top), rule_of(self._router)
         self._cost: Cost = LambdaCost()
         if unit == "tokens":
             between = bool(self._router.fleet.of(LIVE))

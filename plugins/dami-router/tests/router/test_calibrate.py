@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dami_router.calibration.costs import LambdaCost, TokenCosts, tokens_of_rollouts
-from dami_router.calibration.fitting import Rule, Sample, Wish, fit
+from dami_router.calibration.fitting import Rule, Sample, WantedMean, fit
 from dami_router.calibration.probe_journal import journal
 from dami_router.choosing.policy import nearest
 from dami_router.config.router_yml import parse_config
@@ -47,7 +47,7 @@ def among(*lambdas: float) -> Rule:
 def test_a_wanted_mean_lambda_is_met_on_queries_not_fitted_on(share: float, lambdas: tuple[float, ...]) -> None:
     """The variants that answer have the wanted mean λ, within sampling, whatever the family's λ values are."""
     top = max(lambdas)
-    wish = Wish("lambda", share * top, top)
+    wish = WantedMean("lambda", share * top, top)
     found = fit("instruct", samples(600), wish, LambdaCost(), among(*lambdas))
     assert found.fitted == pytest.approx(wish.mean, abs=0.02)
     assert found.mean == pytest.approx(wish.mean, abs=0.13)
@@ -60,7 +60,7 @@ def test_a_wanted_mean_lambda_is_met_on_queries_not_fitted_on(share: float, lamb
 def test_tokens_need_not_grow_with_lambda() -> None:
     """A wish in tokens is met by measured tokens, also where a larger λ is cheaper than the smallest."""
     costs = TokenCosts({0.0: 15.0, 0.5: 11.0, 1.0: 23.0})
-    found = fit("instruct", samples(600), Wish("tokens", 17.0, 1.0), costs, among(0.0, 0.5, 1.0))
+    found = fit("instruct", samples(600), WantedMean("tokens", 17.0, 1.0), costs, among(0.0, 0.5, 1.0))
     assert found.fitted == pytest.approx(17.0, abs=0.2)
     assert found.mean == pytest.approx(17.0, abs=1.0)
 
@@ -78,7 +78,7 @@ def test_each_query_costs_its_own_tokens_where_they_are_known() -> None:
 def test_a_wish_out_of_reach_is_told_with_what_can_be_had() -> None:
     """The nearest that can be had is taken, and its range is known."""
     found = fit(
-        "instruct", samples(100), Wish("tokens", 500.0, 1.0), TokenCosts({0.0: 2.0, 1.0: 60.0}), among(0.0, 1.0)
+        "instruct", samples(100), WantedMean("tokens", 500.0, 1.0), TokenCosts({0.0: 2.0, 1.0: 60.0}), among(0.0, 1.0)
     )
     assert found.fitted == found.reach[1]
     assert 2.0 <= found.reach[0] < found.reach[1] <= 60.0
@@ -88,7 +88,8 @@ def test_which_queries_are_held_out_depends_on_the_queries_alone() -> None:
     """Another order of the same queries gives the same map."""
     some = samples(200)
     first, second = (
-        fit("instruct", part, Wish("lambda", 0.3, 1.0), LambdaCost(), among(0.0, 1.0)) for part in (some, some[::-1])
+        fit("instruct", part, WantedMean("lambda", 0.3, 1.0), LambdaCost(), among(0.0, 1.0))
+        for part in (some, some[::-1])
     )
     assert first == second
 
@@ -96,7 +97,7 @@ def test_which_queries_are_held_out_depends_on_the_queries_alone() -> None:
 def test_too_few_queries_are_refused() -> None:
     """A map of a handful of queries would be noise."""
     with pytest.raises(MisuseError, match="at least 20"):
-        fit("instruct", samples(19), Wish("lambda", 0.3, 1.0), LambdaCost(), among(0.0, 1.0))
+        fit("instruct", samples(19), WantedMean("lambda", 0.3, 1.0), LambdaCost(), among(0.0, 1.0))
 
 
 def test_a_journal_goes_on_after_a_crash_and_refuses_other_settings(tmp_path: Path) -> None:
