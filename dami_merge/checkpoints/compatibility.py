@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from dami_merge.checkpoints.checkpoint import Checkpoint
+from dami_merge.checkpoints.config_comparison import differing_settings
 from dami_merge.checkpoints.findings import Finding, few
 from dami_merge.checkpoints.kinship import relative_distance
 from dami_merge.checkpoints.matching import Matching, match, shares_head
@@ -44,21 +45,13 @@ def _architecture(instruct: Checkpoint, thinking: Checkpoint) -> Iterator[Findin
                 f"{key} differ: instruct has {_short(a)}, thinking {_short(b)}; expected one architecture",
             )  # fmt: skip
             return
-    for key in (
-        "rope_theta",
-        "rope_scaling",
-        "rope_parameters",
-        "rms_norm_eps",
-        "hidden_act",
-        "sliding_window",
-    ):
-        a, b = instruct.config.get(key), thinking.config.get(key)
-        if a != b:
-            yield Finding(
-                "warning", "config",
-                f"config.json: {key} differ: instruct has {_short(a)}, thinking {_short(b)}",
-                "every variant carries Instruct's config; the Thinking end then runs with Instruct's value",
-            )  # fmt: skip
+    for found in differing_settings(instruct.config, thinking.config):
+        yield Finding(
+            "warning", "config",
+            f"config.json: {found.place} differs: {_short(found.instruct)} in instruct,"
+            f" {_short(found.thinking)} in thinking",
+            "every variant gets Instruct's config, so Thinking's weights run with Instruct's value at λ = 1 too",
+        )  # fmt: skip
 
 
 def _quantised(side: Checkpoint) -> Iterator[Finding]:
@@ -175,4 +168,4 @@ def _same_files(instruct: Checkpoint, thinking: Checkpoint) -> bool:
 
 
 def _short(value: object) -> str:
-    return str(value)[:80]
+    return "absent" if value is None else str(value)[:80]

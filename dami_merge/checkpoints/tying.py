@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from dami_merge.checkpoints.config_comparison import as_transformers_reads_it
+
 __all__ = ["embeddings_of", "heads", "ties", "untied"]
 
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|head)\.weight$|^output\.weight$")
@@ -47,9 +49,9 @@ def ties(config: Mapping[str, Any]) -> bool:
     nested = [part for key in _NESTED if isinstance(part := config.get(key), Mapping)]
     if len(flags) == 1 and not nested:
         return flags[0]
-    known = _as_transformers_reads_it(config)
+    known = as_transformers_reads_it(config)
     if known is not None:
-        return known
+        return bool(getattr(known, "tie_word_embeddings", False))
     inner = [flag for part in nested for key in _FLAGS if isinstance(flag := part.get(key), bool)]
     return next(iter([*flags, *inner]), False)
 
@@ -66,16 +68,3 @@ def untied(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _shared(a: str, b: str) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def _as_transformers_reads_it(config: Mapping[str, Any]) -> bool | None:
-    kind = config.get("model_type")
-    if not isinstance(kind, str):
-        return None
-    try:
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-        made = CONFIG_MAPPING[kind].from_dict({k: v for k, v in config.items() if k != "auto_map"})
-    except Exception:  # unknown to Transformers, or refused by it: the flags are all there is
-        return None
-    return bool(getattr(made, "tie_word_embeddings", False))
