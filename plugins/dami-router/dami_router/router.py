@@ -272,7 +272,10 @@ class Router:
             replica.outstanding -= 1
             breaker.abandoned()
             raise
-        breaker.succeeded()
+        if reply.stream:
+            breaker.began()
+        else:
+            breaker.succeeded()
         return reply
 
     def _failed(self, replica: Replica, why: str) -> None:

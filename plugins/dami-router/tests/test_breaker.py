@@ -100,6 +100,24 @@ def test_by_default_five_failures_open_it_for_five_seconds_of_real_time() -> Non
     assert (breaker.failures, breaker.open_s) == (5, 5.0)
 
 
+def test_a_stream_that_has_begun_closes_it_and_keeps_the_count() -> None:
+    """Others may be sent at once; where the stream breaks, the failures before it still count."""
+    breaker, clock = opened(failures=3)
+    clock.now += 5.0
+    breaker.start()
+    breaker.began()
+    assert (breaker.state, breaker.ready) == ("closed", True)
+    breaker.failed()
+    assert breaker.state == "open"
+    fresh = Breaker(3, 5.0, Clock())
+    for _ in range(3):
+        assert fresh.state == "closed"
+        fresh.start()
+        fresh.began()
+        fresh.failed()
+    assert fresh.state == "open"
+
+
 DEEDS = st.lists(st.sampled_from(["fail", "succeed", "abandon", "wait"]), max_size=60)
 
 

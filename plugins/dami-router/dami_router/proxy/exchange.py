@@ -62,7 +62,9 @@ class Exchange:
         shape = self._request.shape
         whole = await relay(send, reply, headers, shape, tokens, self._rewrite(answered))
         self.done = True
-        if not whole:
+        if whole:
+            answered.replica.breaker.succeeded()
+        else:
             self._metrics.broken(variant.id)
             self._router.broke(answered)
         count = tokens.result() if reply.status == 200 else None

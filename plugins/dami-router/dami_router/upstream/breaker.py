@@ -41,6 +41,10 @@ class Breaker:
         if self._opened is not None:
             self._trial = True
 
+    def began(self) -> None:
+        """Close for now: a stream has begun. The failures before it count until it has succeeded."""
+        self._opened, self._trial = None, False
+
     def succeeded(self) -> None:
         """Close the breaker: the replica answers."""
         self._failed, self._opened, self._trial = 0, None, False
