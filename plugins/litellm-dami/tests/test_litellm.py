@@ -19,6 +19,7 @@ import openai
 import pytest
 from fakes.loop import Loop
 from fakes.upstream import Call, Upstream, chat, plain, send
+from fakes.waiting import until
 from fakes.world import World
 
 import litellm_dami
@@ -146,15 +147,16 @@ def environment(folder: Path) -> dict[str, str]:
 
 def wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     """Wait until LiteLLM answers; its import alone takes many seconds."""
-    end = time.monotonic() + 180
-    while True:
-        assert process.poll() is None, log.read_text(errors="replace")[-4000:]
-        assert time.monotonic() < end, "LiteLLM did not start"
+
+    def alive() -> bool:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/liveliness", timeout=5):
-                return
+                return True
         except OSError:
-            time.sleep(0.2)
+            return False
+
+    until(lambda: process.poll() is not None or alive(), limit=180, pause=0.2)
+    assert process.poll() is None, log.read_text(errors="replace")[-4000:]
 
 
 ROUTER = (EXAMPLE / "router.yml").read_text()
@@ -275,15 +277,6 @@ def seen(folder: Path) -> list[dict[str, Any]]:
     """Return what the recorder wrote."""
     file = folder / "seen.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-def until(found: Any, seconds: float = 20) -> Any:
-    """Wait for LiteLLM's logging, which runs after the reply."""
-    end = time.monotonic() + seconds
-    while not found():
-        assert time.monotonic() < end
-        time.sleep(0.1)
-    return found()
 
 
 def test_the_models_are_listed(hooked: LiteLLM) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 
 import openai
 import pytest
 from fakes.upstream import chunk, plain, stream
+from fakes.waiting import until
 from fakes.world import World
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import ValidationError
@@ -185,10 +185,7 @@ def test_a_stream_that_is_left_ends_at_the_server(world: World) -> None:
         stream = synchronous.text_generation("2+2?", stream=True)
         assert next(iter(stream)) == "It"
         stream.close()
-    end = time.monotonic() + 60
-    while client.app.admission.inside and time.monotonic() < end:
-        time.sleep(0.01)
-    assert client.app.admission.inside == 0
+    until(lambda: client.app.admission.inside == 0)
 
 
 def test_our_client_sends_its_key(world: World) -> None:

@@ -20,6 +20,7 @@ from dami_router.rollouts.gathering import grid_of
 
 pytest.importorskip("torch", reason="the lab's models need torch")
 from fakes.lab import LabTgi, LabVllm, encode, mean_exp, templated
+from fakes.waiting import happened
 
 from dami_router.backends.logprobs import CLOSED
 from dami_router.estimators.calibrated import CalibratedMap
@@ -378,18 +379,11 @@ def test_a_server_restarted_with_other_flags_is_noticed(pairs: Pairs) -> None:
     pair.thinking.habits.prompt_log_probs = False
     assert pair.evidence(CHAINS[2])["form"] == "entropy"
     loop.run(pair.thinking.stop())
-    loop.run(until(lambda: replica.health == "dead"))
+    loop.run(happened(lambda: replica.health == "dead"))
     pair.thinking.habits.prompt_log_probs = True
     loop.run(pair.thinking.start())
-    loop.run(until(lambda: replica.health == "alive"))
+    loop.run(happened(lambda: replica.health == "alive"))
     assert pair.evidence(CHAINS[3])["form"] == "discrepancy"
-
-
-async def until(condition: Any) -> None:
-    """Wait for a condition."""
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def test_a_map_turns_scores_into_lambda(pairs: Pairs, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from fakes.loop import Loop
+from fakes.waiting import happened
 
 from dami_router.upstream.pool import Origin, Pool
 from dami_router.upstream.reply import CallError
@@ -90,13 +91,6 @@ async def why(awaitable: Awaitable[object]) -> str:
     return error.value.why
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition, a minute at most."""
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
 def with_server(
     loop: Loop, script: Handler, work: Callable[[Pool, Server], Awaitable[None]], keepalive: float = 60.0
 ) -> None:
@@ -109,7 +103,7 @@ def with_server(
                 await work(pool, server)
             finally:
                 pool.close()
-            await until(lambda: server.ended == server.connections)
+            await happened(lambda: server.ended == server.connections)
 
     loop.run(run())
 
@@ -150,15 +144,18 @@ def test_a_connection_that_cannot_be_used_again_is_not(loop: Loop, data: bytes) 
 def test_what_comes_on_an_idle_connection_is_no_reply(loop: Loop) -> None:
     """A server that speaks unasked loses the connection: its words are not the next request's reply."""
 
+    taken = asyncio.Semaphore(0)
+
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(REPLY)
-        await asyncio.sleep(0.02)
+        await taken.acquire()
         writer.write(REPLY.replace(b"ok", b"no"))
 
     async def work(pool: Pool, server: Server) -> None:
         for i in range(3):
             assert await ask(pool, server.origin) == b"ok"
-            await until(lambda i=i: server.ended == i + 1)  # type: ignore[misc]
+            taken.release()
+            await happened(lambda i=i: server.ended == i + 1)  # type: ignore[misc]
         assert server.connections == 3
 
     with_server(loop, script, work)
@@ -169,7 +166,7 @@ def test_idle_connections_are_closed_after_a_while(loop: Loop) -> None:
 
     async def work(pool: Pool, server: Server) -> None:
         await asyncio.gather(*(ask(pool, server.origin) for _ in range(5)))
-        await until(lambda: server.ended == 5)
+        await happened(lambda: server.ended == 5)
         assert await ask(pool, server.origin) == b"ok"
         assert server.connections == 6
 
@@ -203,7 +200,7 @@ def test_a_server_that_ends_early_or_talks_nonsense_gives_a_reason(loop: Loop, d
 
     async def work(pool: Pool, server: Server) -> None:
         assert await why(ask(pool, server.origin)) == reason
-        await until(lambda: server.ended == 1)
+        await happened(lambda: server.ended == 1)
 
     with_server(loop, says(data, close=True), work)
 
@@ -225,7 +222,7 @@ def test_silence_ends_with_the_time_limit(loop: Loop, data: bytes) -> None:
         began = asyncio.get_running_loop().time()
         assert await why(ask(pool, server.origin, 0.1)) == "timeout"
         assert 0.09 < asyncio.get_running_loop().time() - began < 30
-        await until(lambda: server.ended == 1)
+        await happened(lambda: server.ended == 1)
 
     with_server(loop, says(data), work)
 
@@ -298,12 +295,12 @@ def test_a_call_that_is_given_up_closes_its_connection(loop: Loop, cancelled: bo
         now = asyncio.get_running_loop().time()
         if cancelled:
             task = asyncio.create_task(ask(pool, server.origin))
-            await until(lambda: server.connections == 1)
+            await happened(lambda: server.connections == 1)
             task.cancel()
             await asyncio.wait([task])
         else:
             (await pool.call(server.origin, HEAD, b"{}", now + 60)).close()
-        await until(lambda: server.ended == 1)
+        await happened(lambda: server.ended == 1)
 
     with_server(loop, says(b"" if cancelled else REPLY[:-1]), work)
 

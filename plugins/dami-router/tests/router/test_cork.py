@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import uvicorn
 from fakes.loop import Loop
+from fakes.waiting import happened
 
 from dami_router.proxy.server import settings
 
@@ -35,8 +36,7 @@ def served(loop: Loop, reply: Callable[[Any, Any], Any], work: Work) -> None:
     async def run() -> None:
         server = uvicorn.Server(settings(app, "127.0.0.1", 0, 1))  # type: ignore[arg-type]
         task = asyncio.create_task(server.serve())
-        while not server.started:
-            await asyncio.sleep(0.005)
+        await happened(lambda: server.started, pause=0.005)
         reader, writer = await asyncio.open_connection(*server.servers[0].sockets[0].getsockname()[:2])
         try:
             async with asyncio.timeout(60):

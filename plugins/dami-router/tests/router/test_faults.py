@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fakes.upstream import Call, Script, chunk, half, hang, noise, plain, stream, vanish
+from fakes.waiting import until
 from fakes.world import Client, World
 
 BODY = json.dumps({"model": "dami", "messages": [{"role": "user", "content": "hi"}], "stream": True}).encode()
@@ -38,16 +39,6 @@ def raw(client: Client, body: bytes = BODY) -> socket.socket:
     head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
     connection.sendall(head + body)
     return connection
-
-
-def eventually(condition: object, seconds: float = 60.0) -> bool:
-    """Wait until a condition holds."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():  # type: ignore[operator]
-            return True
-        time.sleep(0.01)
-    return False
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -135,14 +126,14 @@ def test_a_client_that_leaves_cancels_the_call(world: World, way: str) -> None:
     server = world.upstream("v-l000", script)
     client = world.router(("v-l000", server), extra="timeouts: {connect: 20, first_byte: 600, idle: 600}")
     connections = [raw(client) for _ in range(10)]
-    assert eventually(lambda: server.active == 10)
+    until(lambda: server.active == 10)
     if way == "in mid-stream":
         assert all(received(connection, b"data:") for connection in connections)
     for connection in connections:
         connection.close()
-    assert eventually(lambda: server.cancelled == 10)
-    assert eventually(lambda: client.app.admission.inside == 0)
-    assert eventually(lambda: client.metric("dami_clients_gone_total") == 10)
+    until(lambda: server.cancelled == 10)
+    until(lambda: client.app.admission.inside == 0)
+    until(lambda: client.metric("dami_clients_gone_total") == 10)
 
 
 def test_500_cancelled_requests_leave_nothing_behind(world: World) -> None:
@@ -152,13 +143,13 @@ def test_500_cancelled_requests_leave_nothing_behind(world: World) -> None:
         ("v-l000", server), extra="timeouts: {connect: 60, first_byte: 600}\nlimits: {concurrency: 500}"
     )
     connections = [raw(client) for _ in range(500)]
-    assert eventually(lambda: server.active == 500)
+    until(lambda: server.active == 500)
     for connection in connections:
         connection.close()
-    assert eventually(lambda: server.active == 0)
+    until(lambda: server.active == 0)
     server.script = plain()
     assert client.chat().status == 200
-    assert eventually(lambda: client.app.router.fleet.replicas[0].outstanding == 0)
+    until(lambda: client.app.router.fleet.replicas[0].outstanding == 0)
 
 
 def test_idle_connections_that_the_server_closed_cost_no_request(world: World) -> None:
@@ -214,7 +205,7 @@ def test_a_stream_that_stalls_ends_in_an_error_event(world: World) -> None:
     body = client.chat(stream=True).body
     assert b"stalled" in body
     assert time.perf_counter() - begun > 0.4
-    assert eventually(lambda: server.active == 0)
+    until(lambda: server.active == 0)
 
 
 def test_a_slow_drip_is_ended_by_the_total_limit(world: World) -> None:
@@ -256,6 +247,42 @@ def test_a_breaker_opens_after_failures_and_closes_after_a_good_trial(world: Wor
     assert client.metric(f'dami_breaker{{url="{low.url}",variant="v-l000"}}') == 0
 
 
+def test_streams_that_break_in_the_middle_open_the_breaker(world: World) -> None:
+    """A server whose streams begin and break is left alone like one that refuses, although each had begun well."""
+    low, high = world.pair(stream(chunk("1"), cut=True))
+    client = world.router(("v-l000", low), ("v-l100", high), extra="breaker: {failures: 3, open_s: 600}")
+    for _ in range(3):
+        assert b"broke off" in client.chat(reasoning_effort="none", stream=True).body
+    until(lambda: client.metric(f'dami_breaker{{url="{low.url}",variant="v-l000"}}') == 2)
+    answer = client.chat(reasoning_effort="none", stream=True)
+    assert (answer.variant, b"error" in answer.body, len(low.calls)) == ("v-l100", False, 3)
+
+
+def test_a_whole_stream_in_between_starts_the_count_anew(world: World) -> None:
+    """The failures that open a breaker are failures in a row."""
+    low, high = world.pair()
+    client = world.router(("v-l000", low), ("v-l100", high), extra="breaker: {failures: 2, open_s: 600}")
+    for script in (stream(chunk("1"), cut=True), stream(chunk("1")), stream(chunk("1"), cut=True)):
+        low.script = script
+        assert client.chat(reasoning_effort="none", stream=True).variant == "v-l000"
+        until(lambda: client.app.admission.inside == 0)
+    assert client.metric(f'dami_breaker{{url="{low.url}",variant="v-l000"}}') == 0
+
+
+def test_a_trial_whose_stream_breaks_opens_the_breaker_again(world: World) -> None:
+    """The first event of a trial closes the breaker for others; where the stream breaks then, one failure is enough."""
+    low, high = world.pair(plain(500, {}))
+    client = world.router(("v-l000", low), ("v-l100", high), extra="breaker: {failures: 2, open_s: 30}")
+    breaker, now = client.app.router.fleet.replicas[0].breaker, 0.0
+    breaker.clock = lambda: now
+    for _ in range(2):
+        client.chat(reasoning_effort="none")
+    now = 31.0
+    low.script = stream(chunk("1"), cut=True)
+    assert b"broke off" in client.chat(reasoning_effort="none", stream=True).body
+    until(lambda: breaker.state == "open")
+
+
 def test_all_breakers_open_is_503_at_once(world: World) -> None:
     """Where nobody may be asked, the client is told to come back, without a wait."""
     server = world.upstream("v-l000", plain(500, {}))
@@ -272,11 +299,15 @@ def test_replicas_share_the_load_by_what_they_have_to_do(world: World) -> None:
         ("v-l000", slow), ("v-l000", quick), extra="timeouts: {connect: 20, total: 600, first_byte: 600}"
     )
     stuck: list[socket.socket] = []
-    while not slow.active:
-        stuck.append(raw(client))
-        time.sleep(0.02)
+
+    def is_stuck() -> bool:
+        if not slow.active:
+            stuck.append(raw(client))
+        return slow.active > 0
+
+    until(is_stuck, pause=0.05)
     replicas = client.app.router.fleet.replicas
-    assert eventually(lambda: sum(replica.outstanding for replica in replicas) == 1)
+    until(lambda: sum(replica.outstanding for replica in replicas) == 1)
     assert [client.chat().status for _ in range(10)] == [200] * 10
     assert len(slow.calls) == 1
     for connection in stuck:
@@ -299,7 +330,7 @@ def test_beyond_the_queue_there_is_429_with_retry_after(world: World) -> None:
     client = world.router(("v-l000", server), extra=limits)
     with ThreadPoolExecutor(5) as pool:
         answers = [pool.submit(client.chat) for _ in range(4)]
-        assert eventually(lambda: client.app.admission.waiting == 2)
+        until(lambda: client.app.admission.waiting == 2)
         refused = client.chat()
         gate.set()
         assert [a.result().status for a in answers] == [200] * 4
@@ -312,10 +343,10 @@ def test_who_waits_too_long_is_sent_away(world: World) -> None:
     limits = "limits: {concurrency: 1, queue: 5, queue_wait: 0.2}\ntimeouts: {connect: 20, total: 600, first_byte: 600}"
     client = world.router(("v-l000", server), extra=limits)
     stuck = raw(client)
-    assert eventually(lambda: server.active == 1)
+    until(lambda: server.active == 1)
     assert client.chat().status == 429
     stuck.close()
-    assert eventually(lambda: client.app.admission.inside == 0)
+    until(lambda: client.app.admission.inside == 0)
     server.script = plain()
     assert client.chat().status == 200
 
@@ -334,10 +365,10 @@ def test_killing_a_server_under_load_loses_no_request(world: World) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         results = [pool.submit(work, i) for i in range(8)]
-        assert eventually(lambda: len(low.calls) > 10)
+        until(lambda: len(low.calls) > 10)
         world.loop.run(low.stop())
         answered = len(high.calls)
-        assert eventually(lambda: len(high.calls) > answered + 40)
+        until(lambda: len(high.calls) > answered + 40)
         world.loop.run(low.start())
         assert [status for r in results for status in r.result()] == [200] * 400
 
@@ -364,4 +395,4 @@ def test_a_slow_reader_holds_the_server_back(world: World) -> None:
         time.sleep(0.5)
     assert sent < 40 << 20
     connection.close()
-    assert eventually(lambda: server.active == 0)
+    until(lambda: server.active == 0)

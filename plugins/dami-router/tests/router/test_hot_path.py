@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from fakes.loop import Loop
+from fakes.waiting import happened
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
@@ -119,8 +120,7 @@ def test_quick_requests_are_not_watched(loop: Loop) -> None:
         late = watches.start(receive, gone)
         async with asyncio.timeout(60):
             await noticed.wait()
-            while not watches.resting:
-                await asyncio.sleep(0.005)
+            await happened(lambda: watches.resting)
         late.stop()
         return asked, told, watches.resting
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from fakes.upstream import Call, Script, Upstream, chat, hang, plain, send
+from fakes.waiting import until
 from fakes.world import World, router_yml
 
 from dami_router.cli import main
@@ -196,10 +197,7 @@ def test_greedy_samples_are_refused(config: Path, dataset: Path, tmp_path: Path)
 def killed(given: list[str], when: Callable[[], bool]) -> None:
     """Run a command and kill it without warning as soon as something is so."""
     with subprocess.Popen(given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        end = time.monotonic() + 120
-        while process.poll() is None and not when():
-            assert time.monotonic() < end
-            time.sleep(0.001)
+        until(lambda: process.poll() is not None or when(), pause=0.001)
         process.send_signal(signal.SIGKILL)
 
 
@@ -209,10 +207,7 @@ def settled(servers: tuple[Upstream, ...]) -> int:
         # Connections are taken in the order in which they came: the killed client's before this one.
         with urllib.request.urlopen(f"{server.url}/health", timeout=60):
             pass
-    end = time.monotonic() + 60
-    while any(server.connections for server in servers):
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    until(lambda: not any(server.connections for server in servers))
     return sum(len(server.calls) for server in servers)
 
 
@@ -264,9 +259,7 @@ def test_interrupted_it_keeps_what_came(servers: tuple[Upstream, Upstream], conf
     out = tmp_path / "r.jsonl"
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sums(12)))
     with subprocess.Popen(command(config, tmp_path / "q.jsonl", out), stderr=subprocess.PIPE, text=True) as process:
-        end = time.monotonic() + 120
-        while lines(out) < 12 and time.monotonic() < end:
-            time.sleep(0.01)
+        until(lambda: lines(out) >= 12)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
         assert process.stderr is not None
@@ -281,9 +274,7 @@ def test_two_runs_at_once_are_refused(
     servers[1].script = hang()
     out = tmp_path / "r.jsonl"
     with subprocess.Popen(command(config, dataset, out), stderr=subprocess.DEVNULL) as process:
-        end = time.monotonic() + 120
-        while lines(out) < 1 and time.monotonic() < end:
-            time.sleep(0.01)
+        until(lambda: lines(out) >= 1)
         second = run(config, dataset, out)
         process.kill()
     assert (second.returncode, "another run is writing to it" in second.stderr) == (1, True)

@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from fakes.waiting import until
 from fakes.world import World
 
 pytestmark = pytest.mark.slow
@@ -42,11 +42,9 @@ def transformers_serve(model: Path) -> Iterator[tuple[str, subprocess.Popen[byte
     ]
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            url, end = f"http://127.0.0.1:{port}", time.monotonic() + 120
-            while not healthy(url):
-                assert process.poll() is None, "transformers serve ended"
-                assert time.monotonic() < end, "transformers serve did not start"
-                time.sleep(0.2)
+            url = f"http://127.0.0.1:{port}"
+            until(lambda: process.poll() is not None or healthy(url), pause=0.2)
+            assert process.poll() is None, "transformers serve ended"
             yield url, process
         finally:
             process.kill()
@@ -94,7 +92,7 @@ def test_efforts_reach_different_variants_and_a_killed_server_loses_nothing(worl
         assert streamed.count(b"data:") > 5
         with ThreadPoolExecutor(4) as pool:
             answers = [pool.submit(ask, "none") for _ in range(40)]
-            time.sleep(0.2)
+            until(lambda: any(answer.done() for answer in answers))
             victim.kill()
             found = [answer.result() for answer in answers]
         assert [status for status, _, _ in found] == [200] * 40

@@ -9,13 +9,13 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 
 import pytest
+from fakes.waiting import until
 from fakes.wider import widen
 from fakes.world import World
 
@@ -55,11 +55,8 @@ def vllm(model: Path, log: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]
 
 def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     """Wait until a server is healthy; it takes minutes on a slow machine."""
-    end = time.monotonic() + 600
-    while not healthy(url):
-        assert process.poll() is None, log.read_text(errors="replace")[-3000:]
-        assert time.monotonic() < end, "vLLM did not start"
-        time.sleep(0.5)
+    until(lambda: process.poll() is not None or healthy(url), limit=600, pause=0.5)
+    assert process.poll() is None, log.read_text(errors="replace")[-3000:]
 
 
 def warm_up(url: str, model: str) -> None:

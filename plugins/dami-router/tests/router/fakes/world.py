@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from fakes.live import FakeLive
 from fakes.loop import Loop
 from fakes.tgi import FakeTgi
 from fakes.upstream import Script, Upstream
+from fakes.waiting import happened
 
 
 @dataclass
@@ -127,7 +128,7 @@ class World:
         server = uvicorn.Server(settings(app, "127.0.0.1", 0, 2))
         task = self.loop.start(server.serve())
         self._proxies.append((server, task))
-        self.loop.run(_until(lambda: server.started or task.done()))
+        self.loop.run(happened(lambda: server.started or task.done(), pause=0.005))
         assert server.started, "the proxy did not start"
         return Client(server.servers[0].sockets[0].getsockname()[1], app)
 
@@ -168,11 +169,6 @@ def patient(text: str) -> str:
         "probe": "{timeout: 20}",
     }
     return "\n".join([text, *(f"{key}: {limits}" for key, limits in missing.items() if f"\n{key}:" not in text)])
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.005)
 
 
 async def _join(task: asyncio.Task[Any]) -> None:
