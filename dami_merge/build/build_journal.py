@@ -62,7 +62,7 @@ class BuildJournal:
         try:
             data = json.loads(line)
             self._records[str(data["file"])] = Record(str(data["made_from"]), str(data["sha256"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return
 
 

@@ -16,6 +16,7 @@ and fields of classes are not changed at all.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -31,6 +32,8 @@ from pathlib import Path
 from typing import Any
 
 import libcst as cst
+from mutmut.configuration import reset_config
+from mutmut.mutation.diff_apply import find_mutant, get_diff_for_mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "build" / "mutants"
@@ -143,10 +146,10 @@ def states(project: Path, module: str) -> dict[str, str]:
 
 def diffs(project: Path, names: Sequence[str]) -> Iterator[str]:
     """Yield the diffs of mutants."""
-    mutmut = str(Path(sys.executable).with_name("mutmut"))
-    for name in names:
-        shown = subprocess.run([mutmut, "show", name], cwd=project, capture_output=True, text=True, check=True)
-        yield shown.stdout.rstrip()
+    with contextlib.chdir(project):
+        reset_config()
+        for name in names:
+            yield f"# {name}\n{get_diff_for_mutant(name, path=find_mutant(name).path)}".rstrip()
 
 
 def main() -> None:

@@ -38,10 +38,18 @@ def test_beyond_the_variants_the_last_one_is_chosen(rule: Rule, lambda_: float, 
     assert choose(lambda_, [0.6, 0.4], rule) == chosen
 
 
-@pytest.mark.parametrize(("draw", "chosen"), [(0.0, 0.5), (0.24, 0.5), (0.25, 0.0), (0.26, 0.0), (0.99, 0.0)])
-def test_dithering_takes_the_upper_neighbour_below_its_share(draw: float, chosen: float) -> None:
-    """A quarter of the way from 0 to 0.5, draws in [0, ¼) go up and all others down; ¼ itself goes down."""
-    assert choose(0.125, [0.0, 0.5, 1.0], "dithered", draw) == chosen
+@pytest.mark.parametrize(("draw", "up"), [(0.0, True), (0.24, True), (0.25, False), (0.26, False), (0.99, False)])
+def test_dithering_takes_the_upper_neighbour_below_its_share(draw: float, up: bool) -> None:
+    """A quarter of the way between two variants, draws in [0, ¼) go up and all others down; ¼ itself goes down."""
+    assert choose(0.125, [0.0, 0.5, 1.0], "dithered", draw) == (0.5 if up else 0.0)
+    assert choose(0.625, [0.0, 0.5, 1.0], "dithered", draw) == (1.0 if up else 0.5)
+
+
+def test_only_dithering_looks_at_the_draw() -> None:
+    """Without a rule the nearest variant is chosen; no other rule goes down because a draw is high."""
+    assert choose(0.3, FIVE, draw=0.99) == choose(0.3, FIVE) == 0.25
+    assert choose(0.3, FIVE, "at-least", draw=0.99) == 0.5
+    assert choose(0.3, FIVE, "at-most", draw=0.0) == 0.25
 
 
 @pytest.mark.parametrize("rule", ["nearest", "at-least", "at-most", "dithered"])
@@ -213,7 +221,10 @@ def test_expectations_follow_answers_slowly_and_begin_with_the_first() -> None:
 
 def test_a_budget_of_lambda_counts_lambda_and_never_tokens() -> None:
     """What an answer's tokens were does not matter; another variant's λ, or the λ that was sent, does."""
-    made = Budget.of_lambda(0.5, 4, {"a": 0.2, "b": 0.8})
+    lambdas = {"a": 0.2, "b": 0.8}
+    made = Budget.of_lambda(0.5, 4, lambdas)
+    assert (made.unit, made.mean, made.window, made.expected) == ("lambda", 0.5, 4, lambdas)
+    assert made.expected is not lambdas
     entry = made.spend("a")
     made.settle(entry, "b", 1000)
     assert made.spent == 0.8

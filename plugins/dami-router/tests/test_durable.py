@@ -59,6 +59,17 @@ def test_a_failure_loses_nothing(
     assert names(tmp_path) == ["a.json"]
 
 
+def test_a_stop_before_the_first_byte_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the temporary file is opened stays Ctrl-C, although there is no file to remove."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "open", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "a.json", b"x")
+
+
 def test_a_folder_that_cannot_be_written_is_told_as_it_is(tmp_path: Path) -> None:
     """Where not even a temporary file can be made, the error is the system's."""
     with pytest.raises(FileNotFoundError):

@@ -165,6 +165,13 @@ def test_an_event_is_held_back_until_it_is_whole() -> None:
     assert client.bodies == [b"data: 1\n\n", b"data: 2\n\ndata: 3\r\n\r\n", b"data: 4"]
 
 
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])
+def test_an_empty_event_at_the_very_beginning_is_whole(end: bytes) -> None:
+    """Servers send such to keep a connection open; it is not held back."""
+    client, _, _ = relayed(Scripted(end + b"data", [b": 1" + end]))
+    assert client.bodies == [end, b"data: 1" + end, b""]
+
+
 def test_what_a_stream_ends_with_is_rewritten_too() -> None:
     """Each piece goes through the rewriting once, the unfinished last one included."""
     seen: list[bytes] = []

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from fakes.disk import Disk
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dami_router import __version__
@@ -297,6 +297,7 @@ def test_rollouts_that_are_no_text_are_refused(path: Path) -> None:
 ROWS = st.lists(st.tuples(st.integers(0, 2), st.sampled_from([0.0, 1.0]), st.integers(0, 3)), unique=True, max_size=8)
 
 
+@settings(max_examples=12)
 @given(ROWS, st.data())
 def test_a_crash_anywhere_loses_at_most_the_last_append(
     tmp_path_factory: pytest.TempPathFactory, keys: list[tuple[int, float, int]], data: st.DataObject
