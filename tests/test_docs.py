@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -115,6 +118,31 @@ def test_the_picture_of_the_architecture_is_what_its_script_draws() -> None:
         [sys.executable, "-c", code], cwd=ROOT / "docs", capture_output=True, check=True, env=clean()
     ).stdout.decode("utf-8")
     assert (ROOT / "docs" / "images" / "architecture.svg").read_text(encoding="utf-8") == drawn
+
+
+PYTHON = [path for path in DOCUMENTS if "```python" in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("document", PYTHON, ids=relative)
+def test_python_examples_import_what_exists(document: Path) -> None:
+    """Every Python block is valid, and the names that it imports from our packages are there."""
+    for block in re.findall(r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), re.M | re.S):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("dami_merge", "dami_router")):
+                module = importlib.import_module(str(node.module))
+                assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
+def test_dotted_paths_of_modules_exist(document: Path) -> None:
+    """A module or one of its names that a page writes as `dami_router.a.b` can be imported."""
+    for dotted in re.findall(r"`((?:dami_merge|dami_router)(?:\.\w+)+)", document.read_text(encoding="utf-8")):
+        parts = dotted.split(".")
+        if importlib.util.find_spec(".".join(parts[:-1])) and hasattr(
+            importlib.import_module(".".join(parts[:-1])), parts[-1]
+        ):
+            continue
+        assert importlib.util.find_spec(dotted) is not None, f"{relative(document)}: {dotted}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
