@@ -1,4 +1,7 @@
-"""The describing files of a repository, made from the manifest alone: the same family gives the same bytes."""
+"""The describing files of a repository.
+
+Made from the manifest alone: the same family gives the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dami_merge.card.card_merge import frame, front_matter
+from dami_merge.card.card_scores import EVAL_FILE, eval_results, inline, scores_in_short, scores_table
+from dami_merge.card.endpoint_ids import base_models, hub_id
 from dami_merge.card.licence import Licence
 from dami_merge.card.mergekit_config import lambdas_of, layer_lambdas, mergekit_config
 from dami_merge.card.picture import lambda_picture
-from dami_merge.card.serving import serving
+from dami_merge.card.serving import longest_prompt, serving
 from dami_merge.recipes.recipe import parse_recipe
 from dami_router.manifest.family import MANIFEST, Endpoint, Family, Variant
 from dami_router.output import table
 
-__all__ = ["EVAL_FILE", "CardFiles", "Places", "hub_id", "make_card_files", "make_family_card"]
-
-EVAL_FILE = ".eval_results/dami.yaml"
-"""Where a repository's measured scores stand."""
+__all__ = ["CardFiles", "Places", "make_card_files", "make_family_card"]
 
 _PICTURE = "lambda.png"
 _CONFIG = "mergekit_config.yml"
-_CACHED = re.compile(r"(?:^|/)models--([\w.-]+?)--([\w.-]+)/snapshots/[0-9a-f]{40}/?$", re.ASCII)
-_BENCHMARK = re.compile(r"([\w][\w.-]*/[\w][\w.-]*)#([\w][\w.-]*)", re.ASCII)
 
 CardFiles = Mapping[str, bytes]
 """File names in the repository and their content."""
@@ -45,14 +44,15 @@ class _Facts:
 def make_card_files(family: Family, variant: Variant, root: Path, licence: Licence, places: Places) -> CardFiles:
     """Make the card, the picture, mergekit's configuration and, where it was measured, the scores of a variant."""
     facts = _Facts(family, licence, places)
-    values, anatomy = lambdas_of(family, variant, root / variant.folder)
+    folder = root / variant.folder
+    values, anatomy = lambdas_of(family, variant, folder)
     config = mergekit_config(family, values, anatomy)
     files = {
-        "README.md": _card(_metadata(facts), _variant_text(facts, variant, config)),
+        "README.md": _card(_metadata(facts), _variant_text(facts, variant, config, longest_prompt(folder))),
         _PICTURE: lambda_picture(layer_lambdas(values, anatomy), variant.lambda_),
         _CONFIG: config.encode(),
     }
-    scores = _eval_results(variant)
+    scores = eval_results(variant)
     if scores:
         files[EVAL_FILE] = scores
     return files
@@ -64,7 +64,7 @@ def make_family_card(family: Family, licence: Licence, places: Places) -> bytes:
     text = f"""\
 # {family.name}
 
-{_about(family)} Each variant is a branch of this repository; this branch holds the description alone.
+{_about(family)} Each variant is a branch of this repository; `main` holds this description alone.
 
 {_siblings(facts, None)}
 `{MANIFEST}` names every file with its sha256, the endpoints' commits, and the commit of each variant.
@@ -76,28 +76,24 @@ def make_family_card(family: Family, licence: Licence, places: Places) -> bytes:
     return _card(_metadata(facts), text)
 
 
-def _card(metadata: dict[str, Any], text: str) -> bytes:
-    from huggingface_hub import ModelCard, ModelCardData
-
-    card = ModelCard(f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n\n{text}")
-    return f"{str(card).rstrip()}\n".encode()
+def _card(metadata: Mapping[str, Any], text: str) -> bytes:
+    return f"---\n{front_matter(metadata)}\n---\n\n{frame(text)}".encode()
 
 
 def _metadata(facts: _Facts) -> dict[str, Any]:
-    ends = facts.family.endpoints
     data: dict[str, Any] = {"license": facts.licence.id}
     if facts.licence.name:
         data["license_name"] = facts.licence.name
     if facts.licence.link:
         data["license_link"] = facts.licence.link
-    base = [hub_id(end) for end in (ends.instruct, ends.thinking)]
-    if all(base):
+    base = base_models(facts.family.endpoints)
+    if base:
         data |= {"base_model": base, "base_model_relation": "merge"}
     tags = ["mergekit", "merge", "dami"]
     return {**data, "library_name": "transformers", "pipeline_tag": "text-generation", "tags": tags}
 
 
-def _variant_text(facts: _Facts, variant: Variant, config: str) -> str:
+def _variant_text(facts: _Facts, variant: Variant, config: str, longest: int | None) -> str:
     family = facts.family
     repo, branch = facts.places[variant.id]
     one_value = len({group.lambda_ for group in variant.resolved}) == 1
@@ -112,28 +108,55 @@ def _variant_text(facts: _Facts, variant: Variant, config: str) -> str:
 λ by layer, {spread} (bottom 0, top 1; the dashed line is the variant's λ):
 
 {_fenced(_lambda_table(variant))}
-## Serve it
+## Use it
 
-{serving(variant, repo, branch)}
+{serving(variant, repo, branch, longest)}
+## Intended use and limits
+
+{_LIMITS}
+{scores_table(variant)}
 ## The family
 
 {_siblings(facts, variant)}
-DAMI ([arXiv 2601.21414](https://arxiv.org/abs/2601.21414)) answers each query at the λ that it needs. `dami pull`
-fetches a family and checks every file, `dami verify` reads λ back from the weights. `{MANIFEST}` in this repository
-names every file with its sha256, and the endpoints with their commits.
-{_scores(variant)}
+DAMI ([arXiv 2601.21414](https://arxiv.org/abs/2601.21414)) answers each query at the λ that it needs. With dami-merge
+installed, `dami pull` fetches a family and checks every file, and `dami verify` reads λ back from the weights.
+`{MANIFEST}` in this repository names every file with its sha256, and the endpoints with their commits.
+
 ## How it was made
 
 {_endpoint_lines(family)}
 The chat template is that of the {variant.chat_template.source.capitalize()} endpoint. Built with \
 {family.created_with.tool} {family.created_with.version}, in fp32 and rounded once to \
-{_dtype(family)}. Where dami-merge is installed, stock mergekit makes the same tensors from [{_CONFIG}]({_CONFIG}):
+{_dtype(family)}. With dami-merge installed, stock mergekit makes the same tensors from [{_CONFIG}]({_CONFIG}):
+
+```
+{_INSTALL}
+mergekit-yaml {_CONFIG} out
+```
 
 {_fenced(config, "yaml")}
-The family's recipe, as it was written:
+The family's recipe{_local_names(family)}:
 
 {_fenced(family.recipe, "yaml")}
 {_CITATIONS}"""
+
+
+_LIMITS = """\
+- **Intended use**: text generation with one model whose amount of thinking is chosen by λ, alone or behind a router
+  that chooses λ for each query. The endpoints' own terms, intended uses and warnings apply to this model too.
+- **Limits**: these are interpolated weights; nothing was trained and nothing was aligned after the merge. Quality and
+  length of answers do not always grow with λ, and only what is listed under "measured" was measured: test it on your
+  own task before you rely on it.
+"""
+_INSTALL = "pip install -c constraints.txt './plugins/dami-router[all]' .   # in a clone of dami-merge"
+
+
+def _local_names(family: Family) -> str:
+    local = [end.source for end in (family.endpoints.instruct, family.endpoints.thinking) if hub_id(end) is None]
+    if not local:
+        return ", as it was written"
+    names = " and ".join(f"`{inline(name)}`" for name in local)
+    return f"; {names} stand{'s' if len(local) == 1 else ''} for local folders: put your own paths there"
 
 
 def _about(family: Family) -> str:
@@ -158,42 +181,8 @@ def _siblings(facts: _Facts, this: Variant | None) -> str:
         repo, branch = facts.places[variant.id]
         address = f"https://huggingface.co/{repo}" + (f"/tree/{branch}" if branch else "")
         name = f"**{variant.id}** (this one)" if this and variant.id == this.id else f"[{variant.id}]({address})"
-        measured = "; ".join(_score(m.benchmark, m.accuracy, m.mean_tokens, m.n) for m in variant.measured) or "not yet"
-        lines.append(f"| {variant.lambda_:g} | {name} | {measured} |")
+        lines.append(f"| {variant.lambda_:g} | {name} | {scores_in_short(variant)} |")
     return "\n".join(lines) + "\n"
-
-
-def _score(benchmark: str, accuracy: float, tokens: float, n: int) -> str:
-    return f"{_inline(benchmark)}: {accuracy:.1%} at {tokens:,.0f} tokens (n = {n})"
-
-
-def _scores(variant: Variant) -> str:
-    if not variant.measured:
-        return ""
-    lines = [
-        "",
-        "## Measured",
-        "",
-        "| benchmark | accuracy | mean tokens of an answer | queries |",
-        "|---|---|---|---|",
-    ]
-    lines += [f"| {_inline(m.benchmark)} | {m.accuracy:.1%} | {m.mean_tokens:,.0f} | {m.n} |" for m in variant.measured]
-    return "\n".join([*lines, ""])
-
-
-def _eval_results(variant: Variant) -> bytes | None:
-    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
-
-    entries = []
-    for m in variant.measured:
-        # Only `owner/dataset#task` names a benchmark of the Hub; others are in the card's own table.
-        found = _BENCHMARK.fullmatch(m.benchmark)
-        if found:
-            notes = f"{m.mean_tokens:.0f} tokens an answer on average, n = {m.n}"
-            value = round(100 * m.accuracy, 2)
-            entries.append(EvalResultEntry(dataset_id=found[1], task_id=found[2], value=value, notes=notes))
-    text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
-    return text.encode() if entries else None
 
 
 def _endpoint_lines(family: Family) -> str:
@@ -206,24 +195,12 @@ def _endpoint_lines(family: Family) -> str:
 
 def _link(end: Endpoint) -> str:
     repo = hub_id(end)
-    return f"[{repo}](https://huggingface.co/{repo})" if repo else f"`{_inline(end.source)}`"
-
-
-def hub_id(end: Endpoint) -> str | None:
-    """Return an endpoint's id on the Hub; None for a folder that is not in the Hub's cache."""
-    if end.commit:
-        return end.source.partition("@")[0]
-    cached = _CACHED.search(end.source)
-    return f"{cached[1]}/{cached[2]}" if cached else None
+    return f"[{repo}](https://huggingface.co/{repo})" if repo else f"`{inline(end.source)}`"
 
 
 def _dtype(family: Family) -> str:
     recipe = parse_recipe(family.recipe, "recipe")
     return recipe.out_dtype or recipe.dtype or family.endpoints.instruct.dtype
-
-
-def _inline(text: str) -> str:
-    return re.sub(r"[|`\[\]<>\r\n]", " ", text)
 
 
 def _fenced(text: str, language: str = "") -> str:

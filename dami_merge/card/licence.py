@@ -9,7 +9,7 @@ from typing import Any
 
 from dami_router.errors import FailureError, MisuseError
 from dami_router.manifest.family import Endpoint, Endpoints
-from dami_router.manifest.published import told
+from dami_router.manifest.hub_errors import told
 
 __all__ = ["Licence", "LicenceReader", "decide_licence", "read_licence"]
 

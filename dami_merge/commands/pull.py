@@ -18,10 +18,10 @@ from dami_router.output import Output, table
         "dami pull my-org/Qwen3-4B-2507-DAMI@l060 out",
         "dami pull my-org/qwen3-4b-2507-dami-0123456789abcdef01234567 out",
     ),
-    help="Fetch a family from the Hugging Face Hub: ID is a collection (all of its variants), a variant's repository, "
-    "or a repository with branches (all, or one as ID@branch). Every file is held against the manifest's sha256 "
-    "before it gets its name; nothing of it is run. Stopped at any moment, the same command goes on. A folder "
-    "that holds other variants of the family gets the new ones beside them.",
+    help="Fetch a family from the Hugging Face Hub. ID is a collection (its newest complete family), a variant's "
+    "repository, or a repository with branches (all of them, or one as ID@branch). A file gets its name only after "
+    "its sha256 matched the manifest; nothing of it is run. If it is stopped, run the same command again and it goes "
+    "on. A folder that holds other variants of the family gets the new ones beside them.",
 )
 @click.argument("identity", metavar="ID")
 @click.argument("out", type=click.Path(path_type=Path))

@@ -13,7 +13,7 @@ from dami_router.output import Output, table
 
 if TYPE_CHECKING:
     from dami_merge.card import Licence
-    from dami_merge.hub import PushPlan
+    from dami_merge.hub import PushPlan, PushReport
     from dami_router.manifest.family import Family
 
 
@@ -24,25 +24,33 @@ if TYPE_CHECKING:
         "dami push out --namespace my-org --license apache-2.0",
         "dami push out --namespace my-org --layout branches --private",
     ),
-    help="Publish a built family on the Hugging Face Hub: one repository a variant, each with a card, and a collection "
-    "once all of them are complete; or, with --layout branches, one repository with a branch a variant. Needs "
-    "a token with write access (`hf auth login` or HF_TOKEN). Stopped at any moment, the same command goes on: what is "
-    "there is not sent again, and a family that is up to date changes nothing. HF_ENDPOINT points to another server.",
+    help="Publish a built family on the Hugging Face Hub: one repository for each variant, each with a card, and a "
+    "collection once all of them are complete; or, with --layout branches, one repository with one branch for each "
+    "variant. Needs a token with write access (`hf auth login` or HF_TOKEN). If it is stopped, run the same command "
+    "again: it goes on, sends nothing twice, and changes nothing once the family is up to date. Text that you add to a "
+    "card outside of dami's markers is kept. HF_ENDPOINT names another server.",
 )
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--namespace", required=True, help="The user or organisation to publish under.")
 @click.option(
     "--layout", type=click.Choice(["repos", "branches"]), default="repos", show_default=True,
-    help="A repository a variant, or one with a branch a variant.",
+    help="One repository for each variant, or one repository with one branch for each.",
 )  # fmt: skip
 @click.option("--private", is_flag=True, help="Make the repositories and the collection private.")
 @click.option("--no-collection", is_flag=True, help="Make no collection.")
 @click.option("--license", "licence", help="The licence to publish under, where the endpoints' cards do not settle it.")
+@click.option(
+    "--overwrite-card", is_flag=True, help="Replace cards that someone else wrote, or edited inside our part."
+)
+@click.option("--publish-paths", is_flag=True, help="Publish the recipe as it is, with the paths of this machine.")
 @click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True, help="Uploads at a time.")
-@click.option("--dry-run", is_flag=True, help="Say what would be published, and change nothing; needs no token.")
+@click.option(
+    "--dry-run", is_flag=True,
+    help="Check everything and show what would be published, but change nothing; works without a token too.",
+)  # fmt: skip
 def push(
     output: Output, folder: Path, namespace: str, layout: Any, private: bool, no_collection: bool,
-    licence: str | None, jobs: int, dry_run: bool,
+    licence: str | None, overwrite_card: bool, publish_paths: bool, jobs: int, dry_run: bool,
 ) -> None:  # fmt: skip
     """Publish a family."""
     from dami_merge.commands.byte_bar import byte_bar
@@ -54,31 +62,61 @@ def push(
     family = load_family(folder)
     root = folder if folder.is_dir() else folder.parent
     check_ready(family, root, partial(byte_bar, "check"))
-    options = PushOptions(namespace, layout, private, not no_collection, jobs)
+    options = PushOptions(
+        namespace, layout, private, not no_collection, jobs, licence is not None, overwrite_card, publish_paths
+    )  # fmt: skip
     plan = plan_push(family, root, options, _licence(output, family, licence, dry_run))
-    _warn(output, family)
+    _warn(output, plan)
     if dry_run:
+        _rehearse(output, plan)
         _tell_plan(output, plan)
         output.hint(f"the same command without --dry-run; first `dami verify {folder}`")
         return
     with stoppable(output):
         report = push_family(plan, progress=partial(byte_bar, "push"))
+    _tell_report(output, root, layout, report)
+
+
+def _tell_report(output: Output, root: Path, layout: str, report: PushReport) -> None:
+    for note in report.notes:
+        output.warning(note)
+    for place in report.departed:
+        output.warning(f"{place} is not part of the family any more; it stays on the Hub as it is")
     rows = [(f"{v.lambda_:g}", _place(v.repo, v.branch), v.revision[:12], v.state) for v in report.variants]
     text = table(("λ", "repository", "commit", ""), rows)
-    done = (
-        f"{report.commits} commits, {size_text(report.bytes_sent)} sent" if report.commits else "everything was there"
-    )
+    done = f"{report.commits} commits, {size_text(report.bytes_sent)} sent" if report.commits else "nothing had changed"
     collection = f"\ncollection: {report.collection}" if report.collection else ""
     output.result(
         f"{text}{collection}\n{done}",
         {
             "name": report.manifest.name, "manifest": str(root / "dami_family.json"), "layout": layout,
             "collection": report.collection, "commits": report.commits, "bytes_sent": report.bytes_sent,
+            "departed": list(report.departed), "notes": list(report.notes),
             "variants": [{"id": v.id, "lambda": v.lambda_, "repo": v.repo, "branch": v.branch,
                           "revision": v.revision, "state": v.state} for v in report.variants],
         },
     )  # fmt: skip
     output.hint(f"dami pull {report.collection or report.variants[0].repo} copy")
+
+
+def _rehearse(output: Output, plan: PushPlan) -> None:
+    """Run the checks of a push; without a token or a network, those that need none."""
+    from huggingface_hub import get_token
+
+    from dami_merge.hub.preflight import check_offline, inspect_hub
+    from dami_router.manifest.hub_errors import HubUnreachableError
+    from dami_router.manifest.published import hub_api
+
+    anonymous = get_token() is None
+    if anonymous:
+        output.warning("no token for the Hub: its rights and private repositories were not checked")
+    try:
+        notes = inspect_hub(hub_api(), plan, anonymous=anonymous).notes
+    except HubUnreachableError as error:
+        check_offline(plan)
+        notes = (f"nothing was compared with the Hub: {error.message}",)
+    for note in notes:
+        output.warning(note)
 
 
 def _licence(output: Output, family: Family, given: str | None, dry_run: bool) -> Licence:
@@ -94,15 +132,17 @@ def _licence(output: Output, family: Family, given: str | None, dry_run: bool) -
         return Licence("unknown")
 
 
-def _warn(output: Output, family: Family) -> None:
+def _warn(output: Output, plan: PushPlan) -> None:
     from dami_merge.card import hub_id
 
-    local = [e.source for e in (family.endpoints.instruct, family.endpoints.thinking) if hub_id(e) is None]
-    if local:
-        output.warning(
-            f"the cards name no base model, since {' and '.join(local)} are local folders; the recipe is published "
-            "with these paths as they stand"
-        )
+    ends = plan.family.endpoints
+    local = [end.source for end in (ends.instruct, ends.thinking) if hub_id(end) is None]
+    if not local:
+        return
+    named = "no base model" if len(local) == 2 else "one base model alone"
+    folders = f"{' and '.join(local)} {'are local folders' if len(local) == 2 else 'is a local folder'}"
+    paths = "their paths are published" if plan.options.publish_paths else "only their names are published"
+    output.warning(f"the cards name {named}, since {folders}; {paths}")
 
 
 def _tell_plan(output: Output, plan: PushPlan) -> None:

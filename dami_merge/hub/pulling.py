@@ -1,7 +1,7 @@
-"""The use case `dami pull`: a family from the Hub, every file held against the manifest before it gets its name.
+"""The use case `dami pull`: a family from the Hub, every file checked before it gets its name.
 
-The manifest is a stranger's: its names are checked when it is read (no path leaves the
-folder), files that could hold code are refused, files are only taken from the repositories that
+The manifest is untrusted: its names are checked when it is read (no path leaves the
+folder), files that could hold code are refused, files are taken only from the repositories that
 the user named, and their announced sizes must fit on the disk before the first one is fetched.
 
 OUT/{variant}/            finished variants
@@ -22,10 +22,13 @@ from typing import TYPE_CHECKING
 from dami_merge.files.hashing import file_sha256
 from dami_merge.files.locking import locked
 from dami_merge.files.progress import Progress
+from dami_merge.hub.local_paths import without_local_paths
 from dami_merge.hub.threads import pool
 from dami_router.errors import CheckpointError, DamiError, FailureError, MisuseError
 from dami_router.manifest.family import MANIFEST, Family, Variant, load_family
-from dami_router.manifest.published import Published, find_published, hub_api, told
+from dami_router.manifest.hub_collections import Published
+from dami_router.manifest.hub_errors import told
+from dami_router.manifest.published import find_published, hub_api
 from dami_router.shared.durable import sync, write_atomically
 
 if TYPE_CHECKING:
@@ -40,7 +43,7 @@ _MAX_SMALL = 256 << 20  # bytes of a file that is no weight file
 
 @dataclass(frozen=True)
 class PullReport:
-    """What a pull did: variants fetched now, and those that were here already."""
+    """What a pull did: the variants fetched now, and those that were here already."""
 
     manifest: Family
     fetched: tuple[str, ...]
@@ -55,11 +58,11 @@ def pull_family(
     jobs: int = 4,
     progress: Progress = lambda total: nullcontext(lambda count: None),  # noqa: ARG005
 ) -> PullReport:
-    """Fetch the variants that `name` means into `out`; run again after a failure, it goes on.
+    """Fetch the variants that `name` means into `out`; after a failure, run it again and it goes on.
 
     A variant gets its place only when all of its files have the sha256 that the manifest
     says. Raises MisuseError for a wrong id or folder, FailureError where the Hub fails,
-    CheckpointError where what it gives is not sound.
+    CheckpointError where a manifest or file is invalid.
     """
     family, published = find_published(name)
     for place in published:
@@ -111,7 +114,7 @@ class _Pull:
         return folder.is_dir() and not folder.is_symlink() and not _wrong(folder, variant.files)
 
     def _lacking(self, variant: Variant) -> list[str]:
-        """Return the files to fetch: neither checked on an earlier run nor good at their place."""
+        """Return the files to fetch: neither checked on an earlier run nor right in their place."""
         wrong = _wrong(self._checked(variant), variant.files)
         return [file for file in wrong if file in _wrong(self.out / variant.folder, {file: variant.files[file]})]
 
@@ -163,7 +166,7 @@ class _Pull:
             path.unlink()
         raise CheckpointError(
             f"{place.repo}@{place.revision[:12]}: {file} does not have the sha256 that the manifest says",
-            hint="it was changed after it was published, or damaged; ask its owner, do not use it",
+            hint="it was changed after it was published, or damaged: do not use it, ask its owner",
         )
 
     def _everywhere(self, jobs: Sequence[tuple[Published, str]], do: Callable[[Published, str], None]) -> None:
@@ -192,13 +195,14 @@ class _Pull:
         sync(self.out)
 
     def _manifest(self, variants: Sequence[Variant]) -> Family:
+        """Return the manifest of all that is here; what the one here says of the family stays, its paths too."""
         try:
-            before = {v.id: v for v in load_family(self.out).variants}
+            family = load_family(self.out)
         except MisuseError:
-            before = {}
-        both = before | {v.id: v for v in variants}
+            family = self.family.model_copy(update={"variants": []})
+        both = {v.id: v for v in family.variants} | {v.id: v for v in variants}
         ordered = sorted(both.values(), key=lambda v: v.lambda_)
-        return Family.model_validate({**self.family.model_dump(), "variants": [v.model_dump() for v in ordered]})
+        return Family.model_validate({**family.model_dump(), "variants": [v.model_dump() for v in ordered]})
 
 
 def _check_names(place: Published) -> None:
@@ -219,9 +223,7 @@ def _check_folder(out: Path, family: Family) -> None:
     listed: set[str] = set()
     if (out / MANIFEST).exists():
         before = load_family(out)
-        if before.model_dump(exclude={"variants", "created_with"}) != family.model_dump(
-            exclude={"variants", "created_with"}
-        ):
+        if not _same_family(before, family):
             raise MisuseError(
                 f"{out}: holds {before.name}, another family or another build of it",
                 hint="give a folder of its own to each family",
@@ -231,9 +233,23 @@ def _check_folder(out: Path, family: Family) -> None:
         folder = out / variant.folder
         if folder.exists() and variant.folder not in listed and _wrong(folder, variant.files):
             raise MisuseError(
-                f"{folder}: already there, and not from `dami pull`; nothing is written over",
+                f"{folder}: exists and is not from `dami pull`; refusing to overwrite it",
                 hint="give a new folder, or move it away",
             )
+
+
+def _same_family(here: Family, there: Family) -> bool:
+    """Whether two manifests are of one build; the one that was pushed has no paths of the machine it came from."""
+    if _facts(here) == _facts(there):
+        return True
+    try:
+        return _facts(without_local_paths(here)) == _facts(there)
+    except FailureError:
+        return False
+
+
+def _facts(family: Family) -> dict[str, object]:
+    return family.model_dump(exclude={"variants", "created_with"})
 
 
 def _wrong(folder: Path, files: dict[str, str]) -> list[str]:

@@ -1,10 +1,11 @@
-"""What the Hub has on a branch, and whether that is what we have."""
+"""What the Hub has on a branch, compared with what is here."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dami_merge.hub.push_plan import PushTarget, UploadSource
@@ -16,9 +17,13 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-__all__ = ["Remote", "look", "source_of_text"]
+__all__ = ["CARD", "Remote", "check_ours", "commit_of", "look", "read_card", "source_of_text"]
 
-_BORN_WITH = {".gitattributes", "README.md", "LICENSE"}
+CARD = "README.md"
+"""The card's file name."""
+
+_BORN_WITH = {".gitattributes", CARD, "LICENSE"}
+_MAX_CARD = 4 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Remote:
         return [source for source in sources if not self.has(source)]
 
     def stale(self, target: PushTarget) -> list[str]:
-        """Return the paths of earlier weights and files of ours that the variant no longer has."""
+        """Return the paths of weights and other files of ours that the variant no longer has."""
         before = {v.id: v for v in self.manifest.variants} if self.manifest else {}
         old = before.get(target.variant.id) if target.variant else None
         ours = set(old.files) if old else set()
@@ -67,22 +72,50 @@ def look(api: HfApi, repo: str, revision: str, *, with_manifest: bool = True) ->
 
 
 def check_ours(target: PushTarget, remote: Remote, family: Family) -> None:
-    """Refuse to write into a repository that holds something else than this family."""
-    if remote.manifest is None and set(remote.files) <= _BORN_WITH:
+    """Refuse a repository that holds something other than this family."""
+    there = remote.manifest
+    if there is None and set(remote.files) <= _BORN_WITH:
         return
-    if remote.manifest is not None and remote.manifest.name == family.name:
+    if there is not None and there.name == family.name and _shapes(there) == _shapes(family):
         return
-    what = f"the family {remote.manifest.name}" if remote.manifest else "files that `dami push` did not put there"
+    if there is None:
+        what = "files that `dami push` did not put there"
+    elif there.name != family.name:
+        what = f"the family {there.name}"
+    else:
+        what = f"another family of this name, of {there.endpoints.instruct.source}"
     raise FailureError(
-        f"{target}: already holds {what}; nothing is written over",
+        f"{target}: already holds {what}; refusing to overwrite it",
         hint="give the family another name in its recipe, another --namespace, or move the repository away",
     )
+
+
+def read_card(api: HfApi, repo: str, remote: Remote) -> str | None:
+    """Return the card on a branch; None where it has none."""
+    found = remote.files.get(CARD)
+    if found is None:
+        return None
+    if found.size > _MAX_CARD:
+        raise FailureError(f"{repo}: its {CARD} has {found.size} bytes, more than {_MAX_CARD >> 20} MiB")
+    content = Path(api.hf_hub_download(repo, CARD, revision=remote.head)).read_bytes()
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise FailureError(
+            f"{repo}: its {CARD} is not UTF-8; refusing to overwrite it", hint="--overwrite-card replaces it"
+        ) from None
+
+
+def _shapes(family: Family) -> list[tuple[str, int]]:
+    """Return what no rebuild of a family changes: the architecture and size of its endpoints."""
+    ends = family.endpoints
+    return [(end.architecture, end.parameters) for end in (ends.instruct, ends.thinking)]
 
 
 def commit_of(api: HfApi, target: PushTarget, head: str, before: Family | None, local: Variant) -> str:
     """Return a commit that holds the variant's files: one that a manifest names already, else the head.
 
-    `before` is the manifest that was on the Hub. So a second push finds the same commits,
+    `before` is the manifest that was on the Hub. A second push thus finds the same commits,
     though every repository has later ones.
     """
     assert target.variant is not None

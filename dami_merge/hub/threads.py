@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
-__all__ = ["pool"]
+from dami_router.errors import DamiError
+from dami_router.manifest.hub_errors import told
+
+__all__ = ["everywhere", "guarded", "pool"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @contextmanager
 def pool(jobs: int) -> Iterator[ThreadPoolExecutor]:
-    """Run at most `jobs` calls at once; after a failure none is begun, and an interrupt waits for none.
+    """Run at most `jobs` calls at once; after a failure no call is started, and an interrupt waits for none.
 
-    Whoever catches the interrupt ends the process: its threads may still be sending.
+    The caller that catches the interrupt must end the process: its threads may still be sending.
     """
     executor = ThreadPoolExecutor(jobs)
     try:
@@ -25,3 +32,20 @@ def pool(jobs: int) -> Iterator[ThreadPoolExecutor]:
         executor.shutdown(wait=True, cancel_futures=True)
         raise
     executor.shutdown()
+
+
+def everywhere(jobs: int, items: Sequence[Item], do: Callable[[Item], Result]) -> dict[Item, Result]:
+    """Call `do` with each item, `jobs` at a time; errors are told about `str(item)`."""
+    with pool(jobs) as workers:
+        running = [workers.submit(guarded, str(item), do, item) for item in items]
+        return {item: job.result() for item, job in zip(items, running, strict=True)}
+
+
+def guarded(where: str, do: Callable[..., Result], *arguments: Any) -> Result:
+    """Call `do`; an exception of huggingface_hub becomes one message about `where`."""
+    try:
+        return do(*arguments)
+    except DamiError:
+        raise
+    except Exception as error:
+        raise told(error, where) from None

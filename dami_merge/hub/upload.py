@@ -1,4 +1,4 @@
-"""Bringing one branch of one repository up to date: large files first, then one commit."""
+"""Bringing one branch of a repository up to date: large files first, then one commit."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING
 
 from dami_merge.hub.push_plan import PushTarget, UploadSource
 from dami_merge.hub.remote import Remote, look
-from dami_router.manifest.published import is_passing
+from dami_router.errors import FailureError
+from dami_router.manifest.hub_errors import clean, is_passing
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-__all__ = ["bring"]
+__all__ = ["ask_for_room", "bring"]
 
 _LARGE = 1 << 20
+_WEIGHTS = ".safetensors"
+_BATCH = 256  # objects in one request, as huggingface_hub's own uploads
 _WAITS = (1.0, 3.0)  # seconds before a commit is tried again
 
 
@@ -32,8 +35,8 @@ def bring(
 ) -> Remote:
     """Commit what the branch lacks of `sources` and delete `stale`; no commit where there is nothing to do.
 
-    Files that the Hub's storage holds from a push that was cut are not sent again. `sent` gets
-    the bytes of finished files. Returns the branch as it is then, without its manifest.
+    Files that the Hub's storage holds from an interrupted push are not sent again. `sent` gets
+    the bytes of finished files. Returns the branch after the commit, without its manifest.
     """
     todo = remote.missing(sources)
     if not todo and not stale:
@@ -49,6 +52,24 @@ def bring(
     _commit(api, target, remote, todo, operations, stale, message, threads)
     sent(sum(op.upload_info.size for op in operations if op not in large))
     return look(api, target.repo, target.branch, with_manifest=False)
+
+
+def ask_for_room(api: HfApi, repo: str, sources: Sequence[UploadSource]) -> None:
+    """Ask the Hub where large files would go, which it refuses where the namespace has no storage left.
+
+    Sends no content. Raises what huggingface_hub raises, FailureError for a file that is refused.
+    """
+    from huggingface_hub.lfs import post_lfs_batch_info
+
+    large = {source.sha256: source for source in sources if source.size > _LARGE or source.path.endswith(_WEIGHTS)}
+    infos = [_addition(source).upload_info for source in large.values()]
+    for start in range(0, len(infos), _BATCH):
+        token = api.token if isinstance(api.token, str) else None
+        batch = infos[start : start + _BATCH]
+        _, refused, _ = post_lfs_batch_info(batch, token, "model", repo, endpoint=api.endpoint)
+        for entry in refused:
+            path = large[entry["oid"]].path
+            raise FailureError(f"{repo}: {path}: the Hub refuses it: {clean(str(entry['error'].get('message')))}")
 
 
 def _addition(source: UploadSource) -> CommitOperationAdd:

@@ -1,6 +1,6 @@
 """A strict local Hub: as much of huggingface.co's HTTP interface as publishing needs, on loopback, in memory.
 
-It checks what the real one checks (tokens, sizes, sha256, parents of commits) and fails on demand
-(`faults`). Only what huggingface_hub 2.4 uses is here; Xet storage is not, so clients set
-HF_HUB_DISABLE_XET=1 and use the LFS protocol.
+It refuses what the real one is documented to refuse (`rules`) and fails on demand (`faults`).
+Only what huggingface_hub 2.4 uses is here. Xet storage is not, so clients set
+HF_HUB_DISABLE_XET=1 and use the LFS protocol: uploads through hf-xet are not tested.
 """

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-import codecs
 import hashlib
 import json
 import re
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import parse_qs, unquote
@@ -17,10 +17,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from hub_server.store import File, Refused, Repo, Store, User
+from hub_server import rules
+from hub_server.collections_api import CollectionRoutes
+from hub_server.rules import is_lfs
+from hub_server.store import File, Moved, Refused, Repo, Store, User
 
 Handler = Callable[[Request], Awaitable[Response]]
-_MAX_REGULAR = 10 << 20
 
 
 class Hub:
@@ -28,7 +30,11 @@ class Hub:
 
     def __init__(self, store: Store, *, multipart_over: int = 200_000, part_size: int = 1 << 17) -> None:
         self.store, self.multipart_over, self.part_size = store, multipart_over, part_size
-        self.commits = 0
+        self.commits, self.max_file = 0, rules.MAX_FILE
+        self.collections = CollectionRoutes(self)
+        self.limits = {"api": rules.API_LIMIT, "resolvers": rules.RESOLVER_LIMIT}
+        self.used = dict.fromkeys(self.limits, 0)
+        self.window_began = time.monotonic()
 
     def app(self) -> Starlette:
         """Return the application."""
@@ -55,13 +61,45 @@ class Hub:
             ("GET", "/api/datasets/{owner}/{name}/revision/{revision:path}", self.info),
             ("GET", "/datasets/{owner}/{name}/resolve/{revision}/{path:path}", self.resolve),
             ("GET", "/{owner}/{name}/resolve/{revision}/{path:path}", self.resolve),
-            ("GET", "/api/collections", self.list_collections),
-            ("POST", "/api/collections", self.create_collection),
-            ("GET", "/api/collections/{owner}/{slug}", self.get_collection),
-            ("POST", "/api/collections/{owner}/{slug}/items", self.add_item),
-            ("PATCH", "/api/collections/{owner}/{slug}/items/{item}", self.update_item),
+            ("GET", "/api/collections", self.collections.list),
+            ("POST", "/api/collections", self.collections.create),
+            ("GET", "/api/collections/{owner}/{slug}", self.collections.get),
+            ("POST", "/api/collections/{owner}/{slug}/items", self.collections.add),
+            ("PATCH", "/api/collections/{owner}/{slug}/items/{item}", self.collections.update),
+            ("DELETE", "/api/collections/{owner}/{slug}/items/{item}", self.collections.remove),
         ]
-        return Starlette(routes=[Route(path, _told(handler), methods=[method]) for method, path, handler in table])
+        return Starlette(routes=[Route(path, self._told(h), methods=[method]) for method, path, h in table])
+
+    def _told(self, handler: Handler) -> Handler:
+        async def told(request: Request) -> Response:
+            limits, over = ({}, False) if request.url.path.startswith("/lfs/") else self._count(request)
+            try:
+                if over:
+                    raise Refused(429, "We had to rate limit you. See https://huggingface.co/docs/hub/rate-limits")
+                response = await handler(request)
+            except Moved as moved:
+                # A relative address, which huggingface_hub follows (`_httpx_follow_relative_redirects_with_backoff`).
+                response = RedirectResponse(moved.path, 307)
+            except Refused as refused:
+                headers = {"X-Error-Message": refused.message}
+                if refused.code:
+                    headers["X-Error-Code"] = refused.code
+                response = JSONResponse({"error": refused.message, **refused.more}, refused.status, headers)
+            response.headers.update(limits)
+            return response
+
+        return told
+
+    def _count(self, request: Request) -> tuple[dict[str, str], bool]:
+        """Count a request; headers as https://huggingface.co/docs/hub/rate-limits#http-headers has them."""
+        if time.monotonic() - self.window_began > rules.WINDOW:
+            self.used, self.window_began = dict.fromkeys(self.limits, 0), time.monotonic()
+        kind = "resolvers" if "/resolve/" in request.url.path else "api"
+        over = self.used[kind] >= self.limits[kind]
+        self.used[kind] += not over
+        left, wait = self.limits[kind] - self.used[kind], int(self.window_began + rules.WINDOW - time.monotonic())
+        policy = f'"fixed window";"{kind}";q={self.limits[kind]};w={rules.WINDOW}'
+        return {"RateLimit": f'"{kind}";r={left};t={wait}', "RateLimit-Policy": policy}, over
 
     # Who asks, and for what
 
@@ -76,31 +114,40 @@ class Hub:
             raise Refused(401, "Invalid credentials in Authorization header")
         return user
 
-    def writer(self, request: Request, namespace: str) -> User:
+    def writer(self, request: Request, namespace: str, repo: str | None = None) -> User:
         user = self.user(request)
         assert user is not None
-        if not user.may_write(namespace):
+        if not user.may_write(namespace, repo):
             raise Refused(403, f"You don't have the rights to write to the namespace {namespace}")
         return user
 
     def repo(self, request: Request, *, write: bool = False) -> Repo:
         owner, name = request.path_params["owner"], request.path_params["name"]
         kind = "datasets/" if request.url.path.startswith(("/datasets/", "/api/datasets/")) else ""
-        repo = self.store.repos.get(f"{kind}{owner}/{name}")
+        # https://huggingface.co/docs/hub/repositories-settings#renaming-or-transferring-a-repo: the old address leads
+        # to the new one.
+        moved = self.store.moved.get(f"{kind}{owner}/{name}".lower())
+        if moved is not None:
+            raise Moved(request.url.path.replace(f"{owner}/{name}", moved, 1))
+        repo = self.store.find(f"{kind}{owner}/{name}")
         user = self.user(request, required=False)
         hidden = repo is not None and repo.private and not (user and owner in (user.name, *user.orgs))
         if repo is None or hidden:
             status = 404 if user else 401  # the Hub does not tell strangers what exists
             raise Refused(status, "Repository not found", "RepoNotFound")
         if write:
-            self.writer(request, owner)
+            self.writer(request, owner, repo.id)
         return repo
 
     async def whoami(self, request: Request) -> Response:
         user = self.user(request)
         assert user is not None
-        auth = {"accessToken": {"displayName": "test", "role": user.role}}
-        return JSONResponse({"type": "user", "name": user.name, "orgs": [{"name": o} for o in user.orgs], "auth": auth})
+        orgs = [{"type": "org", "name": name, "roleInOrg": user.role_in_org} for name in user.orgs]
+        token: dict[str, Any] = {"displayName": "test", "role": user.role}
+        if user.role == "fineGrained":
+            token["fineGrained"] = {"global": [], "scoped": user.scoped}
+        auth = {"type": "access_token", "accessToken": token}
+        return JSONResponse({"type": "user", "name": user.name, "orgs": orgs, "auth": auth})
 
     # Repositories
 
@@ -111,8 +158,9 @@ class Hub:
         owner = data.get("organization") or user.name
         self.writer(request, owner)
         name = data["name"]
-        if not re.fullmatch(r"[\w][\w.-]{0,94}[\w]", name) or "--" in name or ".." in name:
-            raise Refused(400, f"Invalid repo name: {name}")
+        error = rules.name_error(name)
+        if error:
+            raise Refused(400, error)
         if data.get("type", "model") != "model":
             raise Refused(400, "only models here")
         private = data.get("visibility") == "private" or bool(data.get("private"))
@@ -121,14 +169,13 @@ class Hub:
 
     async def validate_yaml(self, request: Request) -> Response:
         content = (await request.json())["content"]
-        match = re.match(r"---\r?\n(.*?)\r?\n---\r?\n", content, re.S)
         try:
-            data = yaml.safe_load(match[1]) if match else None
+            data = rules.card_data(content)
         except yaml.YAMLError as error:
             return JSONResponse({"errors": [{"message": str(error)}], "warnings": []}, 400)
         if not isinstance(data, dict):
             return JSONResponse({"errors": [], "warnings": [{"message": "empty or missing yaml metadata"}]})
-        errors = [{"message": text} for text in _card_errors(data)]
+        errors = [{"message": text} for text in rules.card_errors(data)]
         return JSONResponse({"errors": errors, "warnings": []}, 400 if errors else 200)
 
     async def info(self, request: Request) -> Response:
@@ -139,6 +186,7 @@ class Hub:
         sizes = request.query_params.get("blobs") == "True"  # as huggingface_hub writes it; no sizes without
         data: dict[str, Any] = {
             "id": id, "modelId": id, "sha": commit.sha, "private": repo.private, "tags": [],
+            "gated": "manual" if repo.gated else False,
             "author": id.split("/")[0],
             "siblings": [
                 {"rfilename": path, **({"size": file.size} if sizes else {})}
@@ -146,9 +194,9 @@ class Hub:
             ],
         }  # fmt: skip
         if readme:
-            front = re.match(r"---\n(.*?)\n---\n", self.store.blobs[readme.sha256].decode(), re.S)
-            if front:
-                data["cardData"] = yaml.safe_load(front[1])
+            card = rules.card_data(self.store.blobs[readme.sha256].decode())
+            if card:
+                data["cardData"] = card
         return JSONResponse(data)
 
     async def refs(self, request: Request) -> Response:
@@ -161,9 +209,15 @@ class Hub:
         return JSONResponse([file.entry(path) for path, file in sorted(commit.files.items())])
 
     async def paths_info(self, request: Request) -> Response:
-        commit = self.repo(request).resolve(unquote(request.path_params["revision"]))
-        wanted = parse_qs((await request.body()).decode()).get("paths", [])
-        return JSONResponse([commit.files[p].entry(p) for p in wanted if p in commit.files])
+        repo = self.repo(request)
+        commit = repo.resolve(unquote(request.path_params["revision"]))
+        form = parse_qs((await request.body()).decode())
+        entries = [commit.files[p].entry(p) for p in form.get("paths", []) if p in commit.files]
+        if form.get("expand", ["false"])[0].lower() == "true":
+            for entry in entries:
+                last = repo.last_commit(commit, entry["path"])
+                entry["lastCommit"] = {"id": last.sha, "title": last.title, "date": last.date}
+        return JSONResponse(entries)
 
     async def branch(self, request: Request) -> Response:
         repo = self.repo(request, write=True)
@@ -181,7 +235,7 @@ class Hub:
         head = repo.resolve(unquote(request.path_params["revision"]))
         found = []
         for file in (await request.json())["files"]:
-            mode = "lfs" if _is_lfs(file["path"], file["size"], base64.b64decode(file["sample"])) else "regular"
+            mode = "lfs" if is_lfs(file["path"], file["size"], base64.b64decode(file["sample"])) else "regular"
             there = head.files.get(file["path"])
             oid = (there.sha256 if there.lfs else there.oid) if there else None
             found.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
@@ -209,16 +263,19 @@ class Hub:
 
     def _apply(self, repo: Repo, files: dict[str, File], key: str, value: dict[str, Any]) -> None:
         path = value["path"]
-        if path.startswith("/") or any(part in ("", ".", "..", ".git") for part in path.split("/")):
-            raise Refused(400, f"Invalid path: {path}")
+        error = rules.path_error(path)
+        if error:
+            raise Refused(400, error)
         if key == "file":
             content = base64.b64decode(value["content"], validate=True)
-            if _is_lfs(path, len(content), content[:512]):
+            if is_lfs(path, len(content), content[:512]):
                 raise Refused(400, f"{path} must be uploaded as an LFS file")
             if path == "README.md":
-                front = re.match(r"---\n(.*?)\n---\n", content.decode(), re.S)
-                if front and _card_errors(yaml.safe_load(front[1])):
+                card = rules.card_data(content.decode())
+                if card and rules.card_errors(card):
                     raise Refused(400, "Invalid metadata in README.md")
+            if path.startswith(".eval_results/") and (error := rules.eval_error(content.decode())):
+                raise Refused(400, error)
             files[path] = self.store.regular(content)
         elif key == "lfsFile":
             if value["algo"] != "sha256" or value["oid"] not in repo.objects:
@@ -240,10 +297,28 @@ class Hub:
         data = await request.json()
         if data["operation"] != "upload" or data.get("hash_algo") != "sha256":
             raise Refused(400, "expected an upload with sha256")
+        self._check_storage(repo, [item for item in data["objects"] if item["oid"] not in repo.objects])
         return JSONResponse({"transfer": "basic", "objects": [self._upload(request, repo, o) for o in data["objects"]]})
+
+    def _check_storage(self, repo: Repo, objects: list[dict[str, Any]]) -> None:
+        """Refuse what a namespace has no room for: https://huggingface.co/docs/hub/storage-limits.
+
+        Messages: huggingface/huggingface_hub issues 3049 (private) and 3366 (public).
+        """
+        namespace = repo.id.split("/")[0]
+        quota = self.store.quotas.get((namespace, "private" if repo.private else "public"))
+        size = sum({item["oid"]: item["size"] for item in objects}.values())
+        if quota is None or not size or self.store.stored(namespace, private=repo.private) + size <= quota:
+            return
+        if repo.private:
+            raise Refused(403, "Private repository storage limit reached, please upgrade your plan to increase it")
+        raise Refused(403, "Your storage patterns tripped our internal systems! Please contact us")
 
     def _upload(self, request: Request, repo: Repo, item: dict[str, Any]) -> dict[str, Any]:
         oid, size = item["oid"], item["size"]
+        if size > self.max_file:
+            # The form of an error for one object: github.com/git-lfs/git-lfs, docs/api/batch.md.
+            return {"oid": oid, "size": size, "error": {"code": 422, "message": "File is too large"}}
         if oid in repo.objects:
             return {"oid": oid, "size": size}
         upload = hashlib.sha256(f"{repo.id} {oid} {len(self.store.uploads)}".encode()).hexdigest()
@@ -305,6 +380,11 @@ class Hub:
 
     async def resolve(self, request: Request) -> Response:
         repo = self.repo(request)
+        user = self.user(request, required=False)
+        if repo.gated and not (user and user.name in repo.granted):
+            # huggingface_hub/errors.py, GatedRepoError; https://huggingface.co/docs/hub/models-gated.
+            status = 403 if user else 401
+            raise Refused(status, f"Access to model {repo.id} is restricted", "GatedRepo")
         commit = repo.resolve(unquote(request.path_params["revision"]))
         file = commit.files.get(request.path_params["path"])
         headers = {"X-Repo-Commit": commit.sha}
@@ -316,109 +396,10 @@ class Hub:
         headers |= {"X-Linked-ETag": f'"{file.sha256}"', "X-Linked-Size": str(file.size)}
         return RedirectResponse(f"{_storage(request)}lfs/objects/{file.sha256}", 302, headers)
 
-    # Collections
-
-    def collection(self, request: Request, *, write: bool = False) -> dict[str, Any]:
-        found = self.store.collections.get(f"{request.path_params['owner']}/{request.path_params['slug']}")
-        user = self.user(request, required=False)
-        owner = request.path_params["owner"]
-        if found is None or (found["private"] and not (user and owner in (user.name, *user.orgs))):
-            raise Refused(404, "Collection not found")
-        if write:
-            self.writer(request, owner)
-        return found
-
-    async def list_collections(self, request: Request) -> Response:
-        owners = request.query_params.getlist("owner")
-        user = self.user(request, required=False)
-        mine = (user.name, *user.orgs) if user else ()
-        found = [c for c in self.store.collections.values() if not owners or c["owner"]["name"] in owners]
-        shown = [c for c in found if not c["private"] or c["owner"]["name"] in mine]
-        # As on the real Hub, a list shows four items of each and no position.
-        return JSONResponse(
-            [{k: v for k, v in {**c, "items": c["items"][:4]}.items() if k != "position"} for c in shown]
-        )
-
-    async def create_collection(self, request: Request) -> Response:
-        data = await request.json()
-        self.writer(request, data["namespace"])
-        if not data["title"] or len(data["title"]) > 60 or len(data.get("description") or "") > 150:
-            raise Refused(400, "title of at most 60, description of at most 150 characters")
-        made = self.store.new_collection(
-            data["namespace"], data["title"], data.get("description"), bool(data.get("private"))
-        )
-        return JSONResponse(made)
-
-    async def get_collection(self, request: Request) -> Response:
-        return JSONResponse(self.collection(request))
-
-    async def add_item(self, request: Request) -> Response:
-        collection = self.collection(request, write=True)
-        data = await request.json()
-        item, note = data["item"], data.get("note")
-        if item["type"] != "model" or item["id"] not in self.store.repos:
-            raise Refused(404, "Item not found")
-        if any(item["id"] == there["id"] for there in collection["items"]):
-            raise Refused(409, "Item already in the collection")
-        if len(note or "") > 500:
-            raise Refused(400, "note too long")
-        number = len(collection["items"])
-        collection["items"].append(
-            {"_id": f"{number:024x}", "id": item["id"], "type": "model", "position": number,
-             **({"note": {"text": note, "html": note}} if note else {})}
-        )  # fmt: skip
-        return JSONResponse(collection)
-
-    async def update_item(self, request: Request) -> Response:
-        collection = self.collection(request, write=True)
-        data = await request.json()
-        for item in collection["items"]:
-            if item["_id"] == request.path_params["item"]:
-                if "note" in data:
-                    item["note"] = {"text": data["note"], "html": data["note"]}
-                return JSONResponse({"success": True})
-        raise Refused(404, "Item not found")
-
-
-def _told(handler: Handler) -> Handler:
-    async def told(request: Request) -> Response:
-        try:
-            return await handler(request)
-        except Refused as refused:
-            headers = {"X-Error-Message": refused.message}
-            if refused.code:
-                headers["X-Error-Code"] = refused.code
-            return JSONResponse({"error": refused.message, **refused.more}, refused.status, headers)
-
-    return told
-
 
 def _storage(request: Request) -> str:
     # Another host, as the real storage is: clients must neither follow there on HEAD nor send their token.
     return str(request.base_url).replace("127.0.0.1", "localhost")
-
-
-def _is_lfs(path: str, size: int, sample: bytes) -> bool:
-    if path.endswith((".safetensors", ".bin")) or size > _MAX_REGULAR:
-        return True
-    try:
-        # A sample may end inside a character, which this decoder waits for.
-        codecs.getincrementaldecoder("utf-8")().decode(sample)
-    except UnicodeDecodeError:
-        return True
-    return b"\0" in sample
-
-
-def _card_errors(data: dict[str, Any]) -> list[str]:
-    errors = []
-    if not isinstance(data.get("license"), str):
-        errors.append('"license" must be a string')
-    for base in data.get("base_model") or []:
-        if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", base):
-            errors.append(f'"base_model" with value "{base}" is not valid')
-    if data.get("base_model_relation") not in (None, "merge", "finetune", "adapter", "quantized"):
-        errors.append('"base_model_relation" is not valid')
-    return errors
 
 
 def _content(request: Request, content: bytes, headers: dict[str, str]) -> Response:

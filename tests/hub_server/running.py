@@ -16,6 +16,7 @@ from hub_server.store import Store, User
 
 TOKEN = "hf_writerSecretTokenForTests"
 READ_TOKEN = "hf_readerSecretTokenForTests"
+FINE_TOKEN = "hf_fineGrainedSecretTokenForTests"
 
 
 @dataclass
@@ -48,8 +49,12 @@ class RunningHub:
 
 
 def make(multipart_over: int) -> Hub:
-    """Make a Hub with one writer, `ann` of the organisation `acme`, and one reader."""
-    users = {TOKEN: User("ann", ("acme",)), READ_TOKEN: User("bob", ("acme",), "read")}
+    """Make a Hub with tokens of `ann`, of the organisation `acme`: one that writes, one fine-grained; `bob` reads."""
+    scoped = ({"entity": {"type": "user", "name": "ann"}, "permissions": ["repo.content.read", "repo.write"]},)
+    users = {
+        TOKEN: User("ann", ("acme",)), READ_TOKEN: User("bob", ("acme",), "read"),
+        FINE_TOKEN: User("ann", ("acme",), "fineGrained", scoped=scoped),
+    }  # fmt: skip
     return Hub(Store(users), multipart_over=multipart_over)
 
 

@@ -18,17 +18,31 @@ class Refused(Exception):
         self.status, self.message, self.code, self.more = status, message, code, more
 
 
+class Moved(Exception):
+    """A request that is led to another path, since its repository was renamed."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+
 @dataclass(frozen=True)
 class User:
-    """The owner of a token; `role` is read or write."""
+    """The owner of a token; `role` is read, write or fineGrained, which has rights in `scoped`."""
 
     name: str
     orgs: tuple[str, ...] = ()
     role: str = "write"
+    role_in_org: str = "write"
+    scoped: tuple[dict[str, Any], ...] = ()
 
-    def may_write(self, namespace: str) -> bool:
-        """Whether the token may write to a namespace."""
-        return self.role == "write" and namespace in (self.name, *self.orgs)
+    def may_write(self, namespace: str, repo: str | None = None) -> bool:
+        """Whether the token may write to a namespace, or to one repository: docs/hub/security-tokens."""
+        if namespace not in (self.name, *self.orgs) or (namespace in self.orgs and self.role_in_org == "read"):
+            return False
+        names = (namespace, repo)
+        fine = any(s["entity"]["name"] in names and "repo.write" in s["permissions"] for s in self.scoped)
+        return self.role == "write" or (self.role == "fineGrained" and fine)
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,7 @@ class Commit:
     parent: str | None
     title: str
     files: dict[str, File]
+    date: str = "2026-01-01T00:00:00.000Z"
 
 
 GITATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n*.bin filter=lfs diff=lfs merge=lfs -text\n"
@@ -81,6 +96,16 @@ class Repo:
     branches: dict[str, str] = field(default_factory=dict)
     objects: set[str] = field(default_factory=set)
     """The LFS objects that were uploaded to this repository."""
+    gated: bool = False
+    granted: set[str] = field(default_factory=set)
+    """Users that may read a gated repository."""
+
+    def last_commit(self, commit: Commit, path: str) -> Commit:
+        """Return the commit that gave a file its content."""
+        before = self.commits.get(commit.parent or "")
+        if before is None or before.files.get(path) != commit.files[path]:
+            return commit
+        return self.last_commit(before, path)
 
     def resolve(self, revision: str) -> Commit:
         """Find a commit by its id or a branch."""
@@ -99,11 +124,37 @@ class Store:
         self.blobs: dict[str, bytes] = {}
         self.collections: dict[str, dict[str, Any]] = {}
         self.uploads: dict[str, dict[str, Any]] = {}
+        self.moved: dict[str, str] = {}
+        self.quotas: dict[tuple[str, str], int] = {}
+        """Bytes of LFS objects, by namespace and `private` or `public`; no entry is no limit."""
         self._count = itertools.count(1)
+
+    def next_number(self) -> int:
+        """Return a number that was not given before."""
+        return next(self._count)
+
+    def find(self, repo_id: str) -> Repo | None:
+        """Find a repository; names are case-insensitive (huggingface/huggingface_hub issues 1371 and 1453)."""
+        wanted = repo_id.lower()
+        return next((repo for key, repo in self.repos.items() if key.lower() == wanted), None)
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename a repository; its old name leads to it."""
+        self.repos[new] = self.repos.pop(old)
+        self.repos[new].id = new
+        self.moved[old.lower()] = new
+        for collection in self.collections.values():
+            for item in collection["items"]:
+                item["id"] = new if item["id"] == old else item["id"]
+
+    def stored(self, namespace: str, *, private: bool) -> int:
+        """Return the bytes of a namespace's LFS objects, counted for each repository."""
+        repos = [r for r in self.repos.values() if r.id.startswith(f"{namespace}/") and r.private == private]
+        return sum(len(self.blobs[oid]) for repo in repos for oid in repo.objects)
 
     def create_repo(self, repo_id: str, private: bool) -> Repo:
         """Make a repository with its first commit, as the Hub does."""
-        if repo_id in self.repos:
+        if self.find(repo_id) is not None:
             raise Refused(409, "You already created this model repo", url=repo_id)
         repo = self.repos[repo_id] = Repo(repo_id, private)
         self.write(repo, "main", "initial commit", {".gitattributes": self.regular(GITATTRIBUTES)}, None)
@@ -138,8 +189,10 @@ class Store:
 
     def write(self, repo: Repo, branch: str, title: str, files: dict[str, File], parent: str | None) -> Commit:
         """Put a commit on a branch."""
-        text = json.dumps([repo.id, branch, title, parent, next(self._count), {p: f.oid for p, f in files.items()}])
-        commit = Commit(hashlib.sha1(text.encode()).hexdigest(), parent, title, files)
+        number = self.next_number()
+        text = json.dumps([repo.id, branch, title, parent, number, {p: f.oid for p, f in files.items()}])
+        date = f"2026-01-01T{number // 3600 % 24:02}:{number // 60 % 60:02}:{number % 60:02}.000Z"
+        commit = Commit(hashlib.sha1(text.encode()).hexdigest(), parent, title, files, date)
         repo.commits[commit.sha] = commit
         repo.branches[branch] = commit.sha
         return commit

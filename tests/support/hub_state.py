@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from hub_server.running import RunningHub
 
+from dami_merge.hub.local_paths import without_local_paths
 from dami_router.manifest.family import MANIFEST, Family, load_family, parse_family
 
 RECIPE = """\
@@ -65,7 +66,10 @@ def nothing_half_published(hub: RunningHub, family: Path) -> bool:
 
 
 def published(hub: RunningHub, family: Path) -> bool:
-    """Whether everything is on the Hub: files, manifests with places that hold the files, the collection."""
+    """Whether everything is on the Hub: files, manifests with places that hold the files, the collection.
+
+    The manifests there are the local one without the paths of this machine.
+    """
     local = load_family(family)
     for variant in local.variants:
         assert variant.hub is not None
@@ -77,7 +81,7 @@ def published(hub: RunningHub, family: Path) -> bool:
             }
             assert {name: found[name] for name in variant.files} == variant.files
             assert set(found) == set(variant.files) | MADE
-        assert remote_manifest(hub, repo.id) == local
+        assert remote_manifest(hub, repo.id) == without_local_paths(local)
     (collection,) = hub.store.collections.values()
     assert [item["id"] for item in collection["items"]] == [f"acme/{v.id}" for v in local.variants]
     return True

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from dami_router.datasets.tables import MAX_BYTES, SUFFIXES
 from dami_router.errors import DamiError, FailureError, MisuseError
-from dami_router.manifest.published import HubId, hub_api, parse_hub_id, told
+from dami_router.manifest.hub_errors import told
+from dami_router.manifest.published import HubId, hub_api, parse_hub_id
 from dami_router.shared.suggestions import did_you_mean, listed
 
 if TYPE_CHECKING:

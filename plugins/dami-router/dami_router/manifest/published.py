@@ -1,51 +1,43 @@
-"""Families on the Hugging Face Hub: reading a manifest there without the weights, and saying what went wrong.
+"""Families on the Hugging Face Hub: finding them, and reading their manifests without the weights.
 
-A family is asked for by the id of a variant's repository, of a repository with a branch a
-variant (`ORG/name@branch` for one of them), or by the slug of its collection. Needs the extra
-`hub`; huggingface_hub is imported when it is used.
+A family is named by the id of a variant's repository, by the id of a repository with one branch
+for each variant (`ORG/name@branch` names one variant), or by the slug of its collection. Needs
+the extra `hub`; huggingface_hub is imported when it is used.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dami_router.errors import CheckpointError, DamiError, FailureError, MisuseError
 from dami_router.manifest.family import MANIFEST, MAX_MANIFEST_BYTES, Family, Variant, load_family, parse_family
+from dami_router.manifest.hub_collections import Published, Shelf, newest_complete
+from dami_router.manifest.hub_errors import told
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["HubId", "Published", "fetch_family", "find_published", "hub_api", "parse_hub_id", "read_manifest", "told"]
+__all__ = ["HubId", "fetch_family", "find_published", "hub_api", "open_family", "parse_hub_id", "read_manifest"]
 
 _ID = re.compile(r"[\w][\w.-]{0,95}/[\w][\w.-]{0,127}", re.ASCII)
 _SLUG = re.compile(r".+-[0-9a-f]{24}", re.ASCII)
 _REVISION = re.compile(r"[\w][\w.-]{0,127}", re.ASCII)
-_AGAIN = "run the same command again: it goes on where it stopped"
 
 
 @dataclass(frozen=True)
 class HubId:
-    """What a user named: a repository or a collection, and a revision where one was given."""
+    """A repository or collection that a user named, and a revision where one was given."""
 
     id: str
     revision: str | None = None
 
     def __str__(self) -> str:
         return f"{self.id}@{self.revision}" if self.revision else self.id
-
-
-@dataclass(frozen=True)
-class Published:
-    """A variant on the Hub: its description, and the commit of the repository that holds its files."""
-
-    variant: Variant
-    repo: str
-    revision: str
 
 
 def parse_hub_id(text: str) -> HubId:
@@ -78,50 +70,48 @@ def hub_api() -> HfApi:
 def fetch_family(text: str) -> Family:
     """Fetch the manifest alone of a family on the Hub, whole as it was pushed.
 
-    Raises MisuseError for what is no id, FailureError where the Hub has no such family or
-    cannot be reached, CheckpointError where the manifest is not sound.
+    Of a collection, the newest complete family. Raises MisuseError for an invalid id,
+    FailureError where the Hub has no such family or cannot be reached, CheckpointError where
+    the manifest is invalid or no family of the collection is complete.
     """
     place = parse_hub_id(text)
     api = hub_api()
     try:
-        for repo in _repositories(api, place):
-            found = read_manifest(api, repo, place.revision)
-            if found is not None:
-                return found[0]
+        repos = _collected(api, place)
+        if repos is not None:
+            return _in_collection(api, place, repos)[0]
+        found = read_manifest(api, place.id, place.revision)
     except DamiError:
         raise
     except Exception as error:
         raise told(error, str(place)) from None
-    raise _no_family(place)
+    if found is None:
+        raise _no_family(place)
+    return found[0]
 
 
 def find_published(text: str) -> tuple[Family, list[Published]]:
     """Find the variants that `text` names, each with the place of its files, sorted by λ.
 
-    Files are looked for only in the repositories that the user named, whatever a manifest
-    says. The family holds the named variants alone. Raises as `fetch_family` does.
+    Files are taken only from the repositories that the user named, whatever a manifest says.
+    The family holds the named variants alone. Raises as `fetch_family` does.
     """
     place = parse_hub_id(text)
     api = hub_api()
-    family: Family | None = None
-    found: dict[str, Published] = {}
     try:
-        for repo in _repositories(api, place):
-            read = read_manifest(api, repo, place.revision)
-            if read is None:
-                continue
-            if family is not None and _facts(read[0]) != _facts(family):
-                raise CheckpointError(f"{place}: holds variants of different families or builds; pull them one by one")
-            family = family or read[0]
-            found |= {p.variant.id: p for p in _own(read[0], repo, read[1], place.revision)}
+        repos = _collected(api, place)
+        if repos is not None:
+            return _in_collection(api, place, repos)
+        found = read_manifest(api, place.id, place.revision)
+        published = list(_own(api, found[0], place.id, found[1], place.revision)) if found else []
     except DamiError:
         raise
     except Exception as error:
         raise told(error, str(place)) from None
-    if family is None or not found:
+    if found is None or not published:
         raise _no_family(place)
-    published = sorted(found.values(), key=lambda p: p.variant.lambda_)
-    return _with_variants(family, [p.variant for p in published]), published
+    published.sort(key=lambda p: p.variant.lambda_)
+    return found[0].model_copy(update={"variants": [p.variant for p in published]}), published
 
 
 def read_manifest(api: HfApi, repo: str, revision: str | None = None) -> tuple[Family, str] | None:
@@ -146,79 +136,38 @@ def read_manifest(api: HfApi, repo: str, revision: str | None = None) -> tuple[F
     return parse_family(path.read_bytes(), f"{repo}: {MANIFEST}"), commit or "main"
 
 
-def told(error: BaseException, where: str) -> DamiError:
-    """Turn whatever huggingface_hub raises into one message with a way out; no token comes along."""
-    cause = _root(error)
-    if isinstance(cause, DamiError):
-        return cause
-    status = getattr(getattr(cause, "response", None), "status_code", None)
-    if status is not None:
-        text, hint = _answers(status, cause)
-        return FailureError(f"{where}: {text}", hint=hint)
-    kind = type(cause).__name__
-    if type(cause).__module__.split(".")[0].startswith("httpx") or isinstance(cause, ConnectionError | TimeoutError):
-        return FailureError(f"{where}: the connection to the Hub broke ({kind})", hint=_AGAIN)
-    if kind == "LocalTokenNotFoundError":
-        return FailureError("no token for the Hub", hint="`hf auth login`, or set HF_TOKEN")
-    if kind == "HFValidationError":
-        return MisuseError(f"{where}: not a name that the Hub accepts: {clean(str(cause))}")
-    first = clean(str(cause)).strip().splitlines() or [""]
-    return FailureError(f"{where}: {kind}: {first[0]}", hint=_AGAIN)
-
-
-def clean(text: str) -> str:
-    """Remove what must not be shown: the token, anything that looks like one, and signatures in addresses."""
-    token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
-    if token:
-        text = text.replace(token, "hf_…")
-    text = re.sub(r"\bhf_[A-Za-z0-9_]{6,}", "hf_…", text)
-    return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1", text)
-
-
-def _answers(status: int, error: BaseException) -> tuple[str, str | None]:
-    if status == 404 or type(error).__name__ in ("RepositoryNotFoundError", "RevisionNotFoundError"):
-        return "no such repository, collection or revision on the Hub, or a private one that this token cannot see", (
-            "check the id; for a private one `hf auth login`"
-        )
-    server = clean(str(getattr(error, "server_message", None) or "")).strip()
-    known = {
-        401: ("the Hub does not accept the token", "`hf auth login`, or set HF_TOKEN to a valid token"),
-        403: ("the token may not do that", "use a token with write access to the namespace: `hf auth login`"),
-        409: ("another change of the same thing is in progress on the Hub", _AGAIN),
-        412: ("it was changed on the Hub in the meantime; nothing was written over", _AGAIN),
-        413: ("a file is too large for the Hub", "build with --max-shard-size 5GB"),
-        429: ("the Hub asks to slow down", "wait some minutes, then " + _AGAIN),
-    }
-    text, hint = known.get(status, (f"the Hub answers {status}", _AGAIN if status >= 500 else None))
-    return (f"{text} ({server})" if server and server not in text else text), hint
-
-
-def _root(error: BaseException) -> BaseException:
-    # The library wraps an upload's error, and a download's; what the Hub said is the cause.
-    while type(error).__name__ in ("RuntimeError", "LocalEntryNotFoundError") and error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def _repositories(api: HfApi, place: HubId) -> Iterator[str]:
+def _collected(api: HfApi, place: HubId) -> list[str] | None:
+    """Return the models of a collection; None where `place` is a repository."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    if place.revision is None and _SLUG.fullmatch(place.id):
-        try:
-            collection = api.get_collection(place.id)
-        except HfHubHTTPError as error:
-            if error.response.status_code != 404:
-                raise
-        else:
-            for item in collection.items:
-                if item.item_type == "model" and _ID.fullmatch(item.item_id):
-                    yield item.item_id
-            return
-    yield place.id
+    if place.revision is not None or not _SLUG.fullmatch(place.id):
+        return None
+    try:
+        collection = api.get_collection(place.id)
+    except HfHubHTTPError as error:
+        if error.response.status_code != 404:
+            raise
+        return None
+    return [item.item_id for item in collection.items if item.item_type == "model" and _ID.fullmatch(item.item_id)]
 
 
-def _own(family: Family, repo: str, commit: str, revision: str | None) -> Iterator[Published]:
-    """Yield the variants whose files are in `repo`: those pushed there, else the one that it is named after."""
+def _in_collection(api: HfApi, place: HubId, repos: Sequence[str]) -> tuple[Family, list[Published]]:
+    shelves = []
+    for repo in repos:
+        found = read_manifest(api, repo)
+        if found is not None:
+            shelves.append(Shelf(repo, found[0], tuple(_own(api, found[0], repo, found[1], None))))
+    if not shelves:
+        raise _no_family(place)
+    return newest_complete(api, str(place), shelves)
+
+
+def _own(api: HfApi, family: Family, repo: str, commit: str, revision: str | None) -> Iterator[Published]:
+    """Yield the variants whose files are in `repo`.
+
+    Those that the manifest places there; in a copy under another owner, the one that the
+    repository is named after; in a renamed repository, the one whose weights it holds.
+    """
     here = [v for v in family.variants if v.hub is not None and v.hub.repo.lower() == repo.lower()]
     if revision is not None and len(here) > 1:
         here = [v for v in here if v.hub and (revision in (v.id, v.hub.revision) or v.id.endswith(f"-{revision}"))]
@@ -226,16 +175,21 @@ def _own(family: Family, repo: str, commit: str, revision: str | None) -> Iterat
         assert variant.hub is not None
         yield Published(variant, repo, variant.hub.revision)
     if not here:
-        # A copy under another owner: the manifest still names the original.
-        yield from (Published(v, repo, commit) for v in family.variants if v.id.lower() == repo.split("/")[1].lower())
+        named = [v for v in family.variants if v.id.lower() == repo.split("/")[1].lower()]
+        yield from (Published(v, repo, commit) for v in named or _by_weights(api, family, repo, commit))
 
 
-def _facts(family: Family) -> dict[str, Any]:
-    return family.model_dump(exclude={"variants", "created_with"})
+def _by_weights(api: HfApi, family: Family, repo: str, commit: str) -> list[Variant]:
+    from huggingface_hub.hf_api import RepoFile
 
-
-def _with_variants(family: Family, variants: list[Variant]) -> Family:
-    return family.model_copy(update={"variants": variants})
+    entries = api.list_repo_tree(repo, revision=commit)
+    held = {entry.lfs.sha256 for entry in entries if isinstance(entry, RepoFile) and entry.lfs is not None}
+    return [
+        variant
+        for variant in family.variants
+        if (weights := {sha for name, sha in variant.files.items() if name.endswith(".safetensors")})
+        and weights <= held
+    ]
 
 
 def _no_family(place: HubId) -> FailureError:
@@ -246,7 +200,11 @@ def _no_family(place: HubId) -> FailureError:
 
 
 def open_family(place: str | Path) -> Family:
-    """Read a family from a file, a folder, or the Hub where no such path exists."""
+    """Read a family's manifest from a file, a folder, or the Hub where no such path exists.
+
+    Raises MisuseError where there is none, FailureError where the Hub cannot give it,
+    CheckpointError where it is no manifest or a collection holds no complete family.
+    """
     path = Path(place)
     if isinstance(place, Path) or path.exists() or not _looks_like_id(place):
         return load_family(path)
@@ -261,12 +219,3 @@ def _looks_like_id(text: str) -> bool:
     except MisuseError:
         return False
     return True
-
-
-def is_passing(error: BaseException) -> bool:
-    """Whether a failure may be gone on the next try: a broken connection, or the Hub's own trouble."""
-    cause = _root(error)
-    status = getattr(getattr(cause, "response", None), "status_code", None)
-    if status is not None:
-        return bool(status >= 500 or status == 429)
-    return type(cause).__module__.split(".")[0].startswith("httpx") or isinstance(cause, ConnectionError | TimeoutError)
