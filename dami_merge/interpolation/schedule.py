@@ -143,7 +143,7 @@ def check_lambda(lambda_: float, *, allow_extrapolation: bool = False, where: st
         raise MisuseError(f"{where}: expected a finite number in [0, 1], found {lambda_}")
     if not allow_extrapolation and not 0.0 <= lambda_ <= 1.0:
         raise MisuseError(
-            f"{where}: expected a number in [0, 1], found {lambda_:g}",
+            f"{where}: expected a number in [0, 1], found {lambda_!r}",
             hint="set `allow_extrapolation: true` under `parameters:` to leave the segment between the endpoints",
         )
     return lambda_

@@ -12,7 +12,7 @@ import torch
 from dami_merge.checkpoints.endpoints import Pair
 from dami_merge.interpolation.schedule import Schedule
 from dami_merge.live.attention import ForwardStep, KeyValues, RowSpan
-from dami_merge.live.generation import Completion, CompletionBuilder, Event, Generation, PromptToken, Row
+from dami_merge.live.generation import Completion, CompletionBuilder, Event, Generation, PromptToken, Row, check_whole
 from dami_merge.live.loading import Loaded, load, order_of_endpoints, order_of_recipe
 from dami_merge.live.pair_model import Batch, LanguageModel, Logits, out_of_memory
 from dami_merge.live.rows import LiveRow, Share
@@ -48,16 +48,16 @@ class Engine:
         prefill: int = DEFAULT_PREFILL,
         one_lambda: bool = False,
     ) -> None:
-        for what, value in (("max_length", max_length - 1), ("max_rows", max_rows), ("prefill", prefill)):
-            if value < 1:
-                raise MisuseError(f"{what}: expected a whole number above {max_length - value}, found {value}")
+        check_whole("max_length", max_length, 2)
+        check_whole("max_rows", max_rows, 1)
+        check_whole("prefill", prefill, 1)
         self.model = model
         self.texts = texts
         self.name = name
         self.max_length = max_length
         self.max_rows = max_rows
         self.warnings: tuple[str, ...] = ()
-        """What comparing the endpoints had to say."""
+        """What loading found: differences of the endpoints, and settings that are left out."""
         self.endpoints: Pair | None = None
         """Where the weights came from."""
         self._eos = texts.eos if texts else frozenset()
@@ -118,6 +118,8 @@ class Engine:
 
     @classmethod
     def _of(cls, loaded: Loaded, *, mode: Mode, max_length: int | None, max_rows: int, prefill: int) -> Engine:
+        if max_length is not None:
+            check_whole("max_length", max_length, 2)
         if max_length is not None and max_length > loaded.positions > 0:
             raise MisuseError(
                 f"max_length: the model was made for {loaded.positions} tokens, found {max_length}",

@@ -118,7 +118,7 @@ def load(order: Order, *, device: str = "cpu", mode: Mode = "auto", fetch: Fetch
     exchange(model, blend, pairs, place)
     made = PairModel(model, blend, list(pairs.values()), spread, place, mode)
     positions = longest(model.config)
-    warnings = [str(warning) for warning in pair.warnings]
+    warnings = [*map(str, pair.warnings), *texts.warnings]
     if positions < int(getattr(model.config, "max_position_embeddings", 0) or 0):
         warnings.append(f"limited to {positions} tokens: beyond them this model's rotary embedding changes")
     return Loaded(order.name, made, texts, positions, tuple(warnings), here)

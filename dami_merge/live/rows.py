@@ -57,7 +57,7 @@ class LiveRow:
         """Take the next token; return the event that says so."""
         first = self.written == 0
         self.tokens.append(picked.token)
-        self.sampler.advance()
+        self.sampler.advance(picked.token)
         ended = picked.token in eos and not self.row.generation.ignore_eos
         # The token that ends a text is no part of it, even where special tokens are shown.
         text = "" if ended else self.text.push(picked.token)

@@ -13,11 +13,11 @@ import torch
 
 from dami_merge.live.generation import Choice, Generation
 
-__all__ = ["Picked", "Sampler", "pick", "score"]
+__all__ = ["Picked", "Sampler", "distribution", "penalise", "pick", "score"]
 
 
 class Sampler:
-    """The random numbers of one row."""
+    """One row's random numbers, and the tokens that its penalties are about."""
 
     def __init__(self, generation: Generation) -> None:
         self.generation = generation
@@ -25,10 +25,31 @@ class Sampler:
         self._random = random.Random(None if generation.seed is None else f"dami:{generation.seed}")  # noqa: S311
         self.number = self._random.random()
         """The row's next number in [0, 1)."""
+        self._written: list[int] = []
+        """Tokens that `_counts` does not know yet."""
+        self._counts: torch.Tensor | None = None
+        self._prompt: torch.Tensor | None = None
 
-    def advance(self) -> None:
-        """Go on to the next number: the token is written. A pass that broke off can be made again with the same."""
+    def advance(self, token: int) -> None:
+        """Move on to the next number: `token` is written. A pass that failed can be repeated with the same number."""
         self.number = self._random.random()
+        if self.generation.penalised:
+            self._written.append(token)
+
+    def counts(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return how often each token was written, and whether the prompt or the answer holds it: (vocabulary,) each.
+
+        They are kept on the logits' device from one token to the next.
+        """
+        if self._counts is None or self._prompt is None:
+            self._counts = torch.zeros(like.shape[-1], dtype=like.dtype, device=like.device)
+            self._prompt = torch.zeros(like.shape[-1], dtype=torch.bool, device=like.device)
+            self._prompt[torch.tensor(list(self.generation.prompt), device=like.device)] = True
+        if self._written:
+            ids = torch.tensor(self._written, device=like.device)
+            self._counts.index_add_(0, ids, torch.ones(len(ids), dtype=like.dtype, device=like.device))
+            self._written.clear()
+        return self._counts, self._prompt | (self._counts > 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +64,11 @@ class Picked:
 def pick(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[Picked]:
     """Return the next token of each row; `logits` (rows, vocabulary) in any floating dtype."""
     logits = logits.float() if logits.dtype != torch.float64 else logits
-    tokens = logits.argmax(dim=-1)
+    penalised = penalise(logits, samplers)
+    tokens = penalised.argmax(dim=-1)
     drawing = [i for i, sampler in enumerate(samplers) if sampler.generation.temperature > 0.0]
     if drawing:
-        tokens[drawing] = _draw(logits[drawing], [samplers[i] for i in drawing])
+        tokens[drawing] = _draw(penalised[drawing], [samplers[i] for i in drawing])
     asked = [i for i, s in enumerate(samplers) if s.generation.log_probs or s.generation.top_log_probs]
     ids = tokens.tolist()
     if not asked:
@@ -73,9 +95,42 @@ def _picked(token: int, scored: Picked | None, generation: Generation) -> Picked
     return Picked(token, scored.log_prob, scored.top[: generation.top_log_probs])
 
 
+def penalise(logits: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
+    """Return logits with each row's penalties: the repetition penalty first, as vLLM does."""
+    rows = [i for i, sampler in enumerate(samplers) if sampler.generation.penalised]
+    if not rows:
+        return logits
+    asked = [samplers[i].generation for i in rows]
+    counts, seen = (torch.stack(part) for part in zip(*(samplers[i].counts(logits) for i in rows), strict=True))
+    chosen = logits[rows]
+    factor = _column([g.repetition_penalty for g in asked], logits).to(logits.dtype)
+    chosen = torch.where(seen, torch.where(chosen < 0, chosen * factor, chosen / factor), chosen)
+    chosen -= _column([g.frequency_penalty for g in asked], logits).to(logits.dtype) * counts
+    chosen -= _column([g.presence_penalty for g in asked], logits).to(logits.dtype) * (counts > 0)
+    # The row's own log-probabilities are taken from the logits as they are.
+    penalised = logits.clone()
+    penalised[rows] = chosen
+    return penalised
+
+
 def _draw(logits: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
-    """Draw one token a row: temperature, then top_k, then top_p."""
-    asked = [sampler.generation for sampler in samplers]
+    """Draw one token a row."""
+    probabilities, order = distribution(logits, [sampler.generation for sampler in samplers])
+    cumulative = probabilities.cumsum(dim=-1)
+    marks = _column([sampler.number for sampler in samplers], logits) * cumulative[:, -1:]
+    rank = torch.searchsorted(cumulative, marks, right=True)
+    # Rounding may put the mark at the very end, where tokens have no probability left. A model that has lost its
+    # numbers (NaN) leaves nothing to choose from; its row goes on with any token, the others with theirs.
+    ranks = torch.arange(logits.shape[-1], device=logits.device)
+    last = torch.where(probabilities > 0, ranks, 0).amax(dim=-1, keepdim=True)
+    return order.gather(-1, rank.minimum(last))[:, 0]
+
+
+def distribution(logits: torch.Tensor, asked: Sequence[Generation]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what each row draws from: weights (rows, vocabulary) from the likeliest token on, and the tokens.
+
+    Temperature, then top_k, top_p, min_p and typical_p, as Transformers orders them. The weights need not add up to 1.
+    """
     temperatures = _column([g.temperature for g in asked], logits)
     size = logits.shape[-1]
     # From the likeliest on, which is 0 at any temperature. Stable, so that equal logits keep their order.
@@ -87,14 +142,25 @@ def _draw(logits: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
     probabilities = scaled.masked_fill(~kept, -torch.inf).softmax(dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities
     # Measured before the token itself: the one that crosses top_p is in, and so is always the first.
-    probabilities = probabilities.masked_fill((before >= _column([g.top_p for g in asked], logits)) & (ranks > 0), 0.0)
-    cumulative = probabilities.cumsum(dim=-1)
-    marks = _column([sampler.number for sampler in samplers], logits) * cumulative[:, -1:]
-    rank = torch.searchsorted(cumulative, marks, right=True).clamp_(max=size - 1)
-    # Rounding may put the mark at the very end, where tokens have no probability left. A model that has lost its
-    # numbers (NaN) leaves nothing to choose from; its row goes on with any token, the others with theirs.
-    rank = rank.minimum((probabilities > 0).sum(dim=-1, keepdim=True) - 1).clamp_(min=0)
-    return order.gather(-1, rank)[:, 0]
+    dropped = (before >= _column([g.top_p for g in asked], logits)) & (ranks > 0)
+    if any(g.min_p for g in asked):
+        dropped |= (scaled.exp() < _column([g.min_p for g in asked], logits)) & (ranks > 0)
+    probabilities = probabilities.masked_fill(dropped, 0.0)
+    if any(g.typical_p < 1.0 for g in asked):
+        probabilities = _typical(probabilities, _column([g.typical_p for g in asked], logits))
+    return probabilities, order
+
+
+def _typical(probabilities: torch.Tensor, masses: torch.Tensor) -> torch.Tensor:
+    """Keep the tokens whose surprise is nearest to the expected one, until their probabilities reach `masses`."""
+    normal = probabilities / probabilities.sum(dim=-1, keepdim=True)
+    surprise = -normal.log()
+    expected = (normal * surprise).nansum(dim=-1, keepdim=True)
+    distance, nearest = (surprise - expected).abs().sort(dim=-1, stable=True)
+    reached = normal.gather(-1, nearest).cumsum(dim=-1)
+    last = (reached < masses).sum(dim=-1, keepdim=True).clamp_(max=probabilities.shape[-1] - 1)
+    too_far = (surprise - expected).abs() > distance.gather(-1, last)
+    return probabilities.masked_fill(too_far & (masses < 1.0), 0.0)
 
 
 def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from numbers import Real
+from typing import Any, cast
 
 from dami_merge.interpolation.depth import Anatomy, Place
 from dami_merge.interpolation.path import Path, Uniform
@@ -55,10 +56,11 @@ class Spread:
     def _vector(self, lambda_: float | Schedule | None) -> Vector:
         if lambda_ is None:
             return self._recipe_vector()
-        if isinstance(lambda_, int | float):
-            check_lambda(lambda_, where="λ")
-            return tuple(path.lambda_at(float(lambda_), place) for path, place, _ in self._members)
-        return tuple(check_lambda(lambda_.lambda_at(place), where="λ") for _, place, _ in self._members)
+        if not isinstance(lambda_, Real):
+            schedule = cast("Schedule", lambda_)
+            return tuple(check_lambda(schedule.lambda_at(place), where="λ") for _, place, _ in self._members)
+        number = check_lambda(float(lambda_), where="λ")
+        return tuple(path.lambda_at(number, place) for path, place, _ in self._members)
 
     def _recipe_vector(self) -> Vector:
         if not self._has_recipe:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dami_merge.checkpoints.checkpoint import Checkpoint
-from dami_merge.checkpoints.templates import opens_think, sampling_of, template_of
+from dami_merge.checkpoints.templates import opens_think, template_of
+from dami_merge.live.sampling_defaults import read_defaults
 from dami_router.errors import CheckpointError, MisuseError
 
 __all__ = ["Tokenizing"]
@@ -16,14 +17,16 @@ class Tokenizing:
     """The Instruct endpoint's tokenizer, both endpoints' templates and sampling defaults.
 
     `thinking_from`: rows with λ at or above it use Thinking's chat template. A side that lacks a template or a
-    generation_config.json is stood in for by the other. `tokenizer` is None where the checkpoint has none.
+    generation_config.json falls back to the other's. `tokenizer` is None where the checkpoint has none.
     """
 
     def __init__(self, instruct: Checkpoint, thinking: Checkpoint, thinking_from: float) -> None:
         self.tokenizer = _tokenizer(instruct)
         self._thinking_from = thinking_from
         self._templates = [_text(template_of(side)) for side in (instruct, thinking)]
-        self._sampling = [sampling_of(side) for side in (instruct, thinking)]
+        self._defaults = [read_defaults(side) for side in (instruct, thinking)]
+        self.warnings = tuple(text for found in self._defaults if found for text in found.warnings)
+        """What the endpoints' generation_config.json set and the engine leaves out."""
         self.eos = _eos(self.tokenizer, instruct, thinking)
         """The ids of all tokens that end a text, at either endpoint."""
 
@@ -36,14 +39,18 @@ class Tokenizing:
         """Tell whether the template at λ opens a `<think>` block in the prompt."""
         return opens_think(self.template(lambda_))
 
-    def sampling(self, lambda_: float) -> Mapping[str, bool | int | float | None]:
-        """Return the sampling defaults of rows at λ: Thinking's for λ > 0, Instruct's for λ = 0."""
-        first, second = reversed(self._sampling) if lambda_ > 0.0 else self._sampling
-        return first if first is not None else second or {}
+    def sampling(self, lambda_: float) -> Mapping[str, float]:
+        """Return the sampling defaults of rows at λ: Thinking's for λ > 0, Instruct's for λ = 0.
+
+        Names and values are those of a `Generation`. Without a generation_config.json: none, which is greedy.
+        """
+        first, second = reversed(self._defaults) if lambda_ > 0.0 else self._defaults
+        found = first if first is not None else second
+        return found.values if found else {}
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Return a text's token ids; `special`: with the tokens that the tokenizer puts around a text."""
-        # Quietly: who asks for tokens says himself what is too long, and by the engine's limit, not the tokenizer's.
+        # Quietly: the caller knows the engine's limit, which is what counts, not the tokenizer's.
         ids: list[int] = self._needed().encode(text, add_special_tokens=special, verbose=False)
         return ids
 

@@ -13,6 +13,7 @@ from dami_merge.live import Completion, Engine
 from dami_merge.live_server.engine_request import EngineRequest, Form, chat_tokens, texts_of, tokens_of
 from dami_merge.live_server.fields import BadFieldError, Fields, TooLongError
 from dami_merge.live_server.jobs import EngineThread, Job, Told
+from dami_merge.live_server.known_fields import TOKENIZE
 from dami_merge.live_server.openai_form import read_chat, read_completion
 from dami_merge.live_server.tgi_form import read_generate
 from dami_merge.live_server.token_texts import Written
@@ -98,7 +99,10 @@ class EngineCalls:
 
     def _tokens(self, data: Mapping[str, Any]) -> dict[str, Any]:
         fields = Fields(data)
+        fields.accept(TOKENIZE)
         if fields.has("messages"):
+            if fields.flag("add_special_tokens"):
+                raise BadFieldError("`add_special_tokens` is not supported with `messages`: the template adds them")
             ids = chat_tokens(self._engine, fields, _lambda_of(fields))
         else:
             ids = tokens_of(self._engine, fields.text("prompt"), fields.flag("add_special_tokens", True))

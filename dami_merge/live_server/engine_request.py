@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from dami_merge.live import Completion, Engine, Event, Generation
+from dami_merge.live.generation import MAX_PENALTY
 from dami_merge.live.tokenizing import Tokenizing
 from dami_merge.live_server.fields import NO_LIMIT, BadFieldError, Fields, TooLongError
 
@@ -23,6 +25,9 @@ __all__ = [
     "tokens_of",
 ]
 
+MAX_TEMPERATURE = 100.0
+MAX_REPETITION = 100.0
+_LEAST = 1e-9
 MOST = 128
 """Generations of one request at most: prompts times `n`."""
 _OURS = ("add_generation_prompt", "chat_template", "continue_final_message", "conversation", "messages", "padding",
@@ -65,25 +70,33 @@ def texts_of(engine: Engine) -> Tokenizing:
 
 
 def sampled(fields: Fields, texts: Tokenizing, lambda_: float) -> dict[str, Any]:
-    """Return temperature, top_p, top_k and seed: the request's, and what it leaves open as generation_config says.
+    """Return a generation's sampling settings and penalties: the request's, and what it leaves open by default.
 
-    The configuration is that of the side that λ belongs to, as for a built variant.
+    The defaults are those of the generation_config.json of the side that λ belongs to, as for a built variant.
     """
     default = texts.sampling(lambda_)
-    greedy = not default.get("do_sample", False)
-    # Without `do_sample` the file's other values are never used, by Transformers either.
-    at = {} if greedy else default
     return {
-        "temperature": fields.number("temperature", 0.0 if greedy else _value(at, "temperature", 1.0), 0.0, 100.0),
-        "top_p": fields.number("top_p", _value(at, "top_p", 1.0), 0.0, 1.0) or 1e-9,
-        "top_k": max(fields.whole("top_k", int(_value(at, "top_k", 0)), -1, NO_LIMIT), 0),
+        "temperature": fields.number("temperature", default.get("temperature", 0.0), 0.0, MAX_TEMPERATURE),
+        # 0 keeps the likeliest token, as the smallest number above 0 does.
+        "top_p": fields.number("top_p", default.get("top_p", 1.0), 0.0, 1.0) or _LEAST,
+        "top_k": max(fields.whole("top_k", int(default.get("top_k", 0)), -1, NO_LIMIT), 0),
+        "min_p": fields.number("min_p", default.get("min_p", 0.0), 0.0, 1.0),
+        "typical_p": fields.number("typical_p", default.get("typical_p", 1.0), 0.0, 1.0) or _LEAST,
         "seed": fields.seed(),
+        **penalties(fields, texts, lambda_),
     }
 
 
-def _value(values: Mapping[str, Any], name: str, default: float) -> float:
-    value = values.get(name)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else default
+def penalties(fields: Fields, texts: Tokenizing, lambda_: float) -> dict[str, float]:
+    """Return a generation's penalties, which count in greedy answers too."""
+    default = texts.sampling(lambda_)
+    repetition = fields.number("repetition_penalty", default.get("repetition_penalty", 1.0), 0.0, MAX_REPETITION)
+    if not repetition:
+        raise BadFieldError("`repetition_penalty` must be above 0")
+    found = {"repetition_penalty": repetition}
+    for name in ("presence_penalty", "frequency_penalty"):
+        found[name] = fields.number(name, default.get(name, 0.0), -MAX_PENALTY, MAX_PENALTY)
+    return found
 
 
 def fitting(engine: Engine, prompt: Sequence[int]) -> Sequence[int]:
@@ -136,7 +149,34 @@ def _messages(fields: Fields) -> list[dict[str, Any]]:
 def _message(message: object) -> dict[str, Any]:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise BadFieldError("each message must be an object with a `role`")
-    return {**message, "content": _content(message.get("content"))}
+    made = {**message, "content": _content(message.get("content"))}
+    if made.get("tool_calls") is not None:
+        made["tool_calls"] = _tool_calls(made["tool_calls"])
+    return made
+
+
+def _tool_calls(calls: object) -> list[dict[str, Any]]:
+    """Return a message's tool calls with their arguments as objects: clients send text, templates expect objects."""
+    if not isinstance(calls, list):
+        raise BadFieldError("`tool_calls` of a message must be a list")
+    return [_tool_call(call) for call in calls]
+
+
+def _tool_call(call: object) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(call, dict) or not isinstance(function, dict):
+        raise BadFieldError("each of a message's `tool_calls` must be an object with a `function`")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments) if arguments.strip() else {}
+        except (ValueError, RecursionError):
+            arguments = None
+    elif arguments is None:
+        arguments = {}
+    if not isinstance(arguments, dict):
+        raise BadFieldError("`arguments` of a tool call must be a JSON object, or the text of one")
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _content(content: object) -> str:

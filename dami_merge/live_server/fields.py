@@ -1,4 +1,4 @@
-"""Reading a request's fields: types and ranges are checked, what would change the answer is refused by name."""
+"""Reading a request's fields: types and ranges are checked, and unknown fields are refused by name."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["NO_LIMIT", "BadFieldError", "Fields", "TooLongError"]
+from dami_merge.live_server.known_fields import KnownFields
+from dami_router.shared.suggestions import did_you_mean
+
+__all__ = ["NO_LIMIT", "BadFieldError", "Fields", "TooLongError", "same"]
 
 NO_LIMIT = 1 << 30
-"""As a highest value: more than anybody means, few enough to count with."""
+"""The highest value of fields without a limit of their own: more than anyone needs."""
 
 
 class BadFieldError(Exception):
-    """A field has no meaning here; the message names it and quotes nothing of a prompt."""
+    """A field is invalid or not supported here; the message names it and quotes nothing of a prompt."""
 
 
 class TooLongError(BadFieldError):
@@ -46,7 +49,7 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
             raise BadFieldError(f"`{name}` must be a number")
         if not low <= value <= high:
-            raise BadFieldError(f"`{name}` must be {_span(low, high)}")
+            raise BadFieldError(f"`{name}` must be {_span(low, high)}, found {value!r:.40}")
         return float(value)
 
     def whole(self, name: str, default: int, low: int, high: int) -> int:
@@ -87,12 +90,22 @@ class Fields:
             raise BadFieldError("`seed` must be a whole number")
         return value
 
-    def refuse(self, neutral: Mapping[str, tuple[Any, ...]]) -> None:
-        """Refuse fields that this server cannot obey, unless they ask for nothing: null, or one of these values."""
-        for name, values in neutral.items():
-            value = self.data.get(name)
-            if value is not None and value not in values:
+    def accept(self, known: KnownFields) -> None:
+        """Refuse every field that this server does not know, or that asks for what it cannot do."""
+        for name, value in self.data.items():
+            if value is None or name in known.used or name in known.harmless:
+                continue
+            if name not in known.neutral:
+                near = did_you_mean(name, known.used)
+                hint = f"did you mean `{near}`?" if near else "it might change the answer; leave it out"
+                raise BadFieldError(f"`{name:.60}` is not a field that this server knows; {hint}")
+            if not any(same(value, neutral) for neutral in known.neutral[name]):
                 raise BadFieldError(f"`{name}` is not supported here, and would change the answer; leave it out")
+
+
+def same(value: object, other: object) -> bool:
+    """Compare JSON values: true is not 1, but 1.0 is."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 
 def _finite(value: float) -> bool:
@@ -103,6 +116,10 @@ def _finite(value: float) -> bool:
 
 
 def _span(low: float, high: float) -> str:
-    if high >= NO_LIMIT:
-        return f"at least {low:g}"
-    return f"from {low:g} to {high:g}"
+    if math.isinf(high):
+        return f"at least {_plain(low)}"
+    return f"from {_plain(low)} to {_plain(high)}"
+
+
+def _plain(value: float) -> str:
+    return str(int(value)) if value == int(value) else repr(value)

@@ -1,8 +1,8 @@
 """OpenAI's chat and text completions: requests read, replies written, whole and streamed.
 
-Beyond OpenAI's own fields, those of vLLM that concern prompts: `prompt_logprobs`, prompts as token ids, `echo`
-with `max_tokens: 0`, `top_k`, `ignore_eos`, `chat_template_kwargs`. Unknown fields are left alone; known ones that
-this server cannot obey and that would change the answer are refused.
+Beyond OpenAI's own fields, those of vLLM for prompts and sampling: `prompt_logprobs`, prompts as token ids, `echo`
+with `max_tokens: 0`, `top_k`, `min_p`, `repetition_penalty`, `ignore_eos`, `chat_template_kwargs`. Fields that this
+server does not know are refused by name (`known_fields`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Literal
 from dami_merge.live import Completion, Engine, Event, Generation, PromptToken
 from dami_merge.live.generation import MAX_TOP
 from dami_merge.live_server.engine_request import (
+    MOST,
     EngineRequest,
     chat_tokens,
     copies,
@@ -26,19 +27,12 @@ from dami_merge.live_server.engine_request import (
     texts_of,
 )
 from dami_merge.live_server.fields import NO_LIMIT, BadFieldError, Fields
+from dami_merge.live_server.known_fields import CHAT, COMPLETION, STREAM_OPTIONS
 from dami_merge.live_server.token_texts import Written
 from dami_router.messages.pinning import pin
 
 __all__ = ["read_chat", "read_completion"]
 
-_REFUSED: Mapping[str, tuple[Any, ...]] = {
-    "tools": ([],), "functions": ([],), "response_format": ({"type": "text"},), "logit_bias": ({}, []),
-    "frequency_penalty": (0,), "presence_penalty": (0,), "repetition_penalty": (1,), "length_penalty": (1,),
-    "min_p": (0,), "min_tokens": (0,), "stop_token_ids": ([],), "bad_words": ([],), "use_beam_search": (False,),
-    "best_of": (1,), "suffix": ("",), "modalities": (["text"],), "audio": (), "chat_template": (), "documents": ([],),
-    "truncate_prompt_tokens": (), "structured_outputs": (), "guided_json": (), "guided_regex": (),
-    "guided_choice": (), "guided_grammar": (), "typical_p": (1,), "allowed_token_ids": ([],),
-}  # fmt: skip
 _TEXT_TOKENS = 16
 """What OpenAI writes of a text completion where the request sets no limit."""
 
@@ -46,7 +40,7 @@ _TEXT_TOKENS = 16
 def read_chat(data: Mapping[str, Any], engine: Engine, lambda_: float) -> EngineRequest:
     """Read a chat request at λ; raises BadFieldError, MisuseError."""
     fields = Fields(data)
-    fields.refuse(_REFUSED)
+    fields.accept(CHAT)
     prompt = fitting(engine, chat_tokens(engine, fields, lambda_))
     top = fields.whole("top_logprobs", 0, 0, MAX_TOP)
     if top and not fields.flag("logprobs"):
@@ -61,7 +55,7 @@ def read_chat(data: Mapping[str, Any], engine: Engine, lambda_: float) -> Engine
 def read_completion(data: Mapping[str, Any], engine: Engine, lambda_: float) -> EngineRequest:
     """Read a request for text completions at λ; raises BadFieldError, MisuseError."""
     fields = Fields(data)
-    fields.refuse(_REFUSED)
+    fields.accept(COMPLETION)
     logs = fields.has("logprobs")
     top = fields.whole("logprobs", 0, 0, MAX_TOP)
     limit = _limit(fields, ("max_tokens",), _TEXT_TOKENS, low=0 if fields.flag("echo") else 1)
@@ -104,9 +98,12 @@ def _asked(
     stream = fields.flag("stream")
     if stream and (fields.flag("echo") or fields.has("prompt_logprobs")):
         raise BadFieldError("`echo` and `prompt_logprobs` are not given in a stream; leave `stream` out")
-    n = fields.whole("n", 1, 1, 1 << 20)
+    n = fields.whole("n", 1, 1, MOST)
     generations = copies(many, n)
-    options = Fields.of(fields.data.get("stream_options") or {}, "stream_options")
+    options = Fields.of(
+        {} if fields.data.get("stream_options") is None else fields.data["stream_options"], "stream_options"
+    )
+    options.accept(STREAM_OPTIONS)
     form = _Form(
         kind, pin(lambda_), Written(texts_of(engine).tokenizer), generations, sum(len(g.prompt) for g in many),
         echo=fields.flag("echo"), prompt_logprobs=fields.has("prompt_logprobs"), nothing_new=nothing_new,

@@ -14,26 +14,24 @@ from typing import Any
 
 from dami_merge.live import Choice, Completion, Engine, Event, Generation
 from dami_merge.live.generation import MAX_TOP
-from dami_merge.live_server.engine_request import EngineRequest, fitting, sampled, texts_of, tokens_of
+from dami_merge.live_server.engine_request import EngineRequest, fitting, penalties, sampled, texts_of, tokens_of
 from dami_merge.live_server.fields import NO_LIMIT, BadFieldError, Fields
+from dami_merge.live_server.known_fields import TGI_BODY, TGI_PARAMETERS
 from dami_merge.live_server.token_texts import Written, finite
 
 __all__ = ["read_generate"]
 
-_REFUSED: Mapping[str, tuple[Any, ...]] = {
-    "best_of": (1,), "repetition_penalty": (1,), "frequency_penalty": (0,), "typical_p": (1,), "watermark": (False,),
-    "grammar": (), "adapter_id": (),
-}  # fmt: skip
 _NEW_TOKENS = 100
-_SAMPLING = ("temperature", "top_k", "top_p")
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 
 
 def read_generate(data: Mapping[str, Any], engine: Engine, lambda_: float, path: str) -> EngineRequest:
     """Read a request at λ; raises BadFieldError, MisuseError."""
+    Fields(data).accept(TGI_BODY)
     text = Fields(data).text("inputs")
     given = data.get("parameters")
     fields = Fields.of(given if given is not None else {"do_sample": True}, "parameters")
-    fields.refuse(_REFUSED)
+    fields.accept(TGI_PARAMETERS)
     stream = path == "/generate_stream" or (path == "/" and Fields(data).flag("stream"))
     prefill = fields.flag("decoder_input_details")
     if stream and prefill:
@@ -66,7 +64,7 @@ def _sampled(fields: Fields, engine: Engine, lambda_: float) -> dict[str, Any]:
         found = sampled(fields, texts_of(engine), lambda_)
         # Asked to sample, it samples, even where generation_config.json would not.
         return found if fields.has("temperature") else {**found, "temperature": found["temperature"] or 1.0}
-    return {"temperature": 0.0, "seed": fields.seed()}
+    return {"temperature": 0.0, "seed": fields.seed(), **penalties(fields, texts_of(engine), lambda_)}
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.live import make_live_pair, variant
+from transformers import GenerationConfig, LogitsProcessorList, Qwen3Config, Qwen3ForCausalLM
 
 from dami_merge.live import Engine, Generation
-from dami_merge.live.sampling import Sampler, pick, score
+from dami_merge.live.sampling import Sampler, distribution, penalise, pick, score
 
+TINY = Qwen3Config(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -30.0])
 
 
@@ -22,8 +25,9 @@ def drawn(count: int, logits: torch.Tensor = LOGITS, **options: object) -> Count
     sampler = Sampler(Generation([0], 0.5, seed=1, **options))  # type: ignore[arg-type]
     found: Counter[int] = Counter()
     for _ in range(count):
-        found[pick(logits[None], [sampler])[0].token] += 1
-        sampler.advance()
+        token = pick(logits[None], [sampler])[0].token
+        found[token] += 1
+        sampler.advance(token)
     return found
 
 
@@ -73,7 +77,7 @@ def test_seeds_repeat_and_no_seed_does_not() -> None:
         found = []
         for _ in range(10):
             found.append(pick(logits[None], [sampler])[0].token)
-            sampler.advance()
+            sampler.advance(found[-1])
         return found
 
     assert ten(7) == ten(7) != ten(8)
@@ -87,6 +91,94 @@ def test_scores_are_log_probabilities_with_the_likeliest_beside_them() -> None:
     assert found.log_prob == pytest.approx(float(expected[3]))
     assert [token for token, _ in found.top] == [0, 1]
     assert [value for _, value in found.top] == pytest.approx(expected[:2].tolist())
+
+
+settings_of_a_row = st.fixed_dictionaries({
+    "temperature": st.floats(0.2, 3),
+    "top_k": st.integers(0, 40),
+    "top_p": st.floats(0.05, 1),
+    "min_p": st.sampled_from([0.0, 0.02, 0.2, 1.0]),
+    "typical_p": st.sampled_from([0.1, 0.7, 0.95, 1.0]),
+    "repetition_penalty": st.sampled_from([0.7, 1.0, 1.1, 2.0]),
+})  # fmt: skip
+
+
+def processed(logits: torch.Tensor, tokens: list[int], asked: Generation) -> torch.Tensor:
+    """The probabilities that Transformers' own processors leave after these tokens."""
+    config = GenerationConfig(
+        do_sample=True, temperature=asked.temperature, top_k=asked.top_k, top_p=asked.top_p,
+        min_p=asked.min_p or None, typical_p=asked.typical_p, repetition_penalty=asked.repetition_penalty,
+    )  # fmt: skip
+    model = Qwen3ForCausalLM(TINY)
+    processors = model._get_logits_processor(
+        config, input_ids_seq_length=len(tokens), encoder_input_ids=None, prefix_allowed_tokens_fn=None,
+        logits_processor=LogitsProcessorList(), device="cpu",
+    )  # fmt: skip
+    scores: torch.Tensor = processors(torch.tensor([tokens]), logits[None].clone())
+    return scores[0].softmax(-1)
+
+
+@given(st.lists(settings_of_a_row, min_size=1, max_size=4), st.integers(0, 1000))
+def test_rows_draw_from_what_transformers_processors_leave(asked: list[dict[str, float]], seed: int) -> None:
+    """Penalty, temperature, top_k, top_p, min_p and typical_p together leave Transformers' own distribution."""
+    numbers = random.Random(seed)
+    logits = 3 * torch.randn(len(asked), 50, generator=torch.Generator().manual_seed(seed))
+    samplers = []
+    texts = []
+    for options in asked:
+        prompt, answer = ([numbers.randrange(50) for _ in range(n)] for n in (numbers.randint(1, 9), 6))
+        sampler = Sampler(Generation(prompt, 0.5, **options))  # type: ignore[arg-type]
+        for token in answer:
+            sampler.advance(token)
+        samplers.append(sampler)
+        texts.append(prompt + answer)
+    weights, order = distribution(penalise(logits, samplers), [sampler.generation for sampler in samplers])
+    for row, (text, sampler) in enumerate(zip(texts, samplers, strict=True)):
+        found = torch.zeros(50, dtype=torch.float64).scatter(0, order[row], weights[row] / weights[row].sum())
+        expected = processed(logits[row], text, sampler.generation)
+        assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("penalty", [1.5, 2.5])
+def test_a_repetition_penalty_writes_what_generate_writes(tmp_path: Path, penalty: float) -> None:
+    """Greedy answers with a repetition penalty equal Transformers' generate; log-probabilities stay the model's own."""
+    pair = make_live_pair(tmp_path, seed=5)
+    engine = Engine.load(str(pair.instruct), str(pair.thinking))
+    prompt = [5, 9, 2, 33, 5]
+    plain, (answer,) = (
+        engine.complete([Generation(prompt, 0.4, max_new_tokens=24, ignore_eos=True, log_probs=True, **more)])
+        for more in ({}, {"repetition_penalty": penalty})
+    )
+    model = variant(pair, 0.4)
+    model.generation_config.eos_token_id = None
+    written = model.generate(
+        torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=24, do_sample=False,
+        repetition_penalty=penalty, pad_token_id=0,
+    )  # fmt: skip
+    assert list(answer.tokens) == written[0, len(prompt) :].tolist() != list(plain[0].tokens)
+    with torch.inference_mode():
+        scores = model(written).logits[0].log_softmax(-1)
+    expected = [float(scores[len(prompt) - 1 + i, token]) for i, token in enumerate(answer.tokens)]
+    assert answer.log_probs == pytest.approx(expected, abs=1e-4)
+
+
+def test_presence_and_frequency_are_subtracted_for_written_tokens_only() -> None:
+    """OpenAI's definition: once where the answer holds a token, and for each time; the prompt does not count."""
+    sampler = Sampler(Generation([0, 1], 0.5, presence_penalty=0.5, frequency_penalty=0.25))
+    for token in (2, 2, 3):
+        sampler.advance(token)
+    change = penalise(LOGITS[None], [sampler])[0] - LOGITS
+    assert change.tolist() == pytest.approx([0, 0, -1.0, -0.75, 0, 0])
+    assert penalise(LOGITS[None], [sampler])[0].tolist() == pytest.approx((LOGITS + change).tolist())
+
+
+def test_a_penalised_row_does_not_change_the_others() -> None:
+    """In one batch each row is penalised by its own settings and its own text."""
+    logits = torch.tensor([[1.0, 0.9, -1.0]] * 3)
+    strong, weak, none = (Sampler(Generation([0], 0.5, repetition_penalty=p)) for p in (2.0, 1.05, 1.0))
+    assert [picked.token for picked in pick(logits, [strong, weak, none])] == [1, 0, 0]
+    none.advance(0)
+    assert pick(logits[2:], [none])[0].token == 0
 
 
 @pytest.mark.parametrize("prefill", [3, 512])

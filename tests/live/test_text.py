@@ -102,7 +102,7 @@ def test_conversations_become_prompts(engine: Engine) -> None:
     assert ids == engine._tokens("<bos>8-1=")
     assert engine.generate([ids], [0.0])[0].text == "7"
     assert engine.texts.opens_think(1.0) is False
-    assert engine.texts.sampling(1.0)["do_sample"] is False
+    assert engine.texts.sampling(1.0)["temperature"] == 0.0
 
 
 def test_each_lambda_has_its_sides_template_and_sampling(tmp_path: Path) -> None:
@@ -112,13 +112,16 @@ def test_each_lambda_has_its_sides_template_and_sampling(tmp_path: Path) -> None
     copy_pair(tmp_path)
     thinking = "{% if messages[0].role != 'user' %}{{ raise_exception('user first') }}{% endif %}<bos>9<think>"
     (tmp_path / "thinking/chat_template.jinja").write_text(thinking)
-    (tmp_path / "thinking/generation_config.json").write_text('{"temperature": 0.6, "eos_token_id": [2, 5]}')
+    (tmp_path / "thinking/generation_config.json").write_text(
+        '{"do_sample": true, "temperature": 0.6, "eos_token_id": [2, 5]}'
+    )
     engine = Engine.load(str(tmp_path / "instruct"), str(tmp_path / "thinking"), chat_template="from(0.5)")
     assert engine.texts is not None
     asked = [{"role": "user", "content": "8-1="}]
     assert engine.texts.encode_chat(asked, 0.49) == engine._tokens("<bos>8-1=")
     assert engine.texts.encode_chat(asked, 0.5) == engine._tokens("<bos>9<think>")
-    assert (engine.texts.sampling(0.0).get("temperature"), engine.texts.sampling(0.01)) == (None, {"temperature": 0.6})
+    assert engine.texts.sampling(0.0)["temperature"] == 0.0
+    assert engine.texts.sampling(0.01) == {"temperature": 0.6}
     assert engine.texts.eos == {2, 5}
     with pytest.raises(MisuseError, match="the chat template refuses this conversation: user first"):
         engine.texts.encode_chat([{"role": "system", "content": "no"}], 1.0)

@@ -212,7 +212,7 @@ def test_refusals_are_openai_s_own_errors(openai: OpenAI) -> None:
     """What would change the answer and cannot be done is named; the client raises its own BadRequestError."""
     refused: list[Message] = [
         {"tools": [{"type": "function", "function": {"name": "f"}}]}, {"response_format": {"type": "json_object"}},
-        {"logit_bias": {"5": 3}}, {"presence_penalty": 0.5}, {"n": 1000}, {"temperature": -1}, {"top_logprobs": 3},
+        {"logit_bias": {"5": 3}}, {"presence_penalty": 2.5}, {"n": 1000}, {"temperature": -1}, {"top_logprobs": 3},
         {"logprobs": True, "top_logprobs": 99}, {"stop": [""]}, {"max_tokens": 0}, {"max_tokens": True},
     ]  # fmt: skip
     for fields in refused:
@@ -220,7 +220,7 @@ def test_refusals_are_openai_s_own_errors(openai: OpenAI) -> None:
             openai.chat.completions.create(model="dami", messages=user(CHAIN), **fields)
         assert any(name in caught.value.message for name in (*fields, "answers")), fields
     neutral: Message = {"tools": [], "response_format": {"type": "text"}, "presence_penalty": 0, "user": "me", "n": 1}
-    assert openai.chat.completions.create(model="dami:0", messages=user("1+1="), extra_body={"x": 1}, **neutral).choices
+    assert openai.chat.completions.create(model="dami:0", messages=user("1+1="), **neutral).choices
 
 
 def test_whatever_is_said_about_lambda_is_told(server: Client) -> None:
