@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from dami_router.errors import CheckpointError
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint", "read_header"]
 
 _MAX_HEADER = 100_000_000  # the safetensors format's own limit
+_SINGLE = "model.safetensors"
+_BESIDE = re.compile(r"consolidated|adapter_|optimizer|training_")
 _MAX_JSON = 64 << 20
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
@@ -179,13 +182,19 @@ def _weight_files(ref: ModelRef, folder: Path) -> list[str]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         files = _indexed_files(ref, _json(index, str(ref)))
+        if _SINGLE not in files and (folder / _SINGLE).is_file():
+            return [_SINGLE]  # as Transformers does, which looks for it first
         if missing := [name for name in files if not (folder / name).is_file()]:
             raise CheckpointError(
                 f"{ref}: {len(missing)} of {len(files)} weight files missing, first {missing[0]}",
                 hint="finish the download",
             )
         return files
+    if (folder / _SINGLE).is_file():
+        return [_SINGLE]
     found = sorted(path.name for path in folder.glob("*.safetensors"))
+    # Without these the folder is a whole model in Mistral's names, or an adapter, as its own error tells.
+    found = [name for name in found if not _BESIDE.match(name)] or found
     if not found:
         pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt")])
         raise CheckpointError(

@@ -9,6 +9,7 @@ from dami_merge.checkpoints.config_comparison import differing_settings
 from dami_merge.checkpoints.findings import Finding, few
 from dami_merge.checkpoints.kinship import relative_distance
 from dami_merge.checkpoints.matching import Matching, match, shares_head
+from dami_merge.checkpoints.templates import opens_think, template_of
 from dami_merge.checkpoints.tying import heads
 from dami_merge.checkpoints.vocabulary import compare_rows, compare_tokens
 
@@ -130,10 +131,8 @@ def _thinks(side: Checkpoint) -> bool:
     name = str(side.ref).rstrip("/").rsplit("/", 1)[-1].lower()
     if "instruct" in name or "thinking" in name:
         return "thinking" in name
-    template = (side.read_json("tokenizer_config.json") or {}).get("chat_template")
-    text = template if isinstance(template, str) else side.read_text("chat_template.jinja") or ""
-    # The Thinking-2507 templates open the block in the prompt itself.
-    return "add_generation_prompt" in text and "<think>" in text.rsplit("add_generation_prompt", 1)[-1]
+    # The Thinking-2507 templates open the block in the prompt itself; a hybrid's opens and closes it on demand.
+    return opens_think(template_of(side))
 
 
 def _kinship(instruct: Checkpoint, thinking: Checkpoint) -> Iterator[Finding]:

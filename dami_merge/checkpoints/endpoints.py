@@ -11,13 +11,16 @@ from dami_merge.checkpoints.compatibility import Finding, compare
 from dami_merge.checkpoints.model_ref import ModelRef
 from dami_router.errors import CheckpointError
 
-__all__ = ["PATTERNS", "Fetch", "Pair", "compared", "download", "local", "open_pair"]
+__all__ = ["IGNORED", "PATTERNS", "Fetch", "Pair", "compared", "download", "local", "open_pair"]
 
 Fetch = Callable[[Checkpoint], Path]
 """Brings a repository at its commit to a local folder and returns that."""
 
 PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*"]
 """What of a repository is downloaded: weights, and the small files that go with them."""
+
+IGNORED = ["consolidated*", "adapter_*"]
+"""What is not: the same weights in another layout, and adapters, beside a whole model."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,9 @@ def download(side: Checkpoint) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(side.ref.path, revision=side.commit, allow_patterns=PATTERNS))
+        return Path(
+            snapshot_download(side.ref.path, revision=side.commit, allow_patterns=PATTERNS, ignore_patterns=IGNORED)
+        )
     except Exception as error:  # network libraries raise many kinds; each means "not here yet"
         raise CheckpointError(
             f"{side.ref}: the download stopped: {type(error).__name__}: {error}",

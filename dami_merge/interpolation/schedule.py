@@ -150,9 +150,9 @@ def check_lambda(lambda_: float, *, allow_extrapolation: bool = False, where: st
 
 
 def _layer_index(what: str, value: float, place: Place) -> int:
-    if value != int(value) or not 0 <= value < place.layers:
+    if value != int(value) or not 0 <= value < place.counted_layers:
         raise MisuseError(
-            f"{what}: expected a layer index from 0 to {place.layers - 1}, found {value:g}",
-            hint=f"the model has {place.layers} layers here; a `filter` list keeps a schedule to one part of it",
+            f"{what}: expected a layer index from 0 to {place.counted_layers - 1}, found {value:g}",
+            hint=f"the model has {place.counted_layers} layers; a `filter` list keeps a schedule to one part of it",
         )
     return int(value)

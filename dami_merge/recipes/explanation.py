@@ -64,7 +64,7 @@ def grouped(values: dict[str, float], anatomy: Anatomy) -> list[Group]:
         place = anatomy.place(name)
         if place.index is None:
             side = before if place.x == 0.0 else after
-            side.append(Group("", None, None, module_of(name), value, 1))
+            side.append(Group(anatomy.part_of(name), None, None, module_of(name), value, 1))
         else:
             layers[anatomy.stack_of(name), place.index][name] = value
     return [*before, *_joined(layers), *after]

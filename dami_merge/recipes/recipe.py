@@ -112,6 +112,8 @@ class Recipe:
     def _levels(self, place: Place) -> tuple[list[Parameters], float]:
         if not self.slices:
             return [self.parameters], place.x if place.index is not None else 0.0
+        if place.goes_with is not None:
+            return [self.slices[0 if place.goes_with == 0 else -1].parameters, self.parameters], 0.0
         if place.index is None:
             return [self.slices[0 if place.x == 0.0 else -1].parameters, self.parameters], 0.0
         offset = place.index

@@ -12,7 +12,7 @@ from pathlib import Path
 from dami_merge.build.build_plan import Plan, VariantPlan, make_plan
 from dami_merge.build.layout import check_contiguous
 from dami_merge.checkpoints.checkpoint import Checkpoint, open_checkpoint, read_header
-from dami_merge.checkpoints.endpoints import PATTERNS
+from dami_merge.checkpoints.endpoints import IGNORED, PATTERNS
 from dami_merge.checkpoints.matching import shares_head
 from dami_merge.checkpoints.model_ref import ModelRef
 from dami_merge.checkpoints.templates import opens_think, template_of, template_sha256
@@ -71,7 +71,10 @@ def locate_in_cache(ref: ModelRef, commit: str | None) -> Path | None:
     try:
         revision = commit or ref.revision
         # The builder's own patterns: the library calls a snapshot without the other files incomplete.
-        return Path(snapshot_download(ref.path, revision=revision, local_files_only=True, allow_patterns=PATTERNS))
+        found = snapshot_download(
+            ref.path, revision=revision, local_files_only=True, allow_patterns=PATTERNS, ignore_patterns=IGNORED
+        )
+        return Path(found)
     except (LocalEntryNotFoundError, HFValidationError, OSError):
         return None
 

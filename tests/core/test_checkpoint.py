@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from support.pairs import Pair, make_pair, write_raw
 
 from dami_merge.checkpoints.checkpoint import open_checkpoint, read_header
@@ -213,6 +214,44 @@ def test_swapped_templates_are_warned_about(tmp_path: Path) -> None:
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template}
     (a / "tokenizer_config.json").write_text(json.dumps(config))
     assert codes(findings(tmp_path, a, b), "warning") == ["swapped"]
+
+
+@pytest.mark.parametrize("beside", ["consolidated.safetensors", "adapter_model.safetensors", "model-old.safetensors"])
+def test_files_beside_the_model_are_ignored(tmp_path: Path, beside: str) -> None:
+    """With a model.safetensors, other weight files of the folder are not read: another layout, an adapter, a leftover."""
+    folder = write_raw(tmp_path / "m", tensors(1), CONFIG)
+    save_file({"model.embed_tokens.weight": torch.zeros(2)}, folder / beside)
+    assert {info.file for info in open_checkpoint(ModelRef(str(folder))).tensors.values()} == {"model.safetensors"}
+
+
+def test_shards_without_an_index_leave_the_consolidated_file_alone(tmp_path: Path) -> None:
+    """Mistral's consolidated file beside numbered shards is the same model once more."""
+    folder = write_raw(tmp_path / "m", tensors(1), CONFIG)
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    save_file({"tok_embeddings.weight": torch.zeros(2)}, folder / "consolidated.safetensors")
+    assert set(open_checkpoint(ModelRef(str(folder))).tensors) == set(tensors(1))
+    (folder / "model-00001-of-00001.safetensors").unlink()
+    assert set(open_checkpoint(ModelRef(str(folder))).tensors) == {"tok_embeddings.weight"}
+
+
+def test_an_index_that_the_single_file_is_not_in(tmp_path: Path) -> None:
+    """With both, Transformers loads model.safetensors; so do we."""
+    folder = write_raw(tmp_path / "m", tensors(1), CONFIG)
+    index = {"weight_map": {"x": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert set(open_checkpoint(ModelRef(str(folder))).tensors) == set(tensors(1))
+
+
+def test_a_hybrid_is_no_swapped_thinking_endpoint(tmp_path: Path) -> None:
+    """A hybrid's template opens and closes an empty block when told to; as λ=0 it is in its place."""
+    a, b = raw_pair(tmp_path)
+    a, b = a.rename(tmp_path / "one"), b.rename(tmp_path / "two")
+    hybrid = (
+        "{% if add_generation_prompt %}<|a|>{% if not enable_thinking %}<think>\\n\\n</think>{% endif %}{% endif %}"
+    )
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": hybrid}
+    (a / "tokenizer_config.json").write_text(json.dumps(config))
+    assert findings(tmp_path, a, b) == []
 
 
 def test_differing_rope_settings_are_warned_about(tmp_path: Path) -> None:

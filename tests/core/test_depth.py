@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from dami_merge.interpolation.depth import Anatomy
+from dami_merge.interpolation.schedule import parse_lambda
+from dami_merge.recipes.explanation import grouped
 
 LLAMA = [
     "model.embed_tokens.weight",
@@ -88,3 +90,50 @@ def test_every_architecture_of_mergekit_is_placed(name: str, architecture: Any) 
                 assert anatomy.place(prefix + weight.name).x == 0.0, weight.name
         for weight in definition.post_weights:
             assert anatomy.place(prefix + weight.name).x == 1.0, weight.name
+
+
+VISION = [f"model.visual.blocks.{i}.mlp.w" for i in range(3)] + ["model.visual.patch_embed.w", "model.visual.merger.w"]
+DRAFT = ["mtp.layers.0.mlp.w", "mtp.fc.weight", "mtp.pre_fc_norm_embedding.weight", "model.mtp_layers.0.mlp.w"]
+LANGUAGE = [f"model.language_model.layers.{i}.mlp.w" for i in range(6)]
+
+
+def test_layers_are_counted_in_the_language_model() -> None:
+    """Vision goes with the first layer, draft layers with the last, however long their own stacks are."""
+    anatomy = Anatomy.of([*LANGUAGE, *VISION, *DRAFT], {"text_config": {"num_hidden_layers": 6}})
+    assert anatomy.layers == 6
+    for names, layer in ((VISION, 0), (DRAFT, 5)):
+        for name in names:
+            place = anatomy.place(name)
+            assert (place.nearest_layer, place.counted_layers) == (layer, 6), name
+            for schedule in ("window(4, 5, inside=0.8, outside=0.1)", "step(0.1, 0.8, at=5)"):
+                parsed = parse_lambda(schedule)
+                assert not isinstance(parsed, float)
+                assert parsed.lambda_at(place) == (0.1 if layer == 0 else 0.8)
+    assert [anatomy.place(name).x for name in DRAFT] == [1.0] * 4
+    assert [anatomy.place(name).x for name in VISION[:3]] == [0.0, 0.5, 1.0]
+    assert [anatomy.part_of(name) for name in (VISION[3], DRAFT[1], LANGUAGE[0])] == ["model.visual", "mtp", ""]
+
+
+def test_draft_layers_numbered_on_from_the_models_go_with_the_last() -> None:
+    """DeepSeek's and GLM's draft layer stands behind the last layer that the config counts."""
+    names = [f"model.layers.{i}.mlp.w" for i in range(5)] + ["model.layers.4.embed_tokens.weight"]
+    anatomy = Anatomy.of(names, {"num_hidden_layers": 4})
+    for name in names[4:]:
+        place = anatomy.place(name)
+        assert (place.index, place.nearest_layer, place.counted_layers, place.x) == (4, 3, 4, 1.0)
+    assert anatomy.place(names[3]).nearest_layer == 3
+
+
+def test_a_model_that_is_all_encoder_counts_its_own_layers() -> None:
+    """Without a language model beside it, an encoder's layers are the model's."""
+    anatomy = Anatomy.of([f"encoder.layer.{i}.w" for i in range(4)])
+    assert [anatomy.place(f"encoder.layer.{i}.w").nearest_layer for i in range(4)] == [0, 1, 2, 3]
+
+
+def test_explain_shows_the_parts_beside_the_model() -> None:
+    """λ of vision and draft tensors outside layers is told by part."""
+    anatomy = Anatomy.of([*LANGUAGE, *VISION, *DRAFT], {"text_config": {"num_hidden_layers": 6}})
+    values = {name: anatomy.place(name).x for name in (*LANGUAGE, *VISION, *DRAFT)}
+    rows = [group.row() for group in grouped(values, anatomy)]
+    assert ("model.visual -", "embeddings", "0", "1") in rows
+    assert ("mtp.layers 0", "all", "1", "1") in rows
