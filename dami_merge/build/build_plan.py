@@ -41,6 +41,11 @@ class TensorSource:
     compute: str | None
     placed_as: str
 
+    @property
+    def views(self) -> tuple[TensorView, TensorView]:
+        """Instruct's and Thinking's view of it."""
+        return self.instruct, self.thinking
+
 
 @dataclass(frozen=True)
 class VariantPlan:

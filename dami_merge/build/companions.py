@@ -94,6 +94,7 @@ def _config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     made = _readable_by_old(dict(config), dtype)
     # It names Python files, which a variant does not carry: no code comes along.
     made.pop("auto_map", None)
+    made.pop("quantization_config", None)  # fp8 endpoints are read as bf16
     made.pop("_name_or_path", None)
     if isinstance(made.get("text_config"), Mapping):
         made["text_config"] = _readable_by_old(dict(made["text_config"]), dtype)

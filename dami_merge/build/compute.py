@@ -10,13 +10,14 @@ import queue
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 import torch
 
 from dami_merge.build.chunks import BLOCK, Block, Chunk
 from dami_merge.build.reader import Views
-from dami_merge.checkpoints.tensor_view import Piece
+from dami_merge.build.stored_values import StoredValues
 from dami_merge.interpolation.formula import TORCH_DTYPES, BlockInterpolator
 
 __all__ = ["LANES", "Lanes", "Work"]
@@ -41,7 +42,8 @@ class Lanes:
     Blocks are small and other threads read, hash and write: torch's threads would only wait.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, instruct: Path, thinking: Path, device: str) -> None:
+        self._values = StoredValues(instruct), StoredValues(thinking)
         self._device = device
         self._kernels: queue.SimpleQueue[BlockInterpolator] = queue.SimpleQueue()
         for _ in range(LANES):
@@ -77,10 +79,11 @@ class Lanes:
     ) -> None:
         name, dtype, source = block.tensor.name, TORCH_DTYPES[block.tensor.dtype], block.source
         assert source.compute is not None
-        a = b = self._elements(block.instruct, data[0], source.compute)
+        compute = TORCH_DTYPES[source.compute]
+        a = b = self._values[0].of(block.instruct, data[0], compute, self._device)
         values = [lambdas[name] for lambdas in work.lambdas]
         if block.thinking is not None:
-            b = self._elements(block.thinking, data[1], source.compute)
+            b = self._values[1].of(block.thinking, data[1], compute, self._device)
         else:
             values = [0.0] * len(values)  # what Thinking lacks is Instruct's at every λ
         out = [torch.frombuffer(m, dtype=dtype, count=block.count, offset=block.position) for m in work.buffers]
@@ -89,10 +92,6 @@ class Lanes:
         for target, result in zip(out, results, strict=True):
             if target is not result:
                 target.copy_(result)
-
-    def _elements(self, piece: Piece, view: memoryview, compute: str) -> torch.Tensor:
-        stored = torch.frombuffer(view, dtype=TORCH_DTYPES[piece.info.dtype])
-        return stored.to(self._device).to(TORCH_DTYPES[compute])
 
 
 def _copy(block: Block, data: memoryview, buffers: Sequence[mmap.mmap]) -> None:

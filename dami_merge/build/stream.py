@@ -33,7 +33,7 @@ class ShardStream:
     ) -> None:
         self._ends = (instruct, thinking)
         self._sources = sources
-        self._lanes = Lanes(device)
+        self._lanes = Lanes(instruct.folder, thinking.folder, device)
 
     def write(
         self,
@@ -97,6 +97,15 @@ class ShardStream:
                 hand_over()
             a.check()
             b.check()
+            self._check_scales(shard)
+
+    def _check_scales(self, shard: Shard) -> None:
+        # Scales are read beside the stream, from files that the readers may not have opened.
+        for tensor in shard.tensors:
+            source = self._sources[tensor.name]
+            for side, view in zip(self._ends, (source.instruct, source.thinking), strict=True):
+                for file in {piece.scaling.info.file for piece in view.pieces if piece.scaling}:
+                    side.check(file)
 
     def _begin_hashes(self, shard: Shard) -> list[tuple[InputHashes, str]]:
         # An endpoint's file that this shard reads from front to back is hashed on the way.

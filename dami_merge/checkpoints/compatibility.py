@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from dami_merge.checkpoints.checkpoint import Checkpoint
 from dami_merge.checkpoints.config_comparison import differing_settings
 from dami_merge.checkpoints.findings import Finding, few
+from dami_merge.checkpoints.fp8 import is_fp8, unreadable_quantisation
 from dami_merge.checkpoints.kinship import relative_distance
 from dami_merge.checkpoints.matching import Matching, match, shares_head
 from dami_merge.checkpoints.templates import opens_think, template_of
@@ -56,14 +57,19 @@ def _architecture(instruct: Checkpoint, thinking: Checkpoint) -> Iterator[Findin
 
 
 def _quantised(side: Checkpoint) -> Iterator[Finding]:
-    config = side.config.get("quantization_config")
-    odd = sorted({t.dtype for t in side.tensors.values() if t.dtype.startswith(("F8_", "F6_")) or t.dtype == "F4"})
-    if config or odd:
-        method = config.get("quant_method", "unknown") if isinstance(config, Mapping) else ", ".join(odd)
+    method = unreadable_quantisation(side)
+    if method is not None:
         yield Finding(
             "error", "quantised",
             f"{side.ref} is quantised ({method}); quantised weights cannot be interpolated",
             "start from the unquantised checkpoint and quantise the variants afterwards",
+        )  # fmt: skip
+    elif is_fp8(side):
+        yield Finding(
+            "warning", "fp8",
+            f"{side.ref} is stored in fp8: `dami build` reads it as bf16 with its scales; variants are unquantised",
+            "mergekit-yaml would interpolate the fp8 numbers without their scales: use `dami build`",
+            tool="dami build",
         )  # fmt: skip
 
 

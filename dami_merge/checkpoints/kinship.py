@@ -106,7 +106,9 @@ def relative_distance(instruct: Checkpoint, thinking: Checkpoint, names: Iterabl
         return None
     import numpy as np
 
-    both = sorted(n for n in names if n in thinking.tensors and instruct.tensors[n].floating)
+    both = sorted(
+        n for n in names if n in thinking.tensors and instruct.tensors[n].floating and thinking.tensors[n].floating
+    )
     matrices = [n for n in both if len(instruct.tensors[n].shape) >= 2] or both
     step = max(1, len(matrices) // _TENSORS)
     difference = size = 0.0

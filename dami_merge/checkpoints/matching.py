@@ -12,7 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from dami_merge.checkpoints.checkpoint import Checkpoint, TensorInfo
-from dami_merge.checkpoints.tensor_view import TensorView, plain
+from dami_merge.checkpoints.fp8 import views
+from dami_merge.checkpoints.tensor_view import TensorView
 from dami_merge.checkpoints.tying import embeddings_of, heads
 
 __all__ = ["Match", "Matching", "match", "shares_head"]
@@ -113,7 +114,7 @@ class _Side:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         self._shares: dict[str, bool] = {}
-        self.views = {name: plain(info) for name, info in checkpoint.tensors.items()}
+        self.views = views(checkpoint)
 
     def shares(self, head: str) -> bool:
         if head not in self._shares:

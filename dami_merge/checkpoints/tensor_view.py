@@ -13,20 +13,39 @@ from dataclasses import dataclass, replace
 
 from dami_merge.checkpoints.checkpoint import TensorInfo
 
-__all__ = ["FLOATING", "Piece", "TensorView", "plain"]
+__all__ = ["FLOATING", "Piece", "Scaling", "TensorView", "plain"]
 
 FLOATING = ("BF16", "F16", "F32", "F64")
 """Dtypes that can be interpolated as they are."""
 
 
 @dataclass(frozen=True)
+class Scaling:
+    """The scales of an fp8 tensor: `stack` matrices of `rows` × `columns`, a scale for each `block` of them.
+
+    `info` holds `grid` scales a matrix, matrix after matrix; with a `stack` of 1 they are every matrix's.
+    """
+
+    info: TensorInfo
+    rows: int
+    columns: int
+    block: tuple[int, int]
+    grid: tuple[int, int]
+    stack: int
+
+
+@dataclass(frozen=True)
 class Piece:
-    """`count` elements from `start` on in a tensor; they lie in `info` from element `first` on."""
+    """`count` elements from `start` on in a tensor; they lie in `info` from element `first` on.
+
+    With a `scaling`, a value is the stored number times its scale.
+    """
 
     start: int
     count: int
     info: TensorInfo
     first: int = 0
+    scaling: Scaling | None = None
 
     @property
     def end(self) -> int:
@@ -76,8 +95,9 @@ class TensorView:
 
     @property
     def infos(self) -> tuple[TensorInfo, ...]:
-        """Every stored tensor that is read for this one."""
-        return tuple(dict.fromkeys(piece.info for piece in self.pieces))
+        """Every stored tensor that is read for this one, scales included."""
+        scales = (piece.scaling.info for piece in self.pieces if piece.scaling)
+        return tuple(dict.fromkeys([*(piece.info for piece in self.pieces), *scales]))
 
     @property
     def files(self) -> set[str]:

@@ -14,6 +14,7 @@ import torch
 
 from dami_merge.build.build_plan import TensorSource, VariantPlan
 from dami_merge.build.layout import ITEMSIZE
+from dami_merge.build.stored_values import StoredValues
 from dami_merge.checkpoints.checkpoint import Checkpoint, TensorInfo
 from dami_merge.checkpoints.tensor_view import TensorView
 from dami_merge.interpolation.depth import Anatomy
@@ -58,6 +59,9 @@ class Weights:
     ) -> None:
         self._sides = (variant, instruct, thinking)
         self._sources = sources
+        assert instruct.folder is not None
+        assert thinking.folder is not None
+        self._values = StoredValues(instruct.folder), StoredValues(thinking.folder)
         self._kernel = BlockInterpolator(_BLOCK)
         self._handles: dict[Path, int] = {}
         # One for each side and kept: fresh memory for every block costs the system more than reading it.
@@ -105,8 +109,8 @@ class Weights:
             first, count, shared = _run(source, start, min(_RUN, elements - start))
             if shared:
                 v = self._stored(info, first, count)
-                a, b = self._end(1, source.instruct, first, count), self._end(2, source.thinking, first, count)
-                total.add(gather(a.to(compute), b.to(compute), v, compute, reach=reach))
+                a, b = (self._end(end, view, first, count, compute) for end, view in enumerate(source.views))
+                total.add(gather(a, b, v, compute, reach=reach))
         return total
 
     def _difference(
@@ -138,12 +142,12 @@ class Weights:
         self, source: TensorSource, lambda_: float | None, dtype: str, first: int, count: int
     ) -> torch.Tensor:
         """Return what the endpoints give at λ; without λ, what Instruct alone gives."""
-        a = self._end(1, source.instruct, first, count)
         if source.compute is None:
-            return a
+            (piece,) = source.instruct.parts(first, count)
+            return self._read(1, piece.info, piece.first, count)
         compute = TORCH_DTYPES[source.compute]
-        a = a.to(compute)
-        b = a if lambda_ is None else self._end(2, source.thinking, first, count).to(compute)
+        a = self._end(0, source.instruct, first, count, compute)
+        b = a if lambda_ is None else self._end(1, source.thinking, first, count, compute)
         out = torch.empty(count, dtype=TORCH_DTYPES[dtype])
         self._kernel.write(a, b, [lambda_ or 0.0], [out])
         return out
@@ -152,23 +156,28 @@ class Weights:
         """Return elements of the variant; they are good until it is read again."""
         return self._read(0, info, first, count)
 
-    def _end(self, side: int, view: TensorView, first: int, count: int) -> torch.Tensor:
-        """Return elements of an endpoint that lie in one piece; they are good until it is read again."""
+    def _end(self, end: int, view: TensorView, first: int, count: int, dtype: torch.dtype) -> torch.Tensor:
+        """Return elements of an endpoint that lie in one piece, as `dtype`; they are good until it is read again."""
         (piece,) = view.parts(first, count)
-        return self._read(side, piece.info, piece.first, count)
+        data = self._bytes(end + 1, piece.info.file, piece.bytes[1], piece.bytes[2] - piece.bytes[1])
+        return self._values[end].of(piece, data, dtype)
 
     def _read(self, side: int, info: TensorInfo, first: int, count: int) -> torch.Tensor:
+        size = ITEMSIZE[info.dtype]
+        data = self._bytes(side, info.file, info.start + first * size, count * size)
+        return torch.frombuffer(data, dtype=TORCH_DTYPES.get(info.dtype, torch.uint8))
+
+    def _bytes(self, side: int, file: str, start: int, count: int) -> memoryview:
         folder = self._sides[side].folder
         assert folder is not None
-        path = folder / info.file
+        path = folder / file
         if path not in self._handles:
             self._handles[path] = os.open(path, os.O_RDONLY)
             self._stack.callback(os.close, self._handles[path])
-        size = ITEMSIZE[info.dtype]
-        data = memoryview(self._buffers[side])[: count * size]
-        if os.preadv(self._handles[path], [data], info.start + first * size) < len(data):
+        data = memoryview(self._buffers[side])[:count]
+        if os.preadv(self._handles[path], [data], start) < len(data):
             raise CheckpointError(f"{path}: ends too early; it shrank while it was read")
-        return torch.frombuffer(data, dtype=TORCH_DTYPES.get(info.dtype, torch.uint8))
+        return data
 
 
 def _run(source: TensorSource, first: int, count: int) -> tuple[int, int, bool]:

@@ -218,7 +218,7 @@ def test_swapped_templates_are_warned_about(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("beside", ["consolidated.safetensors", "adapter_model.safetensors", "model-old.safetensors"])
 def test_files_beside_the_model_are_ignored(tmp_path: Path, beside: str) -> None:
-    """With a model.safetensors, other weight files of the folder are not read: another layout, an adapter, a leftover."""
+    """With a model.safetensors, other weight files are not read: another layout, an adapter, a leftover."""
     folder = write_raw(tmp_path / "m", tensors(1), CONFIG)
     save_file({"model.embed_tokens.weight": torch.zeros(2)}, folder / beside)
     assert {info.file for info in open_checkpoint(ModelRef(str(folder))).tensors.values()} == {"model.safetensors"}
