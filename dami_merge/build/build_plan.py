@@ -87,7 +87,7 @@ class Plan:
 def make_plan(recipe: Recipe, instruct: Checkpoint, thinking: Checkpoint, *, max_shard_size: int | None = None) -> Plan:
     """Plan the recipe's family, or its one variant where it has no `family:` block."""
     _refuse_foreign_keys(recipe)
-    matching = match(instruct, thinking)
+    matching = match(instruct, thinking, recipe.only_instruct)
     sources = _sources(recipe, matching, instruct, thinking)
     kinds = {name: Kind(_stored(recipe, source), source.instruct.shape) for name, source in sources.items()}
     anatomy = Anatomy.of(instruct.tensors, instruct.config)
@@ -116,7 +116,7 @@ def _family_variants(recipe: Recipe, sources: Mapping[str, TensorSource], anatom
                 variant_id(family.name, lambda_),
                 lambda_,
                 _spread(values, sources),
-                _groups(values, anatomy),
+                _groups(values | _alone(sources), anatomy),
                 lambda_ >= family.thinking_template_from,
             )
         )
@@ -128,16 +128,16 @@ def _one_variant(recipe: Recipe, name: str, sources: Mapping[str, TensorSource],
     values = {n: recipe.lambda_for(n, anatomy) for n in _named(sources)}
     for n in values:
         _same_when_fused(recipe, n, values[n], anatomy)
-    values = _spread(values, sources)
     distinct = set(values.values())
     if len(distinct) == 1:
         (mean,) = distinct
     else:
-        sizes = {n: s.instruct.elements for n, s in sources.items() if s.compute}
-        mean = round(sum(values[n] * size for n, size in sizes.items()) / max(sum(sizes.values()), 1), 6)
+        every = _spread(values, sources)
+        sizes = {n: s.instruct.elements for n, s in sources.items() if s.compute and not s.thinking.absent}
+        mean = round(sum(every[n] * size for n, size in sizes.items()) / max(sum(sizes.values()), 1), 6)
     scalar = len(distinct) == 1 and 0.0 <= mean <= 1.0
-    groups = _groups({n: values[n] for n in _named(sources)}, anatomy)
-    return VariantPlan(variant_id(name, mean) if scalar else name, mean, values, groups, False)
+    tensors, groups = _spread(values, sources), _groups(values | _alone(sources), anatomy)
+    return VariantPlan(variant_id(name, mean) if scalar else name, mean, tensors, groups, False)
 
 
 def _same_when_fused(recipe: Recipe, name: str, lambda_: float, anatomy: Anatomy) -> None:
@@ -156,12 +156,16 @@ def _same_when_fused(recipe: Recipe, name: str, lambda_: float, anatomy: Anatomy
 
 
 def _named(sources: Mapping[str, TensorSource]) -> list[str]:
-    # A stored head of a tied pair is the embeddings once more, and goes with them.
-    return [n for n, source in sources.items() if source.placed_as == n]
+    # A stored head of a tied pair is the embeddings once more, and goes with them; Instruct's alone has no λ.
+    return [n for n, source in sources.items() if source.placed_as == n and not source.thinking.absent]
+
+
+def _alone(sources: Mapping[str, TensorSource]) -> dict[str, float]:
+    return {name: 0.0 for name, source in sources.items() if source.thinking.absent}
 
 
 def _spread(values: Mapping[str, float], sources: Mapping[str, TensorSource]) -> dict[str, float]:
-    return {name: values[source.placed_as] for name, source in sources.items()}
+    return {name: values.get(source.placed_as, 0.0) for name, source in sources.items()}
 
 
 def _sources(recipe: Recipe, matching: Matching, instruct: Checkpoint, thinking: Checkpoint) -> dict[str, TensorSource]:

@@ -81,7 +81,7 @@ def build_family(
     """
     options = options or Options()
     check_device(options.device)
-    pair = open_pair(recipe.instruct, recipe.thinking, recipe.dtype, fetch)
+    pair = open_pair(recipe.instruct, recipe.thinking, recipe.dtype, fetch, only_instruct=recipe.only_instruct)
     plan = make_plan(recipe, pair.instruct, pair.thinking, max_shard_size=options.max_shard_size)
     chosen = check_lambda_choice(plan, options.only)
     check_buffers(plan, pair.instruct, pair.thinking)

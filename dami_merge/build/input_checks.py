@@ -20,7 +20,11 @@ _BLOCK = 1 << 20
 def check_buffers(plan: Plan, instruct: Checkpoint, thinking: Checkpoint) -> None:
     """Refuse endpoints whose integer buffers differ: they are copied, so there must be one answer."""
     for name, source in plan.sources.items():
-        if source.compute is None and _bytes(instruct, source.instruct) != _bytes(thinking, source.thinking):
+        if (
+            source.compute is None
+            and not source.thinking.absent
+            and _bytes(instruct, source.instruct) != _bytes(thinking, source.thinking)
+        ):
             raise CheckpointError(
                 f"`{name}` ({source.instruct.dtype}) differs between the endpoints; integer tensors cannot be"
                 " interpolated and are copied only where they agree",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from dami_merge.checkpoints.checkpoint import Checkpoint
 from dami_merge.checkpoints.config_comparison import differing_settings
@@ -19,17 +19,21 @@ __all__ = ["Finding", "compare"]
 _UNRELATED = 0.9  # two independent initialisations lie near √2, fine-tunes of one base well below 0.5
 
 
-def compare(instruct: Checkpoint, thinking: Checkpoint, *, dtype: str | None = None) -> list[Finding]:
+def compare(
+    instruct: Checkpoint, thinking: Checkpoint, *, dtype: str | None = None, only_instruct: Sequence[str] = ()
+) -> list[Finding]:
     """Return everything that speaks against merging the two endpoints, errors first.
 
-    `dtype` is the recipe's own, which settles endpoints of different dtypes.
+    `dtype` is the recipe's own, which settles endpoints of different dtypes; `only_instruct` are its
+    filters for parts that Thinking lacks.
     """
-    matching = match(instruct, thinking)
+    matching = match(instruct, thinking, only_instruct)
     found = [
         *_architecture(instruct, thinking),
         *_quantised(instruct),
         *_quantised(thinking),
         *_tensors(matching, dtype),
+        *_alone(matching, only_instruct),
         *_head(matching, instruct, thinking),
         *_vocabulary(matching, instruct, thinking),
     ]
@@ -100,6 +104,25 @@ def _tensors(matching: Matching, dtype: str | None) -> Iterator[Finding]:
             f"{len(dtypes)} tensors differ in dtype, first `{n}`: {a[n].dtype} in instruct, {b[n].dtype} in thinking",
             "write `dtype: bfloat16` into the recipe, or the wider dtype is used",
         )  # fmt: skip
+
+
+def _alone(matching: Matching, only_instruct: Sequence[str]) -> Iterator[Finding]:
+    names = list(matching.only_instruct)
+    if names:
+        yield Finding(
+            "warning", "only_instruct",
+            f"{len(names)} tensors are Instruct's alone and the same at every λ, such as {few(names)}",
+            "`only_instruct:` is for `dami build`; mergekit-yaml ignores it, and drops such tensors or stops at them",
+            tool="dami build",
+        )  # fmt: skip
+    for text in only_instruct:
+        if not any(text in name for name in names):
+            yield Finding(
+                "warning",
+                "filter_unused",
+                f"`only_instruct: {text}` names no tensor that Thinking lacks",
+                "leave it out",
+            )
 
 
 def _head(matching: Matching, instruct: Checkpoint, thinking: Checkpoint) -> Iterator[Finding]:

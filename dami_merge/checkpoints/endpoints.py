@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,16 +32,18 @@ class Pair:
     warnings: tuple[Finding, ...]
 
 
-def open_pair(instruct: ModelRef, thinking: ModelRef, dtype: str | None, fetch: Fetch) -> Pair:
+def open_pair(
+    instruct: ModelRef, thinking: ModelRef, dtype: str | None, fetch: Fetch, *, only_instruct: Sequence[str] = ()
+) -> Pair:
     """Open both endpoints, refuse what does not fit, and only then download what is not here."""
-    pair = compared(instruct, thinking, dtype)
+    pair = compared(instruct, thinking, dtype, only_instruct=only_instruct)
     return Pair(local(pair.instruct, fetch), local(pair.thinking, fetch), pair.warnings)
 
 
-def compared(instruct: ModelRef, thinking: ModelRef, dtype: str | None) -> Pair:
+def compared(instruct: ModelRef, thinking: ModelRef, dtype: str | None, *, only_instruct: Sequence[str] = ()) -> Pair:
     """Open both endpoints where they are, on the Hub too, and refuse what does not fit (CheckpointError)."""
     sides = open_checkpoint(instruct), open_checkpoint(thinking)
-    findings = compare(*sides, dtype=dtype)
+    findings = compare(*sides, dtype=dtype, only_instruct=only_instruct)
     errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
         raise CheckpointError(

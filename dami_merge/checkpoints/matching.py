@@ -6,12 +6,13 @@ whole pair; comparing, building and verifying all ask it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from dami_merge.checkpoints.checkpoint import Checkpoint, TensorInfo
+from dami_merge.checkpoints.experts import stored_as
 from dami_merge.checkpoints.fp8 import views
 from dami_merge.checkpoints.tensor_view import TensorView
 from dami_merge.checkpoints.tying import embeddings_of, heads
@@ -41,6 +42,7 @@ class Matching:
 
     `untied` says that the variants have a head of their own whatever Instruct's config says. `rows` are
     both sides' rows of the vocabulary matrices, where they differ; the matched tensors have Instruct's.
+    `only_instruct` are the tensors that a recipe takes from Instruct alone.
     """
 
     tensors: Mapping[str, Match]
@@ -48,15 +50,21 @@ class Matching:
     thinking_lacks: tuple[str, ...]
     untied: bool
     rows: tuple[int, int] | None
+    only_instruct: tuple[str, ...]
 
 
-def match(instruct: Checkpoint, thinking: Checkpoint) -> Matching:
-    """Match the tensors of two endpoints; shapes and dtypes are not compared here."""
+def match(instruct: Checkpoint, thinking: Checkpoint, only_instruct: Sequence[str] = ()) -> Matching:
+    """Match the tensors of two endpoints; shapes and dtypes are not compared here.
+
+    Tensors that Thinking lacks and whose name contains a text of `only_instruct` are Instruct's alone.
+    """
     sides = _Side(instruct), _Side(thinking)
+    sides[1].views = stored_as(sides[0].views, sides[1].views)
     found_heads = heads(dict.fromkeys([*instruct.tensors, *thinking.tensors]))
     tied = {head for head in found_heads if all(side.shares(head) for side in sides)}
     tensors: dict[str, Match] = {}
     lacks: tuple[list[str], list[str]] = [], []
+    alone: list[str] = []
     for name in dict.fromkeys([*sides[0].views, *sides[1].views]):
         if name in tied:
             if name not in sides[0].views:
@@ -65,6 +73,9 @@ def match(instruct: Checkpoint, thinking: Checkpoint) -> Matching:
         else:
             source = name
         views = [side.loaded(source, head=name in found_heads) for side in sides]
+        if views[0] is not None and views[1] is None and any(text in name for text in only_instruct):
+            views[1] = views[0].with_no_pieces()
+            alone.append(name)
         for view, missing in zip(views, lacks, strict=True):
             if view is None:
                 missing.append(source)
@@ -72,7 +83,7 @@ def match(instruct: Checkpoint, thinking: Checkpoint) -> Matching:
             tensors[name] = Match(name, views[0], views[1], source)
     untied = any(head in tensors and head not in tied for head in found_heads)
     rows = _align_rows(tensors, found_heads)
-    return Matching(tensors, tuple(sorted(lacks[0])), tuple(sorted(lacks[1])), untied, rows)
+    return Matching(tensors, tuple(sorted(lacks[0])), tuple(sorted(lacks[1])), untied, rows, tuple(alone))
 
 
 def _align_rows(tensors: dict[str, Match], found_heads: list[str]) -> tuple[int, int] | None:

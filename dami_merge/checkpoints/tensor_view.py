@@ -104,11 +104,6 @@ class TensorView:
         """Every file that is read for this tensor."""
         return {info.file for info in self.infos}
 
-    @property
-    def whole(self) -> bool:
-        """Whether all elements are there."""
-        return sum(piece.count for piece in self.pieces) == self.elements
-
     def at(self, element: int) -> tuple[Piece | None, int]:
         """Return the piece that holds an element (None where it is not there), and the first element after that run."""
         index = bisect_right(self.pieces, element, key=lambda piece: piece.start) - 1
@@ -124,6 +119,15 @@ class TensorView:
             if piece is not None:
                 yield piece.part(first, taken)
             first, count = first + taken, count - taken
+
+    @property
+    def absent(self) -> bool:
+        """Whether this side has none of the elements."""
+        return not self.pieces and self.elements > 0
+
+    def with_no_pieces(self) -> TensorView:
+        """Return the view of a tensor that is not there."""
+        return TensorView(self.shape, self.dtype, ())
 
     def with_rows(self, rows: int) -> TensorView:
         """Return the tensor with another number of rows: cut at the end, or with rows that are not there."""

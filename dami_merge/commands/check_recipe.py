@@ -22,7 +22,7 @@ def check_recipe(output: Output, config: Path) -> int:
 
     recipe = load_recipe(config)
     instruct, thinking = open_checkpoint(recipe.instruct), open_checkpoint(recipe.thinking)
-    findings = compare(instruct, thinking, dtype=recipe.dtype)
+    findings = compare(instruct, thinking, dtype=recipe.dtype, only_instruct=recipe.only_instruct)
     facts = _facts(recipe, instruct)
     lines = _lines(recipe, instruct, facts)
     tools: tuple[str, ...] = ()

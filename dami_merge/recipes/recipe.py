@@ -24,7 +24,7 @@ __all__ = ["MergekitOnlyError", "Parameters", "Recipe", "Slice", "load_recipe", 
 
 _KEYS = (
     "merge_method", "base_model", "models", "slices", "modules", "parameters", "dtype", "out_dtype",
-    "tokenizer_source", "tokenizer", "chat_template", "family",
+    "tokenizer_source", "tokenizer", "chat_template", "family", "only_instruct",
 )  # fmt: skip
 _PARAMETERS = ("lambda", "allow_extrapolation")
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
@@ -66,6 +66,8 @@ class Recipe:
     dtype: str | None
     out_dtype: str | None
     family: FamilyBlock | None
+    only_instruct: tuple[str, ...] = ()
+    """Filters for parts that Thinking lacks, which variants then have from Instruct alone."""
 
     def lambda_for(self, name: str, anatomy: Anatomy) -> float:
         """Return λ for a tensor of a model with this anatomy, as `mergekit-yaml` resolves it."""
@@ -156,7 +158,7 @@ def read_recipe(document: Document) -> Recipe:
     parameters = _parameters(document, ("parameters",), data.get("parameters"))
     recipe = Recipe(
         document, instruct, thinking, parameters, slices,
-        _dtype(document, "dtype"), _dtype(document, "out_dtype"), family,
+        _dtype(document, "dtype"), _dtype(document, "out_dtype"), family, _only_instruct(document),
     )  # fmt: skip
     if parameters.lambda_ is None and not (slices and all(s.parameters.lambda_ for s in slices)):
         raise document.error(("parameters",), "lacks `lambda`", hint="for example `parameters: {lambda: 0.5}`")
@@ -315,6 +317,18 @@ def _dtype(document: Document, key: str) -> str | None:
     if name not in _DTYPES:
         raise document.error((key,), f"expected one of {', '.join(_DTYPES)}, found {raw!r:.60}")
     return str(name)
+
+
+def _only_instruct(document: Document) -> tuple[str, ...]:
+    if "only_instruct" not in document.data:
+        return ()
+    raw = document.data["only_instruct"]
+    if not isinstance(raw, list) or not raw:
+        raise document.error(("only_instruct",), f"expected a list of filters such as [talker.], found {raw!r:.60}")
+    for i, text in enumerate(raw):
+        if not isinstance(text, str) or text in ("", "*"):
+            raise document.error(("only_instruct", i), f"expected a piece of a tensor's name, found {text!r:.60}")
+    return tuple(raw)
 
 
 def _first(levels: list[Parameters], field: str, name: str, t: float) -> Any:
