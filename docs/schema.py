@@ -1,4 +1,4 @@
-"""Write docs/family.schema.json, the JSON Schema of the family manifest; --check says whether it is up to date.
+"""Write the JSON Schemas of the family manifest and of router.yml into docs/; --check says whether they are up to date.
 
 python docs/schema.py [--check]
 """
@@ -7,25 +7,31 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from dami_router.config.router_schema import router_json_schema
 from dami_router.manifest.family import json_schema
 
-TARGET = Path(__file__).parent / "family.schema.json"
+SCHEMAS = {"family.schema.json": json_schema, "router.schema.json": router_json_schema}
 
 
 def main() -> int:
-    """Write the schema, or compare it with --check."""
-    text = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
-    if "--check" not in sys.argv[1:]:
-        TARGET.write_text(text, encoding="utf-8")
-        return 0
-    if TARGET.is_file() and TARGET.read_text(encoding="utf-8") == text:
-        return 0
-    sys.stderr.write(
-        "docs/family.schema.json is not what dami_router.manifest.family says; run `make docs` and commit it\n"
-    )
-    return 1
+    """Write the schemas, or compare them with --check."""
+    stale = [name for name, schema in SCHEMAS.items() if not _settle(Path(__file__).parent / name, schema())]
+    for name in stale:
+        sys.stderr.write(f"docs/{name} is not what dami_router says; run `make docs` and commit it\n")
+    return 1 if stale else 0
+
+
+def _settle(target: Path, schema: Mapping[str, Any]) -> bool:
+    """Write one schema; with --check, return whether the file already holds it."""
+    text = json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+    if "--check" in sys.argv[1:]:
+        return target.is_file() and target.read_text(encoding="utf-8") == text
+    target.write_text(text, encoding="utf-8")
+    return True
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from fakes.world import World
+from jsonschema import Draft202012Validator
 
 from dami_merge.build.build_plan import variant_id
 from dami_merge.recipes.recipe import Recipe, load_recipe
@@ -59,7 +61,7 @@ def started(name: str) -> list[Started]:
 
 
 def recipe_of(name: str) -> Recipe:
-    """Return the recipe that a file names in its second line."""
+    """Return the recipe that a file names in its comments."""
     return load_recipe(ROOT / re.findall(r"^# Recipe: (\S+\.yml)", (FOLDER / name).read_text(), re.M)[0])
 
 
@@ -124,6 +126,16 @@ def test_each_is_read_strictly(name: str, place: Path) -> None:
     codes = {finding["code"] for finding in found["findings"]}
     assert code == 0
     assert codes == ({"identity_off", "no_server"} if name == "lab.yml" else set())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_names_the_schema_that_accepts_it(name: str) -> None:
+    """The first line tells editors where the published schema lies, and an editor finds no mistake in the file."""
+    text = (FOLDER / name).read_text(encoding="utf-8")
+    found = re.match(r"# yaml-language-server: \$schema=(\S+)\n", text)
+    assert found
+    schema = json.loads((FOLDER / found[1]).read_text(encoding="utf-8"))
+    Draft202012Validator(schema).validate(yaml.safe_load(text))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -17,7 +17,7 @@ from dami_merge.live_server.known_fields import TOKENIZE
 from dami_merge.live_server.openai_form import read_chat, read_completion
 from dami_merge.live_server.tgi_form import read_generate
 from dami_merge.live_server.token_texts import Written
-from dami_router.config.specs import Timeouts
+from dami_router.config.router_schema import Timeouts
 from dami_router.errors import DamiError, MisuseError
 from dami_router.messages.pinning import pinned
 from dami_router.messages.request import Request, Shape

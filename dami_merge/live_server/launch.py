@@ -11,7 +11,8 @@ from prometheus_client.registry import Collector
 from dami_merge.live import Engine
 from dami_merge.live_server.describing import Description, name_of
 from dami_merge.live_server.engine_calls import EngineCalls
-from dami_router.config.specs import RouterConfig, Timeouts, VariantSpec
+from dami_router.config.router_schema import Timeouts
+from dami_router.config.specs import RouterConfig, VariantSpec
 from dami_router.messages.pinning import LIVE
 from dami_router.proxy.app import Proxy
 from dami_router.proxy.server import serve

@@ -1,84 +1,70 @@
-"""The entries under `backends` in router.yml: who is served where, and how it is spoken to."""
+"""The key `backends` of router.yml: where each variant is served."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
-from urllib.parse import urlsplit
 
-from dami_router.config.specs import BackendSpec, Protocol, VariantSpec
+from dami_router.config.router_schema import BackendEntry, LiveEntry, ServedEntry
+from dami_router.config.specs import BackendSpec, VariantSpec
 from dami_router.manifest.pair import EndpointSpec, PairSpec
 from dami_router.messages.pinning import LIVE
-from dami_router.shared.section import Section
-
-if TYPE_CHECKING:
-    from dami_router.config.specs import VariantSpec
+from dami_router.shared.strict_model import Wrong, shown
+from dami_router.shared.strict_yaml import Key
+from dami_router.shared.suggestions import did_you_mean, listed
 
 __all__ = ["read_backends", "secret"]
 
 
 def read_backends(
-    top: Section, variants: tuple[VariantSpec, ...], pair: PairSpec | None, environment: Mapping[str, str]
-) -> list[BackendSpec]:
-    """Read all entries; raises RecipeError with the line of what is wrong."""
+    entries: Sequence[BackendEntry],
+    variants: Sequence[VariantSpec],
+    pair: PairSpec | None,
+    environment: Mapping[str, str] | None,
+) -> tuple[BackendSpec, ...]:
+    """Return one backend for each URL; raises Wrong."""
     found: list[BackendSpec] = []
-    for item in top.items("backends"):
-        spec = _live(item, pair) if item.data.get("protocol") == LIVE else _served(item, variants)
-        key = secret(item, "api_key_env", item.text("api_key_env"), environment) if item.has("api_key_env") else None
-        identity = item.choice("identity", ("check", "off"), "check") == "check"
-        urls = item.texts("url")
-        if not urls:
-            raise item.error("url", "is missing")
-        for url in urls:
-            base = _base(item, url)
-            _once(item, url, [other for other in found if other.url == base], spec)
-            found.append(replace(spec, url=base, api_key=key, identity=identity))
-    return found
+    for i, entry in enumerate(entries):
+        place, name = ("backends", i), entry.api_key_env
+        spec = _live(place, entry, pair) if isinstance(entry, LiveEntry) else _served(place, entry, variants)
+        key = secret((*place, "api_key_env"), name, environment) if name else None
+        for url in entry.url:
+            base = url.rstrip("/").removesuffix("/v1")
+            _once((*place, "url"), url, [other for other in found if other.url == base], spec)
+            found.append(replace(spec, url=base, api_key=key, identity=entry.identity == "check"))
+    return tuple(found)
 
 
-def _served(item: Section, variants: tuple[VariantSpec, ...]) -> BackendSpec:
-    item.only("variant", "url", "protocol", "model", "api_key_env", "identity")
-    variant = item.choice("variant", [variant.id for variant in variants], item.text("variant"))
-    protocol = cast(Protocol, item.choice("protocol", ("tgi", "openai", LIVE), item.text("protocol")))
-    return BackendSpec(variant, "", protocol, item.optional("model"))
+def _served(place: Key, entry: ServedEntry, variants: Sequence[VariantSpec]) -> BackendSpec:
+    known = [variant.id for variant in variants]
+    if entry.variant not in known:
+        near = did_you_mean(entry.variant, known)
+        message = f"expected {listed(known)}, found {shown(entry.variant)}"
+        raise Wrong((*place, "variant"), message, f"did you mean `{near}`?" if near else None)
+    return BackendSpec(entry.variant, "", entry.protocol, entry.model)
 
 
-def _live(item: Section, pair: PairSpec | None) -> BackendSpec:
-    """A server of every λ; what must be behind it is the family's pair, or what the entry says."""
-    if item.has("variant"):
-        raise item.error("variant", "a live server has every λ, and so no variant", "leave `variant` out")
-    item.only("url", "protocol", "api_key_env", "identity", "instruct", "thinking")
-    if item.has("instruct") or item.has("thinking"):
+def _live(place: Key, entry: LiveEntry, pair: PairSpec | None) -> BackendSpec:
+    """A live server must hold the family's pair, or the one that its entry names."""
+    if entry.instruct and entry.thinking:
         if pair is not None:
-            raise item.error("instruct", "the family's manifest names the endpoints already")
-        pair = PairSpec(EndpointSpec(item.text("instruct")), EndpointSpec(item.text("thinking")))
+            raise Wrong((*place, "instruct"), "the family's manifest already names the endpoints", "leave both out")
+        pair = PairSpec(EndpointSpec(entry.instruct), EndpointSpec(entry.thinking))
     return BackendSpec(LIVE, "", "live", pair=pair)
 
 
-def _once(item: Section, url: str, others: list[BackendSpec], spec: BackendSpec) -> None:
+def _once(place: Key, url: str, others: Sequence[BackendSpec], spec: BackendSpec) -> None:
     if any(other.variant == spec.variant for other in others):
-        raise item.error("url", f"{url} is given twice for {spec.variant}")
+        raise Wrong(place, f"{url} is given twice for {spec.variant}")
     if others and not spec.protocol == others[0].protocol == "openai":
-        raise item.error("url", f"{url} is given for two variants; only `openai` servers have several models")
+        raise Wrong(place, f"{url} is given for two variants; only `openai` servers have several models")
 
 
-def secret(section: Section, key: str, variable: str, environment: Mapping[str, str]) -> str:
-    """Return a key from an environment variable that the file names."""
-    value = environment.get(variable, "").strip()
+def secret(place: Key, variable: str, environment: Mapping[str, str] | None) -> str:
+    """Return the key in an environment variable that the file names at `place`; raises Wrong."""
+    value = (os.environ if environment is None else environment).get(variable, "").strip()
     if value and value.isascii() and value.isprintable():
         return value
     trouble = "holds no usable key" if value else "is not set"
-    raise section.error(key, f"the environment variable {variable:.100} {trouble}", f"export {variable:.100}=...")
-
-
-def _base(item: Section, url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        sound = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) > 0
-    except ValueError:
-        sound = False
-    plain = url.isascii() and url.isprintable() and " " not in url
-    if not sound or not plain or parts.query or parts.fragment or parts.username:
-        raise item.error("url", f"expected http://HOST[:PORT][/PATH], found {url:.100}")
-    return url.rstrip("/").removesuffix("/v1")
+    raise Wrong(place, f"the environment variable {variable:.100} {trouble}", f"export {variable:.100}=...")

@@ -1,7 +1,7 @@
-"""YAML with line numbers: what our own files are read with.
+"""YAML with line numbers, for our own files.
 
-PyYAML keeps neither the line of a value nor a complaint about a key given twice; both
-matter when a misspelt key would otherwise pass silently.
+PyYAML drops the line of each value, and accepts a key that is given twice. Error messages need the first, and a
+mistake must not pass silently.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import yaml
 from dami_router.errors import RecipeError
 from dami_router.shared.suggestions import did_you_mean, listed
 
-__all__ = ["Document", "Key", "load", "parse"]
+__all__ = ["Document", "Key", "advice_on_key", "load", "parse"]
 
 _MAX_BYTES = 1 << 20
 _MAX_DEPTH = 40
+_MAX_VALUES = 200_000  # a few aliases of aliases can stand for more than memory holds
 
 Key = tuple[str | int, ...]
 """The place of a value in a document: mapping keys and list indexes, from the top."""
@@ -27,37 +28,42 @@ Key = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Document:
-    """A parsed YAML file that remembers where each value stands."""
+    """A parsed YAML file, with the line of each value."""
 
     source: str
     name: str
     data: dict[str, Any]
     lines: Mapping[Key, int] = field(repr=False)
 
+    def line(self, place: Key) -> int:
+        """Return the line of `place`, or of the nearest mapping around it that is there; 1 for the whole file."""
+        while place and place not in self.lines:
+            place = place[:-1]
+        return self.lines.get(place, 1)
+
     def error(self, place: Key, message: str, *, hint: str | None = None) -> RecipeError:
         """Return (not raise) an error that names the file, the line and the key of `place`."""
-        at = place
-        while at and at not in self.lines:
-            at = at[:-1]
-        line = f":{self.lines[at]}" if at in self.lines else ""
-        return RecipeError(f"{self.name}{line}: {dotted(place)}{message}", hint=hint)
+        return RecipeError(f"{self.name}:{self.line(place)}: {dotted(place)}{message}", hint=hint)
 
-    def only_keys(
-        self, place: Key, found: Mapping[str, Any], known: Iterable[str], problem: str = "unknown key"
-    ) -> None:
-        """Refuse a key of the mapping at `place` that is not among the known ones, in these words."""
+    def only_keys(self, place: Key, found: Iterable[str], known: Iterable[str]) -> None:
+        """Refuse a key of the mapping at `place` that is not among the known ones."""
         known = list(known)
         for key in found:
             if key not in known:
-                near = did_you_mean(key, known)
-                hint = f"did you mean `{near}`?" if near else f"known here: {listed(known)}"
-                if key.endswith(")"):
-                    hint = "YAML cuts at commas inside { }: put `name(a, b)` in quotes there"
-                raise self.error((*place, key), problem, hint=hint)
+                raise self.error((*place, key), "unknown key", hint=advice_on_key(key, known))
+
+
+def advice_on_key(key: str, known: Iterable[str]) -> str:
+    """Return the hint for an unknown key: the known one that is nearest, or all of them."""
+    known = list(known)
+    if key.endswith(")"):
+        return "YAML cuts at commas inside { }: put `name(a, b)` in quotes there"
+    near = did_you_mean(key, known)
+    return f"did you mean `{near}`?" if near else f"known here: {listed(known)}"
 
 
 def dotted(place: Key) -> str:
-    """Write a place as people say it: `family.lambdas[2]: `; nothing for the top."""
+    """Write a place for a message: `family.lambdas[2]: `; nothing for the top."""
     text = ""
     for part in place:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
@@ -82,15 +88,15 @@ def load(path: Path) -> Document:
 
 
 def parse(text: str, name: str = "<yaml>") -> Document:
-    """Parse YAML text; duplicate keys, several documents, aliases and tags are refused."""
-    lines: dict[Key, int] = {}
+    """Parse YAML text whose top level is one mapping; a key twice, a second document and a strange tag are refused."""
     loader = None
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             raise RecipeError(f"{name}: empty; expected a YAML mapping")
-        data = _value(loader, node, (), lines, name)
+        builder = _Builder(loader, name)
+        data = builder.value(node, ())
     except yaml.composer.ComposerError as error:
         if error.problem and "another document" in error.problem:
             raise RecipeError(
@@ -109,7 +115,7 @@ def parse(text: str, name: str = "<yaml>") -> Document:
             loader.dispose()
     if not isinstance(data, dict):
         raise RecipeError(f"{name}: expected a mapping at the top, found {type(data).__name__}")
-    return Document(source=text, name=name, data=data, lines=lines)
+    return Document(source=text, name=name, data=data, lines=builder.lines)
 
 
 def _syntax_error(error: yaml.MarkedYAMLError, name: str) -> RecipeError:
@@ -117,31 +123,41 @@ def _syntax_error(error: yaml.MarkedYAMLError, name: str) -> RecipeError:
     return RecipeError(f"{name}{line}: not valid YAML: {error.problem or error.context}")
 
 
-def _value(loader: yaml.SafeLoader, node: yaml.Node, place: Key, lines: dict[Key, int], name: str) -> Any:
-    if len(place) > _MAX_DEPTH:
-        raise RecipeError(f"{name}:{node.start_mark.line + 1}: nested too deeply")
-    lines.setdefault(place, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        return _mapping(loader, node, place, lines, name)
-    if isinstance(node, yaml.SequenceNode):
-        return [_value(loader, child, (*place, i), lines, name) for i, child in enumerate(node.value)]
-    try:
-        return loader.construct_object(node)
-    except (ValueError, OverflowError) as error:
-        raise RecipeError(f"{name}:{node.start_mark.line + 1}: {dotted(place)}{error}") from None
+@dataclass(frozen=True)
+class _Builder:
+    """Turns PyYAML's nodes into values, and notes the line of each."""
 
+    loader: yaml.SafeLoader
+    name: str
+    lines: dict[Key, int] = field(default_factory=dict)
 
-def _mapping(
-    loader: yaml.SafeLoader, node: yaml.MappingNode, place: Key, lines: dict[Key, int], name: str
-) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        line = key_node.start_mark.line + 1
-        key = key_node.value
-        if not isinstance(key, str):
-            raise RecipeError(f"{name}:{line}: {dotted(place)}a key must be a plain word")
-        if key in result:
-            raise RecipeError(f"{name}:{line}: {dotted((*place, key))}given twice")
-        lines[(*place, key)] = line
-        result[key] = _value(loader, value_node, (*place, key), lines, name)
-    return result
+    def value(self, node: yaml.Node, place: Key) -> Any:
+        line = node.start_mark.line + 1
+        if len(place) > _MAX_DEPTH:
+            raise self.error(line, (), "nested too deeply")
+        if len(self.lines) > _MAX_VALUES:
+            raise self.error(line, (), f"more than {_MAX_VALUES} values", "are there aliases of aliases?")
+        self.lines.setdefault(place, line)
+        if isinstance(node, yaml.MappingNode):
+            return self.mapping(node, place)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(child, (*place, i)) for i, child in enumerate(node.value)]
+        try:
+            return self.loader.construct_object(node)
+        except (ValueError, OverflowError) as error:
+            raise self.error(line, place, str(error)) from None
+
+    def mapping(self, node: yaml.MappingNode, place: Key) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            line, key = key_node.start_mark.line + 1, key_node.value
+            if not isinstance(key, str):
+                raise self.error(line, place, "a key must be a plain word")
+            if key in result:
+                raise self.error(line, (*place, key), "given twice")
+            self.lines[(*place, key)] = line
+            result[key] = self.value(value_node, (*place, key))
+        return result
+
+    def error(self, line: int, place: Key, message: str, hint: str | None = None) -> RecipeError:
+        return RecipeError(f"{self.name}:{line}: {dotted(place)}{message}", hint=hint)

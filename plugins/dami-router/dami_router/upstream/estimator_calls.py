@@ -18,7 +18,8 @@ from dami_router.backends.backend import Post
 from dami_router.backends.logprobs import LogProbs
 from dami_router.backends.openai_logprobs import OpenAILogProbs
 from dami_router.backends.tgi_logprobs import TgiLogProbs
-from dami_router.config.specs import BreakerSpec, RouterConfig
+from dami_router.config.router_schema import BreakerSpec
+from dami_router.config.specs import RouterConfig
 from dami_router.estimators.log_probs import Ability, BusyError, EstimationError, Probe, Prompt, UnableError
 from dami_router.estimators.query import Query
 from dami_router.upstream.breaker import Breaker

@@ -12,7 +12,7 @@ from dami_router.backends.backend import Identity, ProbeError, Reader, WrongIden
 from dami_router.backends.live_protocol import LiveReader
 from dami_router.backends.openai_protocol import OpenAIReader
 from dami_router.backends.tgi_protocol import TgiReader
-from dami_router.config.specs import ProbeSpec
+from dami_router.config.router_schema import ProbeSpec
 from dami_router.upstream.fleet import Fleet, Replica
 from dami_router.upstream.reply import CallError, Calls
 

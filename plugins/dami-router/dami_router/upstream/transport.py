@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from dami_router.config.specs import BackendSpec, Timeouts
+from dami_router.config.router_schema import Timeouts
+from dami_router.config.specs import BackendSpec
 from dami_router.errors import FailureError
 from dami_router.messages.request import Request
 from dami_router.upstream.fleet import Replica

@@ -246,7 +246,7 @@ def test_a_family_s_variants_need_no_servers_of_their_own(world: World, tmp_path
         (LIVE.replace("live}", "live, model: x}"), "backends[0].model: unknown key"),
         (LIVE.replace("live}", "live, instruct: x}"), "thinking: is missing"),
         (LIVE + LIVE.splitlines()[1], "given twice"),
-        (LIVE + "policy: {budget: {mean_tokens: 9}}", "no figure of tokens"),
+        (LIVE + "policy: {budget: {mean_tokens: 9}}", "no measured tokens"),
         (LIVE + "variants:\n  - {id: live, lambda: 0}", "stands for live servers"),
         (LIVE + '  - {variant: a, url: "http://h:2", protocol: tgi}', "either `family` or a list of `variants`"),
         (

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from dami_router.choosing.budget import Budget
 from dami_router.choosing.conversations import Conversations
 from dami_router.choosing.policy import Figures, choose, dominated, fallbacks
+from dami_router.config.router_schema import PolicySpec
 from dami_router.config.router_yml import parse_config
-from dami_router.config.specs import PolicySpec
 from dami_router.router import Router
 
 UNIT = st.floats(0.0, 1.0)
