@@ -28,6 +28,8 @@ DOCUMENTS = sorted(
 )
 WHOLE = {"merge_method": "dami", "base_model": "a", "models": [{"model": "b"}], "parameters": {"lambda": 0.5}}
 LAYERS = 36
+GENERATED = ("commands.md",)
+"""Written from the commands' own help texts."""
 
 
 def relative(path: Path) -> str:
@@ -143,6 +145,21 @@ def test_dotted_paths_of_modules_exist(document: Path) -> None:
         ):
             continue
         assert importlib.util.find_spec(dotted) is not None, f"{relative(document)}: {dotted}"
+
+
+RIDDLES = (
+    r"(?:is|are) passed over", r"stood in for", r"\bdear(?:er|est)?\b", r"\bnobody\b", r"makes? no sense",
+    r"written over", r"counts for nothing", r"nothing to say", r"(?:a|the) wish\b", r"gone on with", r"who is asked",
+    r"what (?:it|they|an? \w+) (?:is|are) worth", r"\bsurer\b", r"asked of (?:every|clients|it)",
+)  # fmt: skip
+"""What a reader has to guess; the field has words for each: skipped, falls back, expensive, off by default, invalid."""
+
+
+@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path.name not in GENERATED], ids=relative)
+def test_pages_use_the_words_of_the_field(document: Path) -> None:
+    """No page has a phrase of the kind that stands for a usual technical word."""
+    prose = re.sub(r"^```.*?^```|`[^`\n]*`|\*[^*\n]*\*", "", document.read_text(encoding="utf-8"), flags=re.M | re.S)
+    assert re.findall("|".join(RIDDLES), prose) == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
