@@ -1,4 +1,4 @@
-"""Every ready recipe, against small endpoints of its architecture with its true number of layers."""
+"""Every ready recipe against small endpoints of its architecture, with the true number of layers where they count."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from support.zoo import random_model
 
 from dami_merge.commands.build import build
 from dami_merge.commands.explain import explain
@@ -27,10 +28,10 @@ NAMES = [path.name for path in sorted(FOLDER.glob("*.yml"))]
 
 @dataclass(frozen=True)
 class Shape:
-    """What a small endpoint keeps of the real one: class, layers, tied or not, kind of feed-forward."""
+    """What a small endpoint keeps of the real one: class or kind of the zoo, layers (None: the zoo's), tied or not."""
 
     kind: str
-    layers: int
+    layers: int | None
     tied: bool
 
 
@@ -38,6 +39,11 @@ SHAPES = {
     "qwen3-4b": Shape("Qwen3", layers=36, tied=True),
     "qwen3-30b": Shape("Qwen3Moe", layers=48, tied=False),
     "qwen3-235b": Shape("Qwen3Moe", layers=94, tied=False),
+    "qwen3-vl-4b": Shape("qwen3_vl", layers=None, tied=True),
+    "olmo-3-7b": Shape("olmo3", layers=None, tied=False),
+    "lfm2.5": Shape("lfm2", layers=None, tied=True),
+    "ministral-3-3b": Shape("ministral3", layers=None, tied=True),
+    "deepseek-r1-distill": Shape("qwen2", layers=None, tied=False),
     "lab": Shape("Qwen3", layers=4, tied=True),
 }
 
@@ -63,11 +69,14 @@ def write_endpoint(folder: Path, shape: Shape, value: float) -> None:
     """Save a model whose every weight is `value`, in the layout that Transformers writes."""
     import transformers
 
-    sizes = SIZES | (EXPERTS if shape.kind == "Qwen3Moe" else {})
-    config = getattr(transformers, f"{shape.kind}Config")(
-        num_hidden_layers=shape.layers, tie_word_embeddings=shape.tied, **sizes
-    )
-    model = getattr(transformers, f"{shape.kind}ForCausalLM")(config)
+    if shape.layers is None:
+        model = random_model(shape.kind, tied=shape.tied)
+    else:
+        sizes = SIZES | (EXPERTS if shape.kind == "Qwen3Moe" else {})
+        config = getattr(transformers, f"{shape.kind}Config")(
+            num_hidden_layers=shape.layers, tie_word_embeddings=shape.tied, **sizes
+        )
+        model = getattr(transformers, f"{shape.kind}ForCausalLM")(config)
     for parameter in model.parameters():
         parameter.data.fill_(value)
     model.to(torch.bfloat16).save_pretrained(folder)
@@ -84,8 +93,8 @@ def localised(name: str, pair: Path, into: Path) -> Path:
     text = (FOLDER / name).read_text(encoding="utf-8")
     recipe = parse_recipe(text)
     for old, new in ((recipe.instruct, "instruct"), (recipe.thinking, "thinking")):
-        assert text.count(f"model: {old}") == 1
-        text = text.replace(f"model: {old}", f"model: {pair / new}")
+        text, count = re.subn(rf"model: {re.escape(str(old))}(?=\s)", f"model: {pair / new}", text)
+        assert count == 1
     copy = into / name
     copy.write_text(text, encoding="utf-8")
     return copy
@@ -157,7 +166,7 @@ def test_mergekit_gives_every_tensor_the_lambda_that_we_say(name: str, pairs: di
 def unfused(name: str) -> str:
     """Name a tensor so that one expert's projection and mergekit's fused stack of all of them are the same."""
     before, found, _ = name.partition(".mlp.experts.")
-    return before + found
+    return (before + found).removeprefix("language_model.")
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if "family" in n])
