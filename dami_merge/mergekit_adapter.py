@@ -43,7 +43,7 @@ __all__ = ["METHOD", "DamiMerge", "TensorPlan", "plan_tensors", "register", "run
 
 _EXPERT = re.compile(r"(?<=\.experts\.)\d+(?=\.)")
 _NUMBER = re.compile(r"\.(\d+)\.")
-_LONGEST = 200
+_HALF = 130
 
 
 def _flag(value: object) -> bool:
@@ -211,7 +211,7 @@ def plan_tensors(instruct: Checkpoint, thinking: Checkpoint, slices: Sequence[An
 
 def _short(text: str) -> str:
     words = " ".join(text.split()) or "no message"
-    return words if len(words) <= _LONGEST else f"{words[: _LONGEST // 2]} … {words[-_LONGEST // 2 :]}"
+    return words if len(words) <= 2 * _HALF else f"{words[:_HALF]} … {words[-_HALF:]}"
 
 
 def _planned_tasks(stubs: Sequence[Path], slices: Sequence[Any]) -> list[Any]:

@@ -68,6 +68,7 @@ _MISTRAL3, _DEEPSEEK = "Mistral3ForConditionalGeneration", "DeepseekV3ForCausalL
 _R1 = "deepseek-ai/DeepSeek-R1-Distill"
 _BAILING, _GLM = "BailingMoeV2ForCausalLM", "Glm4ForCausalLM"
 _APACHE, _MIT, _UNCHECKED = "Apache-2.0", "MIT", "not verified"
+_QWEN_MIT = "Apache-2.0, MIT"
 
 ROWS: tuple[PublicPair, ...] = (
     _row("Qwen/Qwen3-4B-Instruct-2507", "Qwen3-4B-Thinking-2507", _QWEN3, "qwen3", _APACHE, "tied"),
@@ -92,22 +93,22 @@ ROWS: tuple[PublicPair, ...] = (
     _row("Qwen/Qwen3-VL-235B-A22B-Instruct", "Qwen3-VL-235B-A22B-Thinking", _VL_MOE, "qwen3_vl_moe", _APACHE),
     _row(
         "Qwen/Qwen3-Omni-30B-A3B-Instruct", "Qwen3-Omni-30B-A3B-Thinking", "Qwen3OmniMoeForConditionalGeneration",
-        "qwen3_omni", _APACHE, "talker",
+        "qwen3_omni", _UNCHECKED, "talker",
     ),
     _row(
         "Qwen/Qwen2-VL-72B-Instruct", "QVQ-72B-Preview", "Qwen2VLForConditionalGeneration", "qwen2_vl", _UNCHECKED,
     ),
     _row("Qwen/Qwen2.5-32B-Instruct", "QwQ-32B", _QWEN2, "qwen2", _APACHE, "renamed"),
-    _row("Qwen/Qwen2.5-Math-1.5B", f"{_R1}-Qwen-1.5B", _QWEN2, "qwen2", _MIT, "untied", "renamed"),
-    _row("Qwen/Qwen2.5-Math-7B", f"{_R1}-Qwen-7B", _QWEN2, "qwen2", _MIT, "renamed"),
-    _row("Qwen/Qwen2.5-14B", f"{_R1}-Qwen-14B", _QWEN2, "qwen2", _MIT, "renamed"),
-    _row("Qwen/Qwen2.5-32B", f"{_R1}-Qwen-32B", _QWEN2, "qwen2", _MIT, "renamed"),
-    _row("meta-llama/Llama-3.1-8B-Instruct", f"{_R1}-Llama-8B", _LLAMA, "llama", _UNCHECKED, "renamed"),
-    _row("meta-llama/Llama-3.3-70B-Instruct", f"{_R1}-Llama-70B", _LLAMA, "llama", _UNCHECKED, "renamed"),
-    _row("Qwen/Qwen3-8B", "deepseek-ai/DeepSeek-R1-0528-Qwen3-8B", _QWEN3, "qwen3", _MIT, "renamed", "rope"),
+    _row("Qwen/Qwen2.5-Math-1.5B", f"{_R1}-Qwen-1.5B", _QWEN2, "qwen2", _QWEN_MIT, "untied", "renamed"),
+    _row("Qwen/Qwen2.5-Math-7B", f"{_R1}-Qwen-7B", _QWEN2, "qwen2", _QWEN_MIT, "renamed"),
+    _row("Qwen/Qwen2.5-14B", f"{_R1}-Qwen-14B", _QWEN2, "qwen2", _QWEN_MIT, "renamed"),
+    _row("Qwen/Qwen2.5-32B", f"{_R1}-Qwen-32B", _QWEN2, "qwen2", _QWEN_MIT, "renamed"),
+    _row("meta-llama/Llama-3.1-8B-Instruct", f"{_R1}-Llama-8B", _LLAMA, "llama", "Llama 3.1, MIT", "renamed"),
+    _row("meta-llama/Llama-3.3-70B-Instruct", f"{_R1}-Llama-70B", _LLAMA, "llama", "Llama 3.3, MIT", "renamed"),
+    _row("Qwen/Qwen3-8B", "deepseek-ai/DeepSeek-R1-0528-Qwen3-8B", _QWEN3, "qwen3", _UNCHECKED, "renamed", "rope"),
     _row("deepseek-ai/DeepSeek-V3", "DeepSeek-R1", _DEEPSEEK, "deepseek_v3", _UNCHECKED, "fp8", "mtp"),
-    _row("deepseek-ai/DeepSeek-V3-0324", "DeepSeek-R1-0528", _DEEPSEEK, "deepseek_v3", _MIT, "fp8", "mtp"),
-    _row("unsloth/DeepSeek-V3-0324-BF16", "DeepSeek-R1-0528-BF16", _DEEPSEEK, "deepseek_v3", _MIT, "mtp"),
+    _row("deepseek-ai/DeepSeek-V3-0324", "DeepSeek-R1-0528", _DEEPSEEK, "deepseek_v3", _UNCHECKED, "fp8", "mtp"),
+    _row("unsloth/DeepSeek-V3-0324-BF16", "DeepSeek-R1-0528-BF16", _DEEPSEEK, "deepseek_v3", _UNCHECKED, "mtp"),
     _row("allenai/Olmo-3-7B-Instruct", "Olmo-3-7B-Think", "Olmo3ForCausalLM", "olmo3", _APACHE),
     _row("allenai/Olmo-3.1-32B-Instruct", "Olmo-3.1-32B-Think", "Olmo3ForCausalLM", "olmo3", _APACHE),
     _row("LiquidAI/LFM2.5-1.2B-Instruct", "LFM2.5-1.2B-Thinking", "Lfm2ForCausalLM", "lfm2", "LFM 1.0", "tied"),
@@ -123,18 +124,19 @@ ROWS: tuple[PublicPair, ...] = (
         "mistralai/Ministral-3-14B-Instruct-2512", "Ministral-3-14B-Reasoning-2512", _MISTRAL3, "ministral3", _APACHE,
         "fp8_instruct",
     ),
-    _row("mistralai/Mistral-Small-3.2-24B-Instruct-2506", "Magistral-Small-2509", _MISTRAL3, "mistral3", _APACHE),
+    _row("mistralai/Mistral-Small-3.2-24B-Instruct-2506", "Magistral-Small-2509", _MISTRAL3, "mistral3", _UNCHECKED),
     _row(
-        "mistralai/Mistral-Small-3.1-24B-Instruct-2503", "Magistral-Small-2506", _MISTRAL3, "mistral3", _APACHE,
+        "mistralai/Mistral-Small-3.1-24B-Instruct-2503", "Magistral-Small-2506", _MISTRAL3, "mistral3", _UNCHECKED,
         "other",
     ),
     _row(
-        "baidu/ERNIE-4.5-21B-A3B-PT", "ERNIE-4.5-21B-A3B-Thinking", "Ernie4_5_MoeForCausalLM", "ernie4_5_moe", _APACHE,
+        "baidu/ERNIE-4.5-21B-A3B-PT", "ERNIE-4.5-21B-A3B-Thinking", "Ernie4_5_MoeForCausalLM", "ernie4_5_moe",
+        _UNCHECKED,
     ),
-    _row("zai-org/GLM-4-9B-0414", "GLM-Z1-9B-0414", _GLM, "glm4", _MIT),
-    _row("zai-org/GLM-4-32B-0414", "GLM-Z1-32B-0414", _GLM, "glm4", _MIT),
+    _row("zai-org/GLM-4-9B-0414", "GLM-Z1-9B-0414", _GLM, "glm4", _UNCHECKED),
+    _row("zai-org/GLM-4-32B-0414", "GLM-Z1-32B-0414", _GLM, "glm4", _UNCHECKED),
     _row("microsoft/phi-4", "Phi-4-reasoning", _PHI, "phi3", _MIT),
-    _row("microsoft/Phi-4-mini-instruct", "Phi-4-mini-reasoning", _PHI, "phi3", _MIT, "tied", "code"),
+    _row("microsoft/Phi-4-mini-instruct", "Phi-4-mini-reasoning", _PHI, "phi3", _UNCHECKED, "tied", "code"),
     _row("nvidia/Nemotron-Cascade-8B", "Nemotron-Cascade-8B-Thinking", _QWEN3, "qwen3", _UNCHECKED),
     _row(
         "nvidia/Nemotron-H-8B-Base-8K", "Nemotron-H-8B-Reasoning-128K", "NemotronHForCausalLM", "nemotron_h",
@@ -215,6 +217,8 @@ def _write_saved(row: PublicPair, side: Path, seed: int) -> None:
     if tied:
         model.tie_weights()
     model.to(torch.bfloat16).save_pretrained(side)
+    if not row.has("other"):
+        _set_config(side, architectures=[row.class_])
 
 
 def _tune(parameters: Iterable[torch.Tensor], seed: int) -> None:
