@@ -200,13 +200,26 @@ def plan_tensors(instruct: Checkpoint, thinking: Checkpoint, slices: Sequence[An
         stubs = [_stub(side, Path(folder) / name) for name, side in (("instruct", instruct), ("thinking", thinking))]
         try:
             tasks = _planned_tasks(stubs, slices)
-            source = _Source(instruct)
-            used = [source.used_by(task) for task in tasks]
+            used, needed = _tensors_used(tasks, _Source(instruct), _Source(thinking))
         except Exception as error:  # mergekit and Transformers raise many kinds; each stops a merge
             return TensorPlan(frozenset(), f"{type(error).__name__}: {_short(str(error))}")
-    missing = [task.tensor_name for task, names in zip(tasks, used, strict=True) if not names and not task.optional]
-    failure = f"it needs the tensor `{missing[0]}`, which the endpoints lack" if missing else None
-    return TensorPlan(frozenset().union(*used), failure)
+    failure = f"it needs the tensor `{needed[0]}`, which {needed[1]} lacks" if needed else None
+    return TensorPlan(used, failure)
+
+
+def _tensors_used(
+    tasks: Sequence[Any], instruct: _Source, thinking: _Source
+) -> tuple[frozenset[str], tuple[str, str] | None]:
+    """Return the Instruct tensors that the tasks use, and the first tensor that a side lacks, with that side."""
+    used: set[str] = set()
+    needed: tuple[str, str] | None = None
+    for task in tasks:
+        ours, theirs = instruct.used_by(task, base=True), thinking.used_by(task, base=False)
+        used |= ours
+        if (ours and theirs) or (task.optional and not ours and not theirs):
+            continue
+        needed = needed or (task.tensor_name, "Thinking" if ours else "Instruct")
+    return frozenset(used), needed
 
 
 def _short(text: str) -> str:
@@ -256,7 +269,7 @@ def _among_first(name: str) -> str:
 
 
 class _Source:
-    """The Instruct checkpoint as mergekit reads it: which of its tensors end up in an output tensor."""
+    """One endpoint as mergekit reads it: which of its tensors end up in an output tensor."""
 
     def __init__(self, side: Checkpoint) -> None:
         self._side = side
@@ -267,9 +280,10 @@ class _Source:
         for name in self._alike:
             self._layers[_number(name)].append(name)
 
-    def used_by(self, task: Any) -> set[str]:
-        """Return the tensors that one planned task reads from this side; none where it finds nothing."""
-        weight = task.tensor_task.gather_tensors.weight_info[task.tensor_task.base_model]
+    def used_by(self, task: Any, *, base: bool) -> set[str]:
+        """Return the tensors that one planned task reads from this endpoint; none where it finds nothing."""
+        weights = task.tensor_task.gather_tensors.weight_info
+        weight = next(info for model, info in weights.items() if (model == task.tensor_task.base_model) == base)
         for name in (weight.name, *(weight.aliases or ()), *(weight.tied_names or ())):
             if name in self._alike:
                 return set(self._alike[name])

@@ -94,7 +94,7 @@ def forecast_mergekit(
     total, known = len(instruct.tensors), has_architecture(class_)
     if not is_installed():
         return MergekitForecast("not installed", class_, known, total)
-    if failure := _known_failure(instruct, thinking):
+    if failure := _known_failure(recipe, instruct, thinking):
         return MergekitForecast("file", class_, known, total, failure=failure)
     if _covered(recipe, instruct, thinking, class_):
         return MergekitForecast("file", class_, known, total)
@@ -107,7 +107,7 @@ def forecast_mergekit(
     return MergekitForecast("plan", class_, known, total, _grouped(_dropped(recipe, instruct, plan.used), instruct))
 
 
-def _known_failure(instruct: Checkpoint, thinking: Checkpoint) -> str | None:
+def _known_failure(recipe: Recipe, instruct: Checkpoint, thinking: Checkpoint) -> str | None:
     """Return why the method `dami`, or any loader of its output, cannot take a pair that `dami build` may take."""
     for side in (instruct, thinking):
         quantised = side.config.get("quantization_config") or any(
@@ -115,6 +115,11 @@ def _known_failure(instruct: Checkpoint, thinking: Checkpoint) -> str | None:
         )
         if quantised:
             return f"{side.ref} is quantised, and mergekit does not apply its scales"
+    aligned = any(recipe.document.data.get(key) for key in ("tokenizer", "tokenizer_source"))
+    for name, info in instruct.tensors.items():
+        other = thinking.tensors.get(name)
+        if other is not None and other.shape != info.shape and not aligned:
+            return f"`{name}` is {list(info.shape)} in Instruct, {list(other.shape)} in Thinking"
     if instruct.tied != thinking.tied:
         return (
             "only one endpoint has a head of its own; the merge would carry Instruct's tie_word_embeddings"

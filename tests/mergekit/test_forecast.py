@@ -169,6 +169,25 @@ def test_a_pair_that_no_tool_can_merge_is_an_error(tmp_path: Path) -> None:
     assert codes == {"build_refuses": "error", "mergekit_stops": "warning"}
 
 
+def test_padded_embeddings_are_for_dami_build_alone(tmp_path: Path, qwen3: Pair) -> None:
+    """Vocabulary matrices of different sizes stop mergekit, and check says so before a merge does."""
+    longer = Pair(qwen3.instruct, tmp_path / "thinking")
+    longer.thinking.mkdir()
+    for file in qwen3.thinking.iterdir():
+        (longer.thinking / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(qwen3.thinking / "model.safetensors")
+    rows = tensors["model.embed_tokens.weight"]
+    tensors["model.embed_tokens.weight"] = torch.cat([rows, rows[:8]])
+    save_file(tensors, longer.thinking / "model.safetensors", metadata={"format": "pt"})
+    report = checked(tmp_path, longer.recipe(0.4))
+    assert report["tools"] == ["dami build"]
+    assert "[48, 32] in Instruct, [56, 32] in Thinking" in report["mergekit"]["failure"]
+    with pytest.raises(ValueError, match="Tensor size mismatch"):
+        run_merge(longer.recipe(0.4), tmp_path / "out")
+    aligned = checked(tmp_path, longer.recipe(0.4, tokenizer_source="base"))
+    assert aligned["tools"] == ["dami build", "mergekit-yaml"]
+
+
 def test_fp8_without_a_quantization_config_is_not_merged_bare(tmp_path: Path) -> None:
     """The merge method refuses fp8 weights, also where no quantization_config gives them away."""
     tensors = {"model.embed_tokens.weight": torch.ones(8, 4), "model.norm.weight": torch.ones(4)}

@@ -28,6 +28,7 @@ _STOPS = {
     "quantised": "stops: fp8",
     "does not recognize": "stops: class unknown to Transformers",
     "head of its own": "loses Thinking's head",
+    "which Thinking lacks": "stops: Thinking lacks parts",
     "lm_head.weight": "stops: asks for an untied head",
     "has no attribute": "stops: its file is for another Transformers",
 }
@@ -65,7 +66,7 @@ def _measured(shape: tuple[str, tuple[str, ...]]) -> tuple[str, str, str]:
         (folder / "recipe.yml").write_text(recipe_of(row, pair))
         result = CliRunner().invoke(check, [str(folder / "recipe.yml"), "--json"], standalone_mode=False)
         if result.exception is not None:
-            return f"refused: {result.exception}", "–", "–"
+            return "refused: no common form", "–", "–"
         report = json.loads(result.stdout)
         return _build(row, report), _mergekit(report), _live(pair)
 
@@ -73,7 +74,7 @@ def _measured(shape: tuple[str, tuple[str, ...]]) -> tuple[str, str, str]:
 def _build(row: PublicPair, report: dict[str, Any]) -> str:
     if not report["ok"]:
         codes = {finding["code"] for finding in report["findings"] if finding["severity"] == "error"}
-        return "refused: two architectures" if "architecture" in codes else "refused: int4 weights"
+        return "refused: two architectures" if "architecture" in codes else "refused: quantised weights"
     notes = ["with `only_instruct`"] if row.has("talker") else []
     notes += ["reads fp8"] if row.has("fp8") or row.has("fp8_instruct") else []
     notes += ["tokens renamed"] if row.has("renamed") else []
