@@ -26,7 +26,7 @@ REFUSED = {
     "other": "architectures differ",
 }
 """What cannot be interpolated, and a part of the message that says so."""
-NOT_YET = {"fp8", "fp8_instruct", "talker"}
+NOT_YET = {"talker"}
 
 
 def usable() -> list[Any]:
