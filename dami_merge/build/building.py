@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dami_merge.build.build_journal import Record, content_key
 from dami_merge.build.build_plan import Plan, VariantPlan, check_lambda_choice, make_plan
@@ -23,11 +23,11 @@ from dami_merge.build.companions import Companions, make_companions
 from dami_merge.build.input_checks import check_announced, check_buffers, hash_together
 from dami_merge.build.layout import INDEX, Shard, index_text
 from dami_merge.build.manifest import Finished, describe_endpoint, make_manifest
-from dami_merge.build.workspace import Workspace, free_bytes, open_workspace
+from dami_merge.build.workspace import Workspace, free_bytes, open_workspace, remove_traces
 from dami_merge.checkpoints.checkpoint import Checkpoint
-from dami_merge.checkpoints.endpoints import Fetch, Pair, download, open_pair
+from dami_merge.checkpoints.custom_code import named_code
+from dami_merge.checkpoints.endpoints import Fetch, Pair, download, download_with_code, open_pair
 from dami_merge.files.hashing import InputHashes, file_sha256, hashing_ahead
-from dami_merge.files.locking import locked
 from dami_merge.importing import import_torch
 from dami_merge.recipes.recipe import Recipe
 from dami_router.errors import DamiError, FailureError, MisuseError
@@ -52,6 +52,8 @@ class Options:
     only: tuple[float, ...] = ()
     max_shard_size: int | None = None
     device: str = "cpu"
+    trust_remote_code: bool = False
+    """Copy Instruct's Python files, unread."""
 
 
 @dataclass(frozen=True)
@@ -81,23 +83,23 @@ def build_family(
     """
     options = options or Options()
     check_device(options.device)
+    if options.trust_remote_code and fetch is download:
+        fetch = download_with_code
     pair = open_pair(recipe.instruct, recipe.thinking, recipe.dtype, fetch, only_instruct=recipe.only_instruct)
     plan = make_plan(recipe, pair.instruct, pair.thinking, max_shard_size=options.max_shard_size)
     chosen = check_lambda_choice(plan, options.only)
     check_buffers(plan, pair.instruct, pair.thinking)
     _refuse_endpoint_as_out(out, pair)
     existing = out.exists()
-    workspace = open_workspace(out)
     try:
-        with locked(workspace.lock, out):
-            workspace = Workspace(out)  # the journal as it is now that nobody else writes it
+        with open_workspace(out) as workspace:
             workspace.check_own([variant.id for variant in plan.variants], plan.name)
             return _Build(recipe, pair, plan, workspace, options).run(chosen, progress)
     except OSError as error:
         raise _told(error, out) from error
     finally:
-        if not existing and not (workspace.work / "journal.jsonl").exists():
-            _remove_traces(workspace)
+        if not existing:
+            remove_traces(out)
 
 
 def check_device(device: str) -> None:
@@ -145,12 +147,16 @@ class _Build:
         if not (self.workspace.out / MANIFEST).is_file() or (self.workspace.out / MANIFEST).read_bytes() != content:
             write_atomically(self.workspace.out / MANIFEST, content, work=self.workspace.work)
         self.workspace.journal.tidy()
-        warnings = tuple(str(finding).removeprefix("warning: ") for finding in self.pair.warnings)
-        return BuildReport(manifest, tuple(v.id for v in todo), tuple(v.id for v in kept), written, warnings)
+        findings = [f for f in self.pair.warnings if f.code != "custom_code" or not self.options.trust_remote_code]
+        warnings = [str(finding).removeprefix("warning: ") for finding in findings]
+        if manifest.custom_code == "carried":
+            warnings.append("the variants carry Instruct's Python files, unread: whoever loads them may run that code")
+        return BuildReport(manifest, tuple(v.id for v in todo), tuple(v.id for v in kept), written, tuple(warnings))
 
     def _small_files(self, variant: VariantPlan) -> dict[str, bytes]:
         made = make_companions(
             self.pair.instruct, self.pair.thinking, dtype=self.plan.dtype, untied=self.plan.untied,
+            with_code=self.options.trust_remote_code,
             thinking_template=variant.thinking_template, thinking_sampling=variant.lambda_ > 0,
         )  # fmt: skip
         self.companions[variant.id] = made
@@ -283,7 +289,12 @@ class _Build:
         instruct, thinking = (describe_endpoint(s, e) for s, e in zip(sides, self.ends, strict=True))
         items = [Finished(v, self.companions[v.id], self._hashes(v)) for v in finished]
         endpoints = Endpoints(instruct=instruct, thinking=thinking)
-        return make_manifest(self.recipe, self.plan, endpoints, items, before)
+        return make_manifest(self.recipe, self.plan, endpoints, items, before, custom_code=self._custom_code())
+
+    def _custom_code(self) -> Literal["left out", "carried"] | None:
+        if not named_code(self.pair.instruct):
+            return None
+        return "carried" if self.options.trust_remote_code else "left out"
 
     def _hashes(self, variant: VariantPlan) -> dict[str, str]:
         hashes = {name: hashlib.sha256(text).hexdigest() for name, text in self.texts[variant.id].items()}
@@ -313,15 +324,6 @@ def _told(error: OSError, out: Path) -> DamiError:
             hint="free some space and run the same command again: it goes on where it stopped",
         )
     return FailureError(f"{error.filename or out}: {error.strerror or error}")
-
-
-def _remove_traces(workspace: Workspace) -> None:
-    # A build that failed before its first finished file leaves no folder behind.
-    for path in (workspace.lock, *workspace.work.glob("*/"), workspace.work, workspace.out):
-        try:
-            path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
-        except OSError:
-            return
 
 
 def _size(path: Path) -> int:

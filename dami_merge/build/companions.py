@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dami_merge.checkpoints.checkpoint import Checkpoint
+from dami_merge.checkpoints.custom_code import AUTO_MAP, code_files
 from dami_merge.checkpoints.small_files import read_small_file
 from dami_merge.checkpoints.templates import (
     GENERATION_CONFIG,
@@ -36,6 +37,7 @@ _COPIED = (
     "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
     "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt",
 )  # fmt: skip
+_PROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 _TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 Side = Literal["instruct", "thinking"]
@@ -58,17 +60,23 @@ def make_companions(
     untied: bool,
     thinking_template: bool,
     thinking_sampling: bool,
+    with_code: bool = False,
 ) -> Companions:
     """Make the small files of one variant from two local endpoints.
 
     `dtype` is the variant's, in safetensors' spelling; `untied` says that it stores a head of its own.
     Where a side lacks a template or a generation_config.json, the variant falls back to the other's.
+    `with_code` copies Instruct's Python files, unread, and keeps the `auto_map` entries that name them.
     """
     files = {name: data for name in _COPIED if (data := read_small_file(instruct, name)) is not None}
     config = untied_config(instruct.config) if untied else instruct.config
-    files["config.json"] = _json(_config(config, _TORCH_NAMES.get(dtype, "float32")))
+    files["config.json"] = _json(_config(config, _TORCH_NAMES.get(dtype, "float32"), with_code))
+    if with_code:
+        files |= code_files(instruct)
+    else:
+        files |= {name: _without_code(files[name]) for name in _PROCESSORS if name in files}
     template, template_side = _pick(instruct, thinking, thinking_template, template_of)
-    _put_tokenizer(files, instruct, template)
+    _put_tokenizer(files, instruct, template, with_code)
     generation, sampling_side = _pick(instruct, thinking, thinking_sampling, generation_of)
     if generation is not None:
         files[GENERATION_CONFIG] = generation
@@ -90,10 +98,10 @@ def _pick(instruct: Checkpoint, thinking: Checkpoint, prefer_thinking: bool, rea
     return None, None
 
 
-def _config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+def _config(config: Mapping[str, Any], dtype: str, with_code: bool) -> dict[str, Any]:
     made = _readable_by_old(dict(config), dtype)
-    # It names Python files, which a variant does not carry: no code comes along.
-    made.pop("auto_map", None)
+    if not with_code:
+        made.pop(AUTO_MAP, None)
     made.pop("quantization_config", None)  # fp8 endpoints are read as bf16
     made.pop("_name_or_path", None)
     if isinstance(made.get("text_config"), Mapping):
@@ -113,12 +121,13 @@ def _readable_by_old(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     return config
 
 
-def _put_tokenizer(files: dict[str, bytes], instruct: Checkpoint, template: Any) -> None:
+def _put_tokenizer(files: dict[str, bytes], instruct: Checkpoint, template: Any, with_code: bool) -> None:
     config = instruct.read_json(TOKENIZER_CONFIG)
     if config is None and template is None:
         return
     made = dict(config or {})
-    made.pop("auto_map", None)
+    if not with_code:
+        made.pop(AUTO_MAP, None)
     if made.get("tokenizer_class") in ("TokenizersBackend", None):
         made["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(made.get("extra_special_tokens"), list):
@@ -132,6 +141,16 @@ def _put_tokenizer(files: dict[str, bytes], instruct: Checkpoint, template: Any)
     same = made == config
     original = read_small_file(instruct, TOKENIZER_CONFIG) if same else None
     files[TOKENIZER_CONFIG] = original if original is not None else _json(made)
+
+
+def _without_code(content: bytes) -> bytes:
+    try:
+        data = json.loads(content)
+    except (ValueError, RecursionError):
+        return content
+    if not isinstance(data, dict) or AUTO_MAP not in data:
+        return content
+    return _json({key: value for key, value in data.items() if key != AUTO_MAP})
 
 
 def _json(data: Mapping[str, Any]) -> bytes:

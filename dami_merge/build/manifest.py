@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import dami_merge
 from dami_merge.build.build_plan import Plan, VariantPlan
@@ -29,7 +30,13 @@ class Finished:
 
 
 def make_manifest(
-    recipe: Recipe, plan: Plan, endpoints: Endpoints, finished: Sequence[Finished], before: Family | None
+    recipe: Recipe,
+    plan: Plan,
+    endpoints: Endpoints,
+    finished: Sequence[Finished],
+    before: Family | None,
+    *,
+    custom_code: Literal["left out", "carried"] | None = None,
 ) -> Family:
     """Describe the finished variants; what was measured or pushed of an unchanged one is kept from `before`."""
     old = {variant.id: variant for variant in before.variants} if before else {}
@@ -40,6 +47,7 @@ def make_manifest(
         endpoints=endpoints,
         path=plan.path,
         recipe=recipe.document.source,
+        custom_code=custom_code,
         variants=[_variant(item, old.get(item.plan.id)) for item in finished],
     )
 

@@ -10,18 +10,22 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from dami_merge.build.build_journal import BuildJournal
 from dami_merge.build.layout import INDEX
+from dami_merge.files.locking import locked
 from dami_router.errors import DamiError, FailureError, MisuseError
 from dami_router.manifest.family import MANIFEST, Family, load_family
 from dami_router.shared.durable import sync
 
-__all__ = ["Workspace", "open_workspace"]
+__all__ = ["Workspace", "open_workspace", "remove_traces"]
 
 _WORK = ".dami_build"
+_LOCK = "lock"
+_JOURNAL = "journal.jsonl"
 _OLD = "~old"  # no variant's id ends like this
 
 
@@ -31,8 +35,8 @@ class Workspace:
     def __init__(self, out: Path) -> None:
         self.out = out
         self.work = out / _WORK
-        self.lock = self.work / "lock"
-        self.journal = BuildJournal(self.work / "journal.jsonl")
+        self.lock = self.work / _LOCK
+        self.journal = BuildJournal(self.work / _JOURNAL)
 
     def finished(self, variant: str) -> Path:
         """Return where a finished variant is, or will be."""
@@ -115,15 +119,32 @@ class Workspace:
         return self.work / f"{variant}{_OLD}"
 
 
-def open_workspace(out: Path) -> Workspace:
-    """Make the output folder ready for a build."""
+@contextmanager
+def open_workspace(out: Path) -> Iterator[Workspace]:
+    """Make the output folder ready for a build and hold its lock; the journal is read under the lock.
+
+    Raises MisuseError or FailureError where it cannot be a folder, FailureError while another build holds it.
+    """
     if out.exists() and not out.is_dir():
         raise MisuseError(f"{out}: is a file; expected a folder for the family")
     try:
         (out / _WORK).mkdir(parents=True, exist_ok=True)
-        return Workspace(out)
     except OSError as error:
         raise FailureError(f"{out}: cannot be written: {error.strerror}") from None
+    with locked(out / _WORK / _LOCK, out):
+        yield Workspace(out)
+
+
+def remove_traces(out: Path) -> None:
+    """Remove the folder of a build that failed before its first finished file."""
+    work = out / _WORK
+    if (work / _JOURNAL).exists():
+        return
+    for path in (work / _LOCK, *work.glob("*/"), work, out):
+        try:
+            path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+        except OSError:
+            return
 
 
 def free_bytes(path: Path) -> int:
@@ -133,10 +154,10 @@ def free_bytes(path: Path) -> int:
 
 
 def _carry_over(finished: Path, partial: Path, ours: set[str]) -> None:
-    # What others put there (a README, scores) stays; weights of an earlier layout do not.
+    # What others put there (a README, scores) stays; weights of an earlier layout and code do not.
     for path in finished.iterdir():
-        weights = path.suffix == ".safetensors" or path.name == INDEX
-        if path.is_file() and path.name not in ours and not weights and not (partial / path.name).exists():
+        ours_once = path.suffix in (".safetensors", ".py") or path.name == INDEX
+        if path.is_file() and path.name not in ours and not ours_once and not (partial / path.name).exists():
             shutil.copy2(path, partial / path.name)
             sync(partial / path.name)
 

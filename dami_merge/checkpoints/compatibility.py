@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from dami_merge.checkpoints.checkpoint import Checkpoint
 from dami_merge.checkpoints.config_comparison import differing_settings
+from dami_merge.checkpoints.custom_code import compare_code
 from dami_merge.checkpoints.findings import Finding, few
 from dami_merge.checkpoints.fp8 import is_fp8, unreadable_quantisation
 from dami_merge.checkpoints.kinship import relative_distance
@@ -36,6 +37,7 @@ def compare(
         *_alone(matching, only_instruct),
         *_head(matching, instruct, thinking),
         *_vocabulary(matching, instruct, thinking),
+        *compare_code(instruct),
     ]
     if not found or all(f.severity == "warning" for f in found):
         found += [*_roles(instruct, thinking), *_kinship(instruct, thinking)]

@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dami_merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from dami_merge.checkpoints.compatibility import Finding, compare
+from dami_merge.checkpoints.compatibility import compare
+from dami_merge.checkpoints.custom_code import CODE
+from dami_merge.checkpoints.findings import Finding
 from dami_merge.checkpoints.model_ref import ModelRef
 from dami_router.errors import CheckpointError
 
-__all__ = ["IGNORED", "PATTERNS", "Fetch", "Pair", "compared", "download", "local", "open_pair"]
+__all__ = ["IGNORED", "PATTERNS", "Fetch", "Pair", "compared", "download", "download_with_code", "local", "open_pair"]
 
 Fetch = Callable[[Checkpoint], Path]
 """Brings a repository at its commit to a local folder and returns that."""
@@ -54,12 +56,22 @@ def compared(instruct: ModelRef, thinking: ModelRef, dtype: str | None, *, only_
 
 def download(side: Checkpoint) -> Path:
     """Fetch a repository's weights and small files at the commit that was looked at."""
+    return _download(side, PATTERNS)
+
+
+def download_with_code(side: Checkpoint) -> Path:
+    """Fetch the same, and the repository's Python files; nothing runs them here."""
+    return _download(side, [*PATTERNS, CODE])
+
+
+def _download(side: Checkpoint, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(side.ref.path, revision=side.commit, allow_patterns=PATTERNS, ignore_patterns=IGNORED)
+        found = snapshot_download(
+            side.ref.path, revision=side.commit, allow_patterns=list(patterns), ignore_patterns=IGNORED
         )
+        return Path(found)
     except Exception as error:  # network libraries raise many kinds; each means "not here yet"
         raise CheckpointError(
             f"{side.ref}: the download stopped: {type(error).__name__}: {error}",

@@ -33,8 +33,15 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 @click.option("--only", type=float, multiple=True, help="Build this λ of the family; may be given several times.")
 @click.option("--max-shard-size", help="Cut weight files at this size, such as 5GB; otherwise as Instruct's are.")
 @click.option("--device", default="cpu", show_default=True, help="Where to compute: cpu or cuda.")
+@click.option("--trust-remote-code", is_flag=True, help="Copy Instruct's Python files into the variants, unread.")
 def build(
-    output: Output, config: Path, out: Path, only: tuple[float, ...], max_shard_size: str | None, device: str
+    output: Output,
+    config: Path,
+    out: Path,
+    only: tuple[float, ...],
+    max_shard_size: str | None,
+    device: str,
+    trust_remote_code: bool,
 ) -> None:
     """Build a recipe's family."""
     limit = parse_size(max_shard_size) if max_shard_size is not None else None
@@ -44,7 +51,8 @@ def build(
 
     recipe = load_recipe(config)
     started = time.perf_counter()
-    report = build_family(recipe, out, Options(only, limit, device), progress=partial(byte_bar, "build"))
+    options = Options(only, limit, device, trust_remote_code)
+    report = build_family(recipe, out, options, progress=partial(byte_bar, "build"))
     seconds = time.perf_counter() - started
     for warning in report.warnings:
         output.warning(warning)

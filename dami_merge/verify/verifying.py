@@ -124,6 +124,7 @@ class _Verification:
 
     def run(self, progress: Progress) -> VerifyReport:
         truth = self._truth()
+        self.report.notes += _code_notes(self.family)
         total = sum(self._size(v) for v in self.family.variants) * (2 if self.deep and truth else 1)
         with progress(total) as advance:
             self.facts = self._read_all(advance)
@@ -334,6 +335,13 @@ class _Verification:
                 )
                 file = checkpoint.tensors[difference.tensor].file
                 report.problems.append(Problem("weights", text, variant.id, file, difference.tensor))
+
+
+def _code_notes(family: Family) -> Iterator[str]:
+    if family.custom_code == "left out":
+        yield "Instruct names Python code that the variants do not carry; they load only where the loader has the class"
+    if family.custom_code == "carried":
+        yield "the variants carry Instruct's Python files, which nobody read; their sha256 is in the manifest"
 
 
 def _head(variant: Variant, checkpoint: Checkpoint) -> Iterator[Problem]:

@@ -138,6 +138,10 @@ class Family(_Strict):
     endpoints: Endpoints
     path: Text | list[PathChoice] = Field(description="The family's path; `recipe` where λ is the recipe's own.")
     recipe: str = Field(max_length=1 << 20, description="The merge YAML, verbatim.")
+    custom_code: Literal["left out", "carried"] | None = Field(
+        default=None,
+        description="What became of Python code that Instruct's configs name; absent where they name none.",
+    )
     variants: list[Variant] = Field(max_length=101)
 
     @model_validator(mode="after")
@@ -151,6 +155,8 @@ class Family(_Strict):
     def text(self) -> str:
         """Return the manifest as it is written: JSON that depends on the content alone."""
         data = self.model_dump(mode="json", by_alias=True)
+        if self.custom_code is None:
+            del data["custom_code"]  # what no family had before is only there where it says something
         return json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
 
 
