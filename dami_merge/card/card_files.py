@@ -97,7 +97,7 @@ def _variant_text(facts: _Facts, variant: Variant, config: str, longest: int | N
     family = facts.family
     repo, branch = facts.places[variant.id]
     one_value = len({group.lambda_ for group in variant.resolved}) == 1
-    spread = "the same λ in every layer" if one_value else "λ spread over the layers as pictured"
+    spread = "the same in every layer" if one_value else "different from layer to layer"
     return f"""\
 # {variant.id}
 
@@ -105,7 +105,8 @@ def _variant_text(facts: _Facts, variant: Variant, config: str, longest: int | N
 
 ![λ of each layer: bars from the first layer on the left to the last, height from 0 to 1]({_PICTURE})
 
-λ by layer, {spread} (bottom 0, top 1; the dashed line is the variant's λ):
+λ of each layer, from the first on the left to the last on the right (bottom 0, top 1; the dashed line is the variant's
+λ). It is {spread}:
 
 {_fenced(_lambda_table(variant))}
 ## Use it
@@ -113,8 +114,7 @@ def _variant_text(facts: _Facts, variant: Variant, config: str, longest: int | N
 {serving(variant, repo, branch, longest)}
 ## Intended use and limits
 
-{_LIMITS}
-{scores_table(variant)}
+{_LIMITS}{scores_table(variant)}
 ## The family
 
 {_siblings(facts, variant)}
@@ -162,8 +162,8 @@ def _local_names(family: Family) -> str:
 def _about(family: Family) -> str:
     ends = family.endpoints
     return (
-        f"Weights on the straight line θ(λ) = (1−λ)·θ_Instruct + λ·θ_Thinking between {_link(ends.instruct)} (λ = 0, "
-        f"answers at once) and {_link(ends.thinking)} (λ = 1, deliberates first)."
+        f"Its weights are interpolated between {_link(ends.instruct)} (λ = 0, answers at once) and "
+        f"{_link(ends.thinking)} (λ = 1, thinks first): `θ(λ) = (1−λ)·θ_Instruct + λ·θ_Thinking`."
     )
 
 

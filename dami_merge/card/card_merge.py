@@ -96,6 +96,7 @@ def _with_part(body: str, our_body: str) -> str:
 def _merged(
     theirs: Mapping[str, Any], ours: Mapping[str, Any], *, both_bases: bool, own_licence: bool
 ) -> tuple[dict[str, Any], list[str]]:
+    theirs = {key: value for key, value in theirs.items() if key not in ours or value not in (None, "", [])}
     data, notes = dict(theirs), []
     for key in _replaced(theirs, ours, both_bases):
         notes.append(f"`{key}: {_short(theirs[key])}` contradicts the manifest; replaced by {_short(ours[key])}")

@@ -98,5 +98,5 @@ If every answer of this variant thinks on your questions, add `--reasoning-parse
 def _sampling(variant: Variant) -> str:
     if variant.sampling.source is None or not variant.sampling.values:
         return ""
-    values = ", ".join(f"`{name}` {value}" for name, value in variant.sampling.values.items())
+    values = ", ".join(f"`{name}: {json.dumps(value)}`" for name, value in variant.sampling.values.items())
     return f"\n**Sampling defaults**, from the {variant.sampling.source.capitalize()} endpoint: {values}.\n"

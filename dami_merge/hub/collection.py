@@ -31,16 +31,18 @@ def find_collection(api: HfApi, plan: PushPlan, private: bool) -> Collection | N
     Raises FailureError where it is public and the repositories are private: it would list them.
     """
     mark = _mark(plan)
-    for found in api.list_collections(owner=plan.options.namespace):
-        if found.title == plan.collection or mark in (found.description or ""):
-            if private and not found.private:
-                raise FailureError(
-                    f"collection {found.slug}: is public, and would list private repositories",
-                    hint="make it private in its settings on the Hub, or push with --no-collection",
-                )
-            # A list shows the first items of a collection only.
-            return api.get_collection(found.slug)
-    return None
+    listed = list(api.list_collections(owner=plan.options.namespace))
+    marked = [found for found in listed if mark in (found.description or "")]
+    found = next(iter(marked or [found for found in listed if found.title == plan.collection]), None)
+    if found is None:
+        return None
+    if private and not found.private:
+        raise FailureError(
+            f"collection {found.slug}: is public, and would list private repositories",
+            hint="make it private in its settings on the Hub, or push with --no-collection",
+        )
+    # A list shows the first items of a collection only.
+    return api.get_collection(found.slug)
 
 
 def bring_collection(api: HfApi, plan: PushPlan, found: Collection | None, private: bool) -> tuple[str, list[str]]:

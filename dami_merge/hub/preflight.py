@@ -50,9 +50,7 @@ class HubState:
 
 def check_offline(plan: PushPlan) -> None:
     """Check what can be checked without the Hub: metadata, scores and the licence."""
-    problem = _check_metadata(plan)
-    if problem is not None:
-        raise _wrong_licence(problem)
+    _unless(_check_metadata(plan))
 
 
 def inspect_hub(api: HfApi, plan: PushPlan, *, anonymous: bool = False) -> HubState:
@@ -183,20 +181,27 @@ def _inherited(target: PushTarget, remotes: Mapping[PushTarget, Remote]) -> bool
 def _ask_about_metadata(files: Mapping[PushTarget, tuple[UploadSource, ...]], licence: str | None) -> None:
     """Let the Hub check the metadata of every card, each text once."""
     from huggingface_hub import ModelCard
+    from huggingface_hub.errors import HfHubHTTPError
 
     cards = [(target, file) for target, found in files.items() for file in found if file.path == CARD]
     fronts = {split_card(file.read().decode())[0] or "": target for target, file in cards}
     for front, target in fronts.items():
         try:
-            ModelCard(f"---\n{front}\n---\n").validate()
+            ModelCard(f"---\n{front}\n---\n", ignore_metadata_errors=True).validate()
+        except HfHubHTTPError as error:
+            if error.response.status_code not in (404, 405):
+                raise
+            return _unless(licence)  # a server at HF_ENDPOINT without this route
         except ValueError as error:
-            if licence is not None:
-                raise _wrong_licence(licence) from None
+            _unless(licence)
             raise FailureError(f"{target}: {CARD}: the Hub refuses its metadata: {_said(str(error))}") from None
 
 
-def _wrong_licence(problem: str) -> MisuseError:
-    return MisuseError(problem, hint="see https://huggingface.co/docs/hub/repositories-licenses; --license sets it")
+def _unless(licence_problem: str | None) -> None:
+    if licence_problem is not None:
+        raise MisuseError(
+            licence_problem, hint="see https://huggingface.co/docs/hub/repositories-licenses; --license sets it"
+        ) from None
 
 
 def _said(answer: str) -> str:

@@ -208,7 +208,7 @@ class _Push:
     def _pushed(self, target: PushTarget, revision: str) -> Pushed:
         assert target.variant is not None
         before = self.before[target]
-        new = target.repo not in self.state.private or before.manifest is None
+        new = target not in self.state.remotes or before.manifest is None
         state = "created" if new else "updated" if before.missing(self.state.files[target]) else "unchanged"
         return Pushed(target.variant.id, target.variant.lambda_, target.repo, target.branch, revision, state)
 

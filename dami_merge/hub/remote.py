@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ CARD = "README.md"
 
 _BORN_WITH = {".gitattributes", CARD, "LICENSE"}
 _MAX_CARD = 4 << 20  # bytes
+_WEIGHTS = re.compile(r"model(?:-\d+-of-\d+)?\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Remote:
         old = before.get(target.variant.id) if target.variant else None
         ours = set(old.files) if old else set()
         mine = {file.path for file in target.files}
-        weights = {path for path in self.files if "/" not in path and path.endswith(".safetensors")}
+        weights = {path for path in self.files if _WEIGHTS.fullmatch(path)}
         gone = (ours | weights | {"model.safetensors.index.json", ".eval_results/dami.yaml"}) & set(self.files)
         return sorted(gone - mine) if target.variant else []
 

@@ -91,6 +91,15 @@ def test_a_licence_on_the_hub_is_kept_unless_the_user_names_one() -> None:
     assert merge_card(listed, OURS, both_bases=True, own_licence=False).notes == ()
 
 
+def test_a_card_with_other_line_ends_is_ours_too() -> None:
+    """A card saved with CRLF is not taken for an edited one, and its empty keys are filled."""
+    theirs = OURS.replace("\n", "\r\n")
+    assert merged(theirs) == theirs
+    assert "# Model, measured" in merged(theirs, LATER)
+    empty = OURS.replace("license: apache-2.0", "license:")
+    assert yaml.safe_load(split_card(merged(empty))[0] or "")["license"] == "apache-2.0"
+
+
 @pytest.mark.parametrize(
     ("theirs", "says"),
     [

@@ -19,6 +19,7 @@ from support.hub_state import RECIPE
 from dami_merge.card import Licence, decide_licence, hub_id, make_card_files
 from dami_merge.card.mergekit_config import lambdas_of, layer_lambdas
 from dami_merge.card.picture import lambda_picture
+from dami_merge.card.serving import longest_prompt, serving
 from dami_merge.recipes.recipe import parse_recipe
 from dami_router.errors import FailureError
 from dami_router.manifest.family import Endpoint, Family, load_family, parse_family
@@ -57,9 +58,13 @@ def test_the_card_names_both_endpoints_and_the_merge(built: Path) -> None:
 
 
 def test_local_endpoints_are_no_base_model(built: Path) -> None:
-    """A folder of the author's is no id on the Hub: the card's metadata leaves it out."""
+    """A folder of the author's is no id on the Hub: the card's metadata leaves it out, and only it."""
     card, _ = card_of(load_family(built), built)
     assert "base_model" not in card.data.to_dict()
+    family = changed(built)
+    local = family.endpoints.thinking.model_copy(update={"source": "/x/thinking", "commit": None})
+    family = family.model_copy(update={"endpoints": family.endpoints.model_copy(update={"thinking": local})})
+    assert card_of(family, built)[0].data.base_model == ["Qwen/Tiny-Instruct"]
 
 
 def test_an_endpoint_in_the_hub_s_cache_is_named_by_its_id(built: Path) -> None:
@@ -80,6 +85,50 @@ def test_the_card_says_how_to_serve_the_variant(built: Path) -> None:
         load_family(built).recipe.strip(), "arXiv:2601.21414", "arXiv:2403.13257", "![",
     ):  # fmt: skip
         assert text in card.text, text
+
+
+def test_the_card_says_what_a_reader_needs(built: Path) -> None:
+    """Intended use, limits, how to install dami-merge, and the token for private repositories are there."""
+    card, _ = card_of(changed(built), built)
+    for text in ("**Intended use**", "**Limits**", "pip install -c constraints.txt", "set `HF_TOKEN`"):
+        assert text in card.text, text
+
+
+def test_tgi_gets_a_cache_and_not_the_model_s_folder(built: Path) -> None:
+    """The container downloads the id that it is given, so a cache is mounted, and it gets the token."""
+    card, _ = card_of(changed(built), built)
+    command = card.text.split("docker run", 1)[1].split("```")[0]
+    assert '-v "$PWD/hf-cache:/data" -e HF_TOKEN ' in command
+    assert "fam-l050:/data" not in command
+
+
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        ({"max_position_embeddings": 262144}, 32768), ({"max_position_embeddings": 4096}, 4096), ({}, 32768),
+        ({"text_config": {"max_position_embeddings": 512}}, 512), ({"max_position_embeddings": True}, 32768),
+    ],
+)  # fmt: skip
+def test_the_context_that_is_served_fits_the_model(
+    built: Path, tmp_path: Path, config: dict[str, Any], length: int
+) -> None:
+    """--max-model-len is the model's own context, and at most 32768, where the card says how far it can be raised."""
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    family = changed(built)
+    text = serving(family.variants[1], "acme/fam", None, longest_prompt(tmp_path))
+    assert f"vllm serve acme/fam --max-model-len {length}\n" in text
+    assert f"--max-total-tokens {length}\n" in text
+    assert ("262,144 tokens" in text) == (config.get("max_position_embeddings") == 262144)
+
+
+def test_the_example_of_the_card_runs(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The Python block of the card, with the variant's folder for its id, generates an answer."""
+    card, _ = card_of(changed(built), built)
+    code = card.text.split("```python\n", 1)[1].split("```")[0]
+    code = code.replace("acme/fam-l050", str(built / "fam-l050")).replace(', device_map="auto"', "")
+    code = code.replace("How many primes are there below 30?", "8-1=")
+    exec(code, {})
+    assert capsys.readouterr().out.strip()
 
 
 @pytest.mark.parametrize(("opens", "parser"), [(True, True), (False, False)])

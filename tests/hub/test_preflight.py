@@ -58,6 +58,15 @@ def test_a_licence_that_is_new_on_the_hub_is_accepted(
     assert published(hub, family)
 
 
+def test_a_server_without_a_check_of_metadata_is_no_obstacle(hub: RunningHub, push: Command, family: Path) -> None:
+    """Where HF_ENDPOINT has no such route, the list of licences that we know decides."""
+    hub.faults.plan("POST /api/validate-yaml", status=404, times=1)
+    failed = push("--license", "Apache 2.0")
+    assert (failed.code, "did you mean `apache-2.0`" in failed.err) == (2, True)
+    hub.faults.plan("POST /api/validate-yaml", status=404, times=1)
+    assert push("--dry-run").code == 0
+
+
 def test_metadata_that_the_hub_refuses_stops_before_the_upload(hub: RunningHub, push: Command) -> None:
     """What someone wrote into a card on the Hub is checked by the Hub's own route, before anything is sent."""
     push()

@@ -96,6 +96,21 @@ def test_a_variant_built_anew_replaces_its_files(hub: RunningHub, push: Command,
     assert remote_manifest(hub, "acme/fam-l050") == without_local_paths(load_family(family))
 
 
+def test_files_that_people_added_stay(hub: RunningHub, push: Command, family: Path, lab: Path) -> None:
+    """After another build, an adapter and a note that someone put beside the variant are still there."""
+    from support.builds import build
+    from support.hub_state import RECIPE
+
+    push()
+    repo = hub.store.repos["acme/fam-l050"]
+    head = repo.resolve("main")
+    added = {name: hub.store.regular(name.encode()) for name in ("adapter_model.safetensors", "notes.txt")}
+    hub.store.write(repo, "main", "mine", {**head.files, **added}, head.sha)
+    build(RECIPE.format(lab, "power(2)"), family)
+    assert push().code == 0
+    assert set(added) <= set(repo.resolve("main").files)
+
+
 def test_branches_hold_a_family_in_one_repository(hub: RunningHub, push: Command, family: Path) -> None:
     """With --layout branches there is one repository, a branch a variant, a description on main, no collection."""
     assert push("--layout", "branches").code == 0

@@ -25,6 +25,7 @@ FAILING: list[tuple[str, dict[str, Any], str]] = [
     ("GET /api/whoami", {"status": 401, "message": "Invalid credentials in Authorization header"}, "accept the token"),
     ("GET /api/whoami", {"status": 503}, "the Hub answers 503"),
     ("GET /api/models/acme/fam-l050$", {"status": 500}, "acme/fam-l050: the Hub answers 500"),
+    ("POST /api/validate-yaml", {"status": 500}, "the card's metadata: the Hub answers 500"),
     ("POST /api/repos/create", {"status": 403, "skip": 1}, "may not do that"),
     ("POST /api/repos/create", {"status": 429, "skip": 1}, "asks to slow down"),
     ("POST /api/repos/create", {"cut": 0}, "the connection to the Hub broke"),

@@ -54,7 +54,7 @@ def newest_complete(api: HfApi, where: str, shelves: Sequence[Shelf]) -> tuple[F
         newest = max(group, key=lambda s: dates[s.repo])
         found = {p.variant.id: p for shelf in group for p in shelf.published}
         missing = [v for v in newest.family.variants if v.id not in found]
-        if not missing:
+        if newest.family.variants and not missing:
             published = sorted((found[v.id] for v in newest.family.variants), key=lambda p: p.variant.lambda_)
             return newest.family.model_copy(update={"variants": [p.variant for p in published]}), published
         complaints.append(_complaint(newest.family, group, missing))
@@ -80,6 +80,8 @@ def _dates(api: HfApi, shelves: Sequence[Shelf]) -> dict[str, datetime]:
 
 
 def _complaint(family: Family, group: Sequence[Shelf], missing: Sequence[Variant]) -> str:
+    if not family.variants:
+        return f"{family.name} ({group[0].repo}) has no variants"
     names = ", ".join(v.hub.repo if v.hub else v.id for v in missing)
     here = len(family.variants) - len(missing)
     listed = f"{here} of its {len(family.variants)} variants"
