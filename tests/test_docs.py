@@ -19,6 +19,7 @@ import yaml
 from dami_merge.interpolation.depth import Place
 from dami_merge.interpolation.path import parse_path
 from dami_merge.interpolation.schedule import SCHEDULES, parse_lambda
+from dami_merge.lab import copy_pair
 from dami_merge.recipes.recipe import parse_recipe
 from dami_router.cli import COMMANDS
 
@@ -95,6 +96,22 @@ def test_the_quickstarts_agree_with_the_project() -> None:
     assert {re.findall(r"http://127.0.0.1:\d+/v1", text)[0] for text in (serving, README.split("## I write")[1])} == {
         "http://127.0.0.1:8000/v1"
     }
+
+
+def test_the_first_quickstart_merges(tmp_path: Path) -> None:
+    """The README's recipe and its two commands work as they stand, with the lab pair for the large one."""
+    copy_pair(tmp_path / "lab")
+    *recipe, check, merge = fenced("I merge")
+    names = {"Qwen/Qwen3-4B-Instruct-2507": "./lab/instruct", "Qwen/Qwen3-4B-Thinking-2507": "./lab/thinking"}
+    text = re.sub("|".join(names), lambda found: names[found[0]], "\n".join(recipe))
+    (tmp_path / "recipe.yml").write_text(text, encoding="utf-8")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    for line in (check, merge):
+        program, *arguments = line.split("#")[0].split()
+        command = [Path(sys.executable).parent / program, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_the_index_lists_every_page() -> None:
