@@ -1,13 +1,13 @@
-"""What `dami build` costs beside `cp` and `mergekit-yaml`, and how it grows.
+"""Measure `dami build` against `cp` and `mergekit-yaml`, and how it scales.
 
     python benchmarks/build.py --work DIR [--runs 3] [--layers 28] [--json]
 
 Generates a pair (Qwen3, hidden 1024, vocabulary 151,936, bf16, tied; 28 layers give 0.6B
 parameters, 1.2 GB each) in DIR, which needs about 20 GB, and measures in interleaved runs:
-a family of five variants; `cp` of its five weight files, with and without `sync` after it (a
-build is on the disk when it ends); and one `mergekit-yaml` run with `linear` for each of the five
-λ. Then families of 1 to 9 variants, and smaller models. Medians. Each command is a new process,
-its start-up included. Everything generated is removed at the end.
+a family of five variants; `cp` of its five weight files, with and without a `sync` after it (a
+build is synced to disk when it ends); and one `mergekit-yaml` run with `linear` for each of the five
+λ. Then families of 1 to 9 variants, and smaller models. Figures are medians. Each command is a new
+process, with its start-up included. Everything generated is removed at the end.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Run:
 
 
 def main() -> int:
-    """Measure, print, clean up; exit 1 where a target is missed."""
+    """Measure, print and clean up; exit with 1 if a target is missed."""
     options = _options()
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def measure(work: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare(work: Path, pair: Path, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Time build, cp and mergekit in turn, `--runs` times."""
+    """Time build, cp and mergekit in interleaved runs, `--runs` times."""
     times: dict[str, list[float]] = {
         n: [] for n in ("build", "build_rss", "cp", "cp_and_sync", "mergekit", "mergekit_rss")
     }
@@ -98,7 +98,7 @@ def compare(work: Path, pair: Path, options: argparse.Namespace) -> dict[str, li
         times["build"].append(built.seconds)
         times["build_rss"].append(built.peak_rss_mb)
         files = sorted(family.glob("*/model.safetensors"))
-        # In turns: what runs second finds memory that the first has warmed.
+        # Interleaved: a later run finds memory warmed by an earlier one.
         for name, sync in (("cp", False), ("cp_and_sync", True))[:: -1 if turn % 2 else 1]:
             copies = work / "bench-copies"
             copies.mkdir()
@@ -173,10 +173,10 @@ def mergekit(work: Path, pair: Path, lambda_: float) -> Run:
 
 
 def copy(files: Sequence[Path], target: Path, *, sync: bool) -> float:
-    """Time `cp` of files whose content is in the page cache; with `sync`, until the copies are on the disk."""
+    """Time `cp` of files in the page cache; with `sync`, until the copies are on disk."""
     for file in files:
         subprocess.run(["cat", file], stdout=subprocess.DEVNULL, check=True)
-    os.sync()  # what others left to write is not ours
+    os.sync()  # pending writes of others must not count
     started = time.perf_counter()
     for file in files:
         subprocess.run(["cp", file, target / f"{file.parent.name}.safetensors"], check=True)
@@ -186,8 +186,8 @@ def copy(files: Sequence[Path], target: Path, *, sync: bool) -> float:
 
 
 def process(*command: object) -> Run:
-    """Run a command to its end; its peak resident size comes from the kernel's accounting."""
-    os.sync()  # what others left to write is not ours
+    """Run a command to its end; the kernel reports its peak resident size."""
+    os.sync()  # pending writes of others must not count
     started = time.perf_counter()
     child = subprocess.Popen(
         [str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -208,13 +208,13 @@ def _megabytes(usage: resource.struct_rusage) -> float:
 
 
 def generate(folder: Path, layers: int) -> Path:
-    """Write the pair in a process of its own: the kernel counts a parent's memory to its children's peak."""
+    """Write the pair in a separate process: a child's peak memory includes its parent's."""
     subprocess.run([sys.executable, __file__, "--generate", str(folder), str(layers)], check=True)
     return folder
 
 
 def write_pair(folder: Path, layers: int) -> None:
-    """Write two endpoints that differ as two fine-tunes of one base do."""
+    """Write two endpoints that differ like two fine-tunes of one base."""
     import torch
     from safetensors.torch import save_file
 
@@ -290,9 +290,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="a folder on the disk to measure, with 20 GB free")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--layers", type=int, default=28, help="fewer make a smaller model, for a trial")
-    parser.add_argument("--skip-mergekit", action="store_true", help="leave the slowest part out")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--layers", type=int, default=28, help="number of layers; fewer for a trial")
+    parser.add_argument("--skip-mergekit", action="store_true", help="skip the slowest part")
+    parser.add_argument("--json", action="store_true", help="write one JSON object")
     return parser.parse_args()
 
 

@@ -1,12 +1,12 @@
-"""Measure the zero-shot estimator on lab pairs: calibrated and asked through HTTP, as a user would.
+"""Measure the zero-shot estimator on lab pairs, calibrated and called over HTTP as a user would.
 
     python benchmarks/confidence.py --pairs dami_merge/lab/pair pairs/seed-1 --work rollouts/ --form instruct
 
 The pair's variants are served by the test servers of plugins/dami-router/tests (vLLM's or TGI's routes over the real
-models). `dami calibrate` fits the map on the pair's 1,000 dev queries, unlabelled, to a share of Thinking's
-mean tokens; the router then decides on 1,000 test queries, and rollouts say what that gives. The largest λ is the
-smallest one whose accuracy on dev is within a point of the best: figures of whole variants, as a manifest has them.
-Rollouts (about 100 seconds a pair on one core) are kept in --work, as in benchmarks/estimators.py.
+models). `dami calibrate` fits the map on the pair's 1,000 dev queries, unlabelled, to a fraction of Thinking's
+mean tokens; the router then decides for 1,000 test queries, and rollouts give the results. The largest λ is the
+smallest one whose accuracy on dev is within a point of the best, from figures per variant, as a manifest has them.
+Rollouts (about 100 seconds per pair on one core) are kept in --work, as in benchmarks/estimators.py.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from dami_router.rollouts.grid import Grid, figure
 from dami_router.router import Decision, Router
 
 DEV = 1000
-"""Dev queries to calibrate on."""
+"""Number of dev queries for calibration."""
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "plugins" / "dami-router" / "tests" / "router"))
 
 
 def serve(pair: Path, lambdas: tuple[float, ...], protocol: str, folder: Path) -> Path:
-    """Serve the endpoints for as long as this process lives; variants between them need no server to be decided on."""
+    """Serve the endpoints until this process ends; a decision needs no server for the variants between them."""
     from fakes.lab import LabModel, LabTgi, LabVllm  # type: ignore[import-not-found]
     from fakes.loop import Loop  # type: ignore[import-not-found]
 
     loop, kind = Loop(), {"tgi": LabTgi, "openai": LabVllm}[protocol]
     lines = ["variants:", *(f"  - {{id: {name(x)}, lambda: {x:g}}}" for x in lambdas), "backends:"]
     for x in lambdas:
-        # The nearest endpoint stands in: only the endpoints are ever asked for anything.
+        # The nearest endpoint is a placeholder: only the endpoints are ever called.
         server = kind(name(x), LabModel(round(x), pair))
         loop.run(server.start())
         lines.append(f'  - {{variant: {name(x)}, url: "{server.url}", protocol: {protocol}}}')
     file = folder / "router.yml"
-    # All servers share this process and its one thread: a slow answer is no sign of trouble.
+    # All servers share this process and its one thread: a slow response is not a fault.
     lines.append("probe: {interval: 600, timeout: 60}")
     file.write_text("\n".join([*lines, ""]))
     return file
@@ -70,7 +70,7 @@ def knee(dev: Grid) -> float:
 
 
 def calibrate(file: Path, dev: Grid, rollouts: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Run the command on the dev queries and put its lines into router.yml; returns what it reports."""
+    """Run the command on the dev queries and add its lines to router.yml; returns its report."""
     queries = file.parent / "queries.jsonl"
     rows = zip(dev.queries, dev.texts, strict=True)
     queries.write_text("".join(json.dumps({"query_id": i, "query": text}) + "\n" for i, text in rows))
@@ -90,7 +90,7 @@ def calibrate(file: Path, dev: Grid, rollouts: Path, options: argparse.Namespace
 
 
 async def decide(file: Path, texts: tuple[str, ...]) -> list[Decision]:
-    """Return the router's decisions on queries."""
+    """Return the router's decisions for queries."""
     async with Router.from_file(file) as router:
         limit = asyncio.Semaphore(8)
 
@@ -102,7 +102,7 @@ async def decide(file: Path, texts: tuple[str, ...]) -> list[Decision]:
 
 
 def point(part: Grid, columns: list[int]) -> dict[str, Any]:
-    """Return accuracy and tokens of a choice for each query, against Thinking, with intervals over queries."""
+    """Return accuracy and tokens of a choice of λ per query, compared with Thinking, with intervals over queries."""
     rows = np.arange(len(columns))
     chosen, tokens = part.correct[rows, columns], part.tokens[rows, columns]
     gain, accuracy = figure(chosen - part.correct[:, -1]), figure(chosen)
@@ -118,14 +118,14 @@ def point(part: Grid, columns: list[int]) -> dict[str, Any]:
 
 
 def auc(scores: list[float], right: Any) -> float:
-    """Return how often a query that Instruct answers rightly has the higher score; 0.5 is chance, ties count half."""
+    """Return how often a query that Instruct answers correctly has the higher score; 0.5 is chance, ties count half."""
     x, y = np.array(scores), np.array(right) > 0
     above = (x[y][:, None] > x[~y][None]).mean() + 0.5 * (x[y][:, None] == x[~y][None]).mean()
     return float(above)
 
 
 def measure(pair: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Calibrate on dev, decide on test, look up what the decisions give."""
+    """Calibrate on dev, decide for test, and look up the results of the decisions."""
     grid = rollouts_of(pair, options.work, DEV)
     dev, test = split(grid, "dev"), split(grid, "test")
     with tempfile.TemporaryDirectory() as folder:
@@ -133,7 +133,7 @@ def measure(pair: Path, options: argparse.Namespace) -> dict[str, Any]:
         calibrated = calibrate(file, dev, rollouts_file(pair, options.work, DEV), options)
         decisions = asyncio.run(decide(file, test.texts))
     if others := sum(d.estimator != "confidence" for d in decisions):
-        raise SystemExit(f"{pair}: {others} decisions are not by confidence; measure again on a quieter machine")
+        raise SystemExit(f"{pair}: {others} decisions did not use confidence; repeat on an idle machine")
     columns = [test.lambdas.index(float(d.variant[-3:]) / 100) for d in decisions]
     lengths = np.array([(len(text) - 2) // 2 for text in test.texts])
     short = np.flatnonzero(lengths <= TRAINED)
@@ -158,8 +158,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("rollouts"), help="where rollouts are kept")
     parser.add_argument("--form", default="instruct", choices=["instruct", "discrepancy", "entropy", "auto"])
     parser.add_argument("--protocol", default="openai", choices=["openai", "tgi"])
-    parser.add_argument("--share", type=float, default=0.35, help="wanted share of Thinking's mean tokens")
-    parser.add_argument("--max-lambda", type=float, help="the largest λ; by default chosen on dev, see above")
+    parser.add_argument("--share", type=float, default=0.35, help="target fraction of Thinking's mean tokens")
+    parser.add_argument("--max-lambda", type=float, help="the largest λ (default: chosen on dev, see above)")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     print(json.dumps({pair.name: measure(pair, options) for pair in options.pairs}, indent=2))

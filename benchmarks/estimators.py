@@ -5,8 +5,8 @@
     python benchmarks/estimators.py --pairs dami_merge/lab/pair pairs/seed-1 pairs/seed-2 --work rollouts/
 
 With --pairs, each pair's dev queries (--dev, 2,000) and 1,000 test queries are answered at 11 values of λ first (about
-two minutes a pair on one core; kept in --work). The estimator is trained on dev alone and reported on test, with
-Instruct's own confidence as a feature; beside it stands the rule that knows which lengths the pair was trained on.
+two minutes per pair on one core; kept in --work). The estimator is trained only on dev and evaluated on test, with
+Instruct's confidence as a feature; it is compared with a rule that knows which lengths the pair was trained on.
 With scikit-learn installed, --gsm8k also measures TF-IDF with a logistic fit.
 """
 
@@ -37,16 +37,16 @@ from dami_router.rollouts.grid import Grid, figure
 from dami_router.rollouts.records import Rollout, read_rollouts, write_rollouts
 
 TRAINED = TRAINED_LENGTHS[-1]
-"""The longest chain that the lab pairs are trained on."""
+"""The longest chain in the training of the lab pairs."""
 
 
 def rollouts_file(pair: Path, work: Path, dev: int) -> Path:
-    """Return where the rollouts of a pair on `dev` dev queries, and on the test queries, are kept."""
+    """Return the path of a pair's rollouts on `dev` dev queries and the test queries."""
     return work / f"{pair.name}-dev-{dev}.jsonl.gz"
 
 
 def rollouts_of(pair: Path, work: Path, dev: int) -> Grid:
-    """Answer dev and test queries at every λ and probe Instruct's confidence; both are kept in `work`."""
+    """Answer dev and test queries at every λ and probe Instruct's confidence; keeps both in `work`."""
     file = rollouts_file(pair, work, dev)
     confidence = work / f"{pair.name}-dev-{dev}-conf.json"
     if not file.exists() or not confidence.exists():
@@ -68,7 +68,7 @@ def rollouts_of(pair: Path, work: Path, dev: int) -> Grid:
 
 
 def lab(grid: Grid, budget: float) -> dict[str, Any]:
-    """Train on dev, report on test: all lengths, and the trained ones alone."""
+    """Train on dev and evaluate on test, for all lengths and for the trained ones."""
     split = np.array([query.startswith("test") for query in grid.queries])
     dev, test = grid.rows(np.flatnonzero(~split)), grid.rows(np.flatnonzero(split))
     start = time.perf_counter()
@@ -89,7 +89,7 @@ def _lengths(grid: Grid) -> NDArray[np.intp]:
 
 
 def _within_budget(dev: Grid, budget: float) -> float:
-    """Return the λ for trained lengths that is most accurate on dev within the budget, with λ=0 for longer chains."""
+    """Return the most accurate λ for trained lengths on dev within the budget, with λ=0 for longer chains."""
     longer = _lengths(dev) > TRAINED
     tokens = np.where(longer[:, None], dev.tokens[:, :1], dev.tokens).mean(axis=0)
     affordable = np.flatnonzero(tokens <= budget * dev.tokens[:, -1].mean())
@@ -114,7 +114,7 @@ def _against_thinking(part: Grid, lambdas: tuple[float, ...]) -> dict[str, Any]:
 
 
 def gsm8k(path: Path, seeds: int) -> dict[str, Any]:
-    """5-fold APGR of the default estimator and of the query's length, over several ways of folding."""
+    """Return the 5-fold APGR of the default estimator and of the query's length, for several splits into folds."""
     grid = grid_of(read_rollouts(path))
     runs = []
     for seed in range(seeds):
@@ -152,7 +152,7 @@ def _spread(runs: list[list[float | None]]) -> dict[str, Any]:
 
 
 def speed(rows: int) -> dict[str, Any]:
-    """Time one estimate, and reading, arranging and training on many rows; peak memory of the process."""
+    """Time one estimate, and reading, gathering and training on many rows; also the process's peak memory."""
     from dami_merge.lab import SHIPPED_ROLLOUTS
 
     grid = grid_of(read_rollouts(SHIPPED_ROLLOUTS))
@@ -203,16 +203,16 @@ def _many(rows: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure what is asked for and print one JSON object."""
+    """Run the selected measurements and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs="+", type=Path, default=[], help="folders with instruct/ and thinking/")
     parser.add_argument("--work", type=Path, default=Path("rollouts"), help="where rollouts are kept")
     parser.add_argument("--dev", type=int, default=2000, help="dev queries to train on, for --pairs")
-    parser.add_argument("--budget", type=float, default=0.33, help="share of Thinking's tokens for --pairs")
+    parser.add_argument("--budget", type=float, default=0.33, help="fraction of Thinking's tokens, for --pairs")
     parser.add_argument("--gsm8k", type=Path, help="rollouts of two models")
-    parser.add_argument("--seeds", type=int, default=5, help="ways of folding for --gsm8k")
+    parser.add_argument("--seeds", type=int, default=5, help="splits into folds, for --gsm8k")
     parser.add_argument("--speed", action="store_true")
-    parser.add_argument("--rows", type=int, default=1_000_000, help="rows for --speed")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows, for --speed")
     given = parser.parse_args()
     out: dict[str, Any] = {}
     for pair in given.pairs:

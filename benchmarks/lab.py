@@ -4,7 +4,7 @@
     python benchmarks/lab.py --pairs dami_merge/lab/pair --rollouts dami_merge/lab/rollouts.jsonl.gz
 
 With --seeds, pairs that are not in --work yet are trained there first (about 5 minutes each on one core).
-Everything is reported on 1,000 test queries; what is tuned is tuned on 1,000 other (dev) queries.
+Results are for 1,000 test queries; tuning uses 1,000 other (dev) queries.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from dami_router.rollouts.records import Rollout, write_rollouts
 LAMBDAS = [i / 10 for i in range(11)]
 INSTRUCT, THINKING = 0, 10
 CONFIDENT, DELIBERATE = 0.8, 0.6
-"""The zero-shot rule: λ=0 where p_I > CONFIDENT, else λ=DELIBERATE. The same for all pairs.
+"""The zero-shot rule: λ=0 if p_I > CONFIDENT, else λ=DELIBERATE. The same for all pairs.
 Both numbers were fixed on dev queries of seeds 0 and 1."""
 
 ROWS = [
     *((f"λ = {x}", "static", str(x)) for x in LAMBDAS),
-    ("zero-shot: 0 where p_I > 0.8, else 0.6", "zero_shot"),
-    ("the same rule, both numbers tuned on dev", "tuned_on_dev"),
+    ("zero-shot: 0 if p_I > 0.8, else 0.6", "zero_shot"),
+    ("the same rule, tuned on dev", "tuned_on_dev"),
     ("best static λ on dev", "best_static"),
     ("oracle over 11 values of λ", "oracle"),
 ]
-"""The table's rows: a title, and where in the report its figures are."""
+"""The table's rows: a title, and the path of its figures in the report."""
 
 Floats = NDArray[np.float64]
 Choice = NDArray[np.intp]
@@ -60,7 +60,7 @@ class Measured:
     length: NDArray[np.intp]  # (queries,)
 
     def where(self, mask: NDArray[np.bool_]) -> Measured:
-        """The queries that a mask keeps."""
+        """Return the queries selected by a mask."""
         return Measured(
             self.correct[mask], self.tokens[mask], self.think[mask], self.p_instruct[mask], self.length[mask]
         )
@@ -84,18 +84,18 @@ def measure(pair: Path, split: str) -> tuple[Measured, list[Rollout]]:
 
 
 def oracle(m: Measured) -> Choice:
-    """The cheapest right variant of each query, the cheapest of all where none is right."""
+    """Return the cheapest correct variant for each query, or the cheapest of all if none is correct."""
     cheapest: Choice = np.argmin(m.tokens + np.where(m.correct > 0, 0.0, 1e6), axis=1)
     return cheapest
 
 
 def by_confidence(m: Measured, threshold: float, deliberate: int) -> Choice:
-    """Instruct where it is confident, else the variant with this index."""
+    """Choose Instruct if it is confident, else the variant with this index."""
     return np.where(m.p_instruct > threshold, INSTRUCT, deliberate)
 
 
 def tuned_rule(dev: Measured) -> tuple[float, int]:
-    """The threshold and λ index with the best dev accuracy among those within 40 % of Thinking's dev tokens."""
+    """Return the threshold and λ index with the best dev accuracy within 40 % of Thinking's dev tokens."""
     budget = 0.4 * dev.tokens[:, THINKING].mean()
     best = (-1.0, CONFIDENT, 5)
     for threshold in (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98):
@@ -107,13 +107,13 @@ def tuned_rule(dev: Measured) -> tuple[float, int]:
 
 
 def pick(values: Floats, choice: Choice) -> Floats:
-    """Each query's value at its chosen λ."""
+    """Return each query's value at its chosen λ."""
     chosen: Floats = values[np.arange(len(choice)), choice]
     return chosen
 
 
 def point(m: Measured, choice: Choice) -> dict[str, Any]:
-    """Accuracy, tokens and think share of a choice of λ per query, and its differences to Thinking, paired."""
+    """Return accuracy, tokens and think share of a choice of λ per query, and its paired differences to Thinking."""
     correct, tokens = pick(m.correct, choice), pick(m.tokens, choice)
     return {
         "accuracy": asdict(figure(correct)),
@@ -125,7 +125,7 @@ def point(m: Measured, choice: Choice) -> dict[str, Any]:
 
 
 def report(test: Measured, dev: Measured) -> dict[str, Any]:
-    """Every point of one pair, on all lengths and on the trained ones alone."""
+    """Return all points of one pair, for all lengths and for the trained ones."""
     threshold, deliberate = tuned_rule(dev)
     best_static = int(np.argmax(dev.correct.mean(axis=0)))
     out: dict[str, Any] = {"tuned_threshold": threshold, "tuned_lambda": LAMBDAS[deliberate]}
@@ -145,7 +145,7 @@ def report(test: Measured, dev: Measured) -> dict[str, Any]:
 
 
 def markdown(reports: dict[str, dict[str, Any]]) -> str:
-    """Tables of all pairs, one for all lengths and one for the trained lengths."""
+    """Return tables of all pairs, one for all lengths and one for the trained lengths."""
     titles = {"all": "All lengths (n = 1…10)", "trained_lengths": f"Trained lengths alone (n ≤ {TRAINED_LENGTHS[-1]})"}
     lines: list[str] = []
     for key, title in titles.items():
@@ -165,25 +165,25 @@ def markdown(reports: dict[str, dict[str, Any]]) -> str:
 
 
 def cell(p: dict[str, Any]) -> str:
-    """One table cell: accuracy, interval, tokens."""
+    """Return a table cell: accuracy, interval, tokens."""
     a = p["accuracy"]
     return f"{100 * a['mean']:.1f} [{100 * a['low']:.1f}, {100 * a['high']:.1f}] at {p['tokens']['mean']:.1f}"
 
 
 def gain(p: dict[str, Any]) -> str:
-    """One table cell: the accuracy over Thinking with its interval, and the share of Thinking's tokens."""
+    """Return a table cell: accuracy over Thinking with its interval, and fraction of Thinking's tokens."""
     a = p["accuracy_over_thinking"]
     share = f"{100 * p['tokens_of_thinking']:.0f} %"
     return f"{100 * a['mean']:+.1f} [{100 * a['low']:+.1f}, {100 * a['high']:+.1f}], {share}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train what is missing, measure every pair, write the results."""
+    """Train missing pairs, measure every pair, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="*", default=[], help="train pairs with these seeds into --work")
     parser.add_argument("--control", action="store_true", help="train on a base that thinks half the time at any n")
     parser.add_argument("--work", type=Path, default=Path("lab-pairs"), help="where trained pairs are kept")
-    parser.add_argument("--pairs", type=Path, nargs="*", default=[], help="directories of pairs that exist")
+    parser.add_argument("--pairs", type=Path, nargs="*", default=[], help="directories of existing pairs")
     parser.add_argument("--out", type=Path, help="write all figures as JSON")
     parser.add_argument("--markdown", type=Path, help="write the tables")
     parser.add_argument("--rollouts", type=Path, help="write the rollouts (.jsonl.gz) of the one pair measured")
@@ -206,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         reports[name] = report(test, dev)
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
     if options.rollouts:
-        # The answers to one query stand together: they are much alike, so that the file compresses to half.
+        # Answers to one query are adjacent: they are similar, which halves the compressed file.
         by_query = sorted(dev_rollouts + test_rollouts, key=lambda r: (r.query_id, r.lambda_))
         write_rollouts(by_query, options.rollouts)
     if options.out:

@@ -1,15 +1,15 @@
-"""What rows at λ of their own cost beside one merged model, and what a change of λ costs.
+"""Measure the cost of rows at different λ against one merged model, and the cost of a change of λ.
 
     python benchmarks/live.py [--shape small] [--device cpu] [--dtype float32] [--rounds 5] [--clock cpu] [--json]
     python benchmarks/live.py --shape qwen3-4b --device cuda --dtype bfloat16 --rows 1 8 32 --json
 
 Makes a pair with random weights in memory (nothing is written or downloaded) and runs the engine's own loop over
-it: every row at a λ of its own (`mixed`), all rows at one λ from the merged buffer (`uniform`), and over a plain
-model of Transformers with the merged weights (`plain`). In turns; medians. A GPU must hold three models and the
-keys and values: 25 GB for qwen3-4b in bf16.
+it: every row at its own λ (`mixed`), all rows at one λ from the merged buffer (`uniform`), and over a plain
+model of Transformers with the merged weights (`plain`). Runs are interleaved; figures are medians. A GPU must hold
+three models and the keys and values: 25 GB for qwen3-4b in bf16.
 
-`mixed_decode_ratio`: tokens a second, mixed over plain, at the second of `--rows`. `lambda_change_over_stream`: the
-time of a merge over the time of the plainest loop that reads two models and writes one. `bf16_error`: how far from
+`mixed_decode_ratio`: tokens per second, mixed over plain, at the second of `--rows`. `lambda_change_over_stream`: the
+time of a merge over the time of the simplest loop that reads two models and writes one. `bf16_error`: how far from
 exact arithmetic the logits of mixed rows and of merged bf16 models are.
 """
 
@@ -53,7 +53,7 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 
 
 def main() -> int:
-    """Measure and print; exit 1 where a target is missed."""
+    """Measure and print; exit with 1 if a target is missed."""
     options = _options()
     if options.threads or options.clock == "cpu":
         torch.set_num_threads(options.threads or 1)
@@ -105,7 +105,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def precision(device: torch.device) -> list[dict[str, float]]:
-    """Return how far bf16 logits are from exact ones: of mixed rows, and of models merged to bf16.
+    """Return the error of bf16 logits, for mixed rows and for models merged to bf16.
 
     Exact: the endpoints' bf16 weights interpolated in fp64, not rounded, and run in fp64. The relative error
     in the 2-norm over 128 positions and all logits, on the `tiny` shape.
@@ -136,7 +136,7 @@ def logits(model: PlainModel, lambda_: float) -> torch.Tensor:
 
 
 def make_pair(shape: dict[str, int], device: torch.device, dtype: torch.dtype) -> PairModel:
-    """Return a pair with random weights; the second endpoint is the first and a little noise."""
+    """Return a pair with random weights; the second endpoint is the first plus a little noise."""
     register()
     side = Checkpoint(ModelRef("random"), None, _config(shape), {})
     model = skeleton(side)
@@ -158,7 +158,7 @@ def make_pair(shape: dict[str, int], device: torch.device, dtype: torch.dtype) -
 
 
 def plain_model(pair: PairModel) -> PlainModel:
-    """Return Transformers' own model on the weights that the pair's buffer holds, without copying them."""
+    """Return Transformers' own model on the weights in the pair's buffer, without copying them."""
     return torch_model(pair, {p.name: p.merged for p in pair.pairs if p.merged is not None})
 
 
@@ -174,7 +174,7 @@ def torch_model(pair: PairModel, weights: dict[str, torch.Tensor]) -> PlainModel
 
 
 def compare(pair: PairModel, plain: PlainModel, rows: int, rounds: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Time decoding with the three models in turn."""
+    """Time decoding with the three models, interleaved."""
     ways: dict[str, Callable[[], float]] = {
         "mixed": lambda: decode(pair, rows, "mixed", STEPS, clock),
         "uniform": lambda: decode(pair, rows, "uniform", STEPS, clock),
@@ -213,7 +213,7 @@ def decode(model: PlainModel, rows: int, way: str, steps: int, clock: Callable[[
 
 
 def change(pair: PairModel, rounds: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Time a change of λ, and a loop that reads as much and writes as much."""
+    """Time a change of λ, and a loop that reads and writes the same amount."""
     vectors = [pair.vector(0.1 + 0.01 * i) for i in range(rounds)]
     pair.merger.merge(pair.vector(LAMBDA))
     changes, streams = [], []
@@ -232,7 +232,7 @@ def change(pair: PairModel, rounds: int, clock: Callable[[], float]) -> dict[str
 
 
 def stream(pair: PairModel) -> None:
-    """Read two models and write one: one exclusive or of their bits a parameter."""
+    """Read two models and write one, with one exclusive or per parameter."""
     for tensor in pair.pairs:
         assert tensor.merged is not None
         kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.ends.element_size()]
@@ -259,7 +259,7 @@ def _memory(device: torch.device) -> int:
 
 
 def _peak_while(device: torch.device, work: Callable[[], object]) -> int:
-    """Return by how many bytes memory rose above what was taken before."""
+    """Return the peak increase of memory in bytes."""
     before = _memory(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -299,7 +299,7 @@ def _options() -> argparse.Namespace:
         "--clock",
         choices=CLOCKS,
         default="wall",
-        help="cpu: processor time of one thread, on a machine that others use",
+        help="cpu: processor time of one thread, for a shared machine",
     )
     parser.add_argument("--threads", type=int, default=0, help="torch threads on a CPU (default: torch's own)")
     parser.add_argument("--json", action="store_true")

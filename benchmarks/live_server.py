@@ -1,18 +1,19 @@
-"""What `dami live` costs over HTTP, beside its engine without HTTP and beside `transformers serve`.
+"""Measure `dami live` over HTTP against its engine without HTTP, and against `transformers serve`.
 
     python benchmarks/live_server.py [--streams 1 8 64] [--tokens 100] [--requests 100] [--rounds 3] [--json]
 
-All serve the shipped lab pair (215,000 parameters, bf16) on a CPU, one thread each, in processes of their own, and
-take turns; medians over the rounds. With a model so small, what is around it counts: HTTP, batching, Python.
+All serve the shipped lab pair (215,000 parameters, bf16) on a CPU, one thread each, in separate processes, with
+interleaved runs; figures are medians over the rounds. With such a small model, the overhead dominates: HTTP,
+batching, Python.
 
-`live`: `dami live`, every request at a λ of its own. `live_one`: the same server, every request at λ = 0.5.
-`engine`: the engine that `dami live` runs, called directly, every row at a λ of its own.
-`transformers`: `transformers serve` on the variant λ = 0.5 that `dami build` writes, each request by itself.
-`transformers_cb`: the same with `--continuous-batching`, left out with `--no-cb`.
+`live`: `dami live`, every request at its own λ. `live_one`: the same server, every request at λ = 0.5.
+`engine`: the engine that `dami live` runs, called directly, every row at its own λ.
+`transformers`: `transformers serve` on the variant λ = 0.5 that `dami build` writes, without batching.
+`transformers_cb`: the same with `--continuous-batching`; `--no-cb` skips it.
 
-Each is asked for the same prompts and as many tokens, greedy, end-of-text ignored, over loopback by httpx2. A latency
-is that of a completion of one token, one after the other; a first chunk is counted from the request to the first
-bytes of the reply's body (of the engine: to its first event). Peak memory is VmHWM (Linux), after everything.
+Each gets the same prompts and token counts, greedy, with end-of-text ignored, over loopback by httpx2. A latency is
+that of a completion of one token, one after the other; the time to the first chunk runs from the request to the
+first bytes of the reply's body (for the engine: to its first event). Peak memory is VmHWM (Linux), after everything.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ PROMPTS = tuple(
 )
 LAMBDA, NO_TOKEN = 0.5, 999
 LAMBDAS = (round(n * 0.618034 % 1, 6) for n in count(1))
-"""For each row another, spread over [0, 1]."""
+"""A different λ for each row, spread over [0, 1]."""
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 RECIPE = """merge_method: dami
 base_model: {0}/lab/instruct
@@ -58,7 +59,7 @@ family: {{name: bench, lambdas: [0.5]}}
 
 @dataclass(frozen=True)
 class Answers:
-    """What a burst took: seconds in all, seconds to each first chunk, and the texts."""
+    """The results of a burst: total seconds, seconds to each first chunk, and the texts."""
 
     seconds: float
     first: list[float]
@@ -67,7 +68,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Server:
-    """A server of OpenAI's routes. `model` is None where each request has a λ of its own."""
+    """A server with OpenAI's routes. `model` is None if each request has its own λ."""
 
     process: int
     client: httpx2.AsyncClient
@@ -75,7 +76,7 @@ class Server:
     extra: dict[str, Any]
 
     async def burst(self, rows: int, tokens: int) -> Answers:
-        """Ask for streams, or where one token is enough, for a whole reply."""
+        """Request streams, or whole replies if one token is enough."""
         begun = time.perf_counter()
         told = await asyncio.gather(*(self._one(i, tokens) for i in range(rows)))
         seconds = time.perf_counter() - begun
@@ -102,13 +103,13 @@ class Server:
 
 @dataclass(frozen=True)
 class Direct:
-    """The engine in a process of its own, told what to do by its standard input."""
+    """The engine in a separate process, controlled through its standard input."""
 
     process: int
     pipes: subprocess.Popen[str]
 
     async def burst(self, rows: int, tokens: int) -> Answers:
-        """Have it work; the times are its own."""
+        """Run a burst in the process; it measures the times itself."""
         assert self.pipes.stdin is not None
         assert self.pipes.stdout is not None
         self.pipes.stdin.write(f"{rows} {tokens}\n")
@@ -131,7 +132,7 @@ def main() -> int:
 
 
 async def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Start everything, take turns, and sum up."""
+    """Start everything, run interleaved rounds, and summarise."""
     start_load = os.getloadavg()[0]
     with ExitStack() as stack:
         peers = start(folder, stack, options)
@@ -187,7 +188,7 @@ def _alike(ours: list[str], theirs: list[str]) -> str:
 
 
 def start(folder: Path, stack: ExitStack, options: argparse.Namespace) -> dict[str, Peer]:
-    """Write the pair, build the variant, and start what is measured."""
+    """Write the pair, build the variant, and start the peers."""
     most = max(options.streams)
     (folder / "recipe.yml").write_text(RECIPE.format(folder))
     for command in (["lab", folder / "lab"], ["build", folder / "recipe.yml", folder / "out"]):
@@ -204,7 +205,7 @@ def start(folder: Path, stack: ExitStack, options: argparse.Namespace) -> dict[s
     }
     variant = str(next((folder / "out").glob("*/config.json")).parent)
     serve = [sys.executable, "-m", "transformers.cli.transformers", "serve", variant, "--device", "cpu"]
-    # By default a cache for continuous batching takes most of the machine's memory: 64 blocks of 256 tokens are enough.
+    # The default cache for continuous batching takes most of the memory: 64 blocks of 256 tokens are enough.
     batched = ["--continuous-batching", "--cb-block-size", "256", "--cb-num-blocks", str(max(most, 16))]
     asked = {"generation_config": json.dumps({"eos_token_id": NO_TOKEN, "pad_token_id": 2, "do_sample": False})}
     for name, more in {"transformers": [], "transformers_cb": batched}.items():
@@ -216,7 +217,7 @@ def start(folder: Path, stack: ExitStack, options: argparse.Namespace) -> dict[s
 
 @contextmanager
 def running(command: list[str]) -> Iterator[tuple[int, httpx2.AsyncClient]]:
-    """Run a server at a free port until the block ends; yields its process id and a client once it is healthy."""
+    """Run a server on a free port until the block ends; yields its process id and a client once it is healthy."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -243,7 +244,7 @@ def _healthy(url: str) -> bool:
 
 
 def work(arguments: list[str]) -> int:
-    """Be the engine's process: a line with rows and tokens comes in, a line with the times goes out."""
+    """Run as the engine's process: read lines with rows and tokens, write lines with times."""
     import torch
 
     from dami_merge.live import Engine, Generation, Row
@@ -268,18 +269,18 @@ def work(arguments: list[str]) -> int:
 
 
 def peak_mb(process: int) -> float:
-    """Return the most resident memory that a process has had, in MB (Linux)."""
+    """Return the peak resident memory of a process in MB (Linux)."""
     status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
     return round(int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) * 1024 / 1e6, 1)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 64], help="streams at once")
-    parser.add_argument("--tokens", type=int, default=100, help="tokens of a stream")
-    parser.add_argument("--requests", type=int, default=100, help="completions of one token a round, for latencies")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 64], help="concurrent streams")
+    parser.add_argument("--tokens", type=int, default=100, help="tokens per stream")
+    parser.add_argument("--requests", type=int, default=100, help="one-token completions per round, for latencies")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--no-cb", action="store_true", help="leave out continuous batching of transformers serve")
+    parser.add_argument("--no-cb", action="store_true", help="skip continuous batching of transformers serve")
     parser.add_argument("--json", action="store_true", help="write one JSON object")
     parser.add_argument("--engine", nargs=3, help=argparse.SUPPRESS)
     return parser.parse_args()

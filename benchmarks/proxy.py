@@ -1,12 +1,12 @@
-"""What the proxy adds to a direct call: throughput, latency, first streamed chunk, memory.
+"""Measure the proxy's overhead over a direct call: throughput, latency, first streamed chunk, memory.
 
     python benchmarks/proxy.py [--seconds 4] [--rounds 3] [--litellm PATH/TO/litellm] [--json]
 
-The server behind is nginx with one static chat completion; the load is wrk. Direct calls, nginx as a
-proxy, ours (with a key to check, probes, metrics, the `fixed` estimator) and, where given, LiteLLM's
-proxy take turns, each in its own process. First chunks come from a small server that sends ten
-events 20 ms apart; so do the 500 concurrent streams. Needs `nginx` and `wrk` in the PATH. Exits 1
-where a budget is exceeded.
+The upstream is nginx with one static chat completion; wrk is the load generator. Runs are interleaved:
+direct calls, nginx as a proxy, ours (with an API key, health checks, metrics, the `fixed` estimator)
+and, if given, LiteLLM's proxy, each in its own process. First chunks come from a small server that sends ten
+events 20 ms apart; so do the 500 concurrent streams. Needs `nginx` and `wrk` in the PATH. Exits with 1
+if a budget is exceeded.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ BUDGETS = {"added_p50_ms": 0.6}
 
 @dataclass(frozen=True)
 class Load:
-    """One run of wrk: requests a second, latencies in milliseconds, and replies that were not 200."""
+    """One run of wrk: requests per second, latencies in milliseconds, and replies other than 200."""
 
     rate: float
     p50: float
@@ -54,10 +54,10 @@ class Load:
 
 
 def main() -> int:
-    """Measure, print, and say by the exit code whether the budgets are kept."""
+    """Measure and print; exit with 1 if a budget is exceeded."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=int, default=4, help="length of one run (default 4)")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each, taking turns (default 3)")
+    parser.add_argument("--seconds", type=int, default=4, help="seconds per run (default 4)")
+    parser.add_argument("--rounds", type=int, default=3, help="interleaved runs of each (default 3)")
     parser.add_argument("--litellm", help="the `litellm` command of an environment that has litellm[proxy]")
     parser.add_argument("--json", action="store_true", help="write one JSON object")
     arguments = parser.parse_args()
@@ -77,7 +77,7 @@ def main() -> int:
 
 
 def measure(folder: Path, seconds: int, rounds: int, litellm: str | None) -> dict[str, float]:
-    """Start everything, take turns, and sum up."""
+    """Start everything, run interleaved rounds, and summarise."""
     with ExitStack() as stack:
         upstream, relay = stack.enter_context(nginx(folder))
         ports = {"direct": upstream, "nginx": relay}
@@ -98,13 +98,13 @@ def measure(folder: Path, seconds: int, rounds: int, litellm: str | None) -> dic
         if litellm:
             figures["ratio_to_litellm"] = round(many["dami"].rate / many["litellm"].rate, 1)
         figures["rss_mb"] = rss_mb(process)
-        # Unlike times, this hardly depends on what else the machine is doing.
+        # Unlike times, this hardly depends on the load of the machine.
         figures["dami_cpu_ms_per_request"] = cpu_per_request(process, before, answered(ours))
     return figures | streams(folder)
 
 
 def turns(folder: Path, ports: dict[str, int], connections: int, seconds: int, rounds: int) -> dict[str, Load]:
-    """Load each address in turn, a round to warm up before; returns the medians by name."""
+    """Load each address in turn, after a warm-up round; returns the medians by name."""
     found: dict[str, list[Load]] = {name: [] for name in ports}
     for number in range(rounds + 1):
         for name, port in ports.items():
@@ -123,7 +123,7 @@ def turns(folder: Path, ports: dict[str, int], connections: int, seconds: int, r
 
 
 def wrk(folder: Path, port: int, connections: int, seconds: int) -> Load:
-    """Post the same chat again and again."""
+    """Post the same chat repeatedly."""
     script = folder / "post.lua"
     script.write_text(
         f"wrk.method = 'POST'\nwrk.body = [[{json.dumps(BODY)}]]\nwrk.headers['Content-Type'] = 'application/json'\n"
@@ -143,7 +143,7 @@ def wrk(folder: Path, port: int, connections: int, seconds: int) -> Load:
 
 @contextmanager
 def nginx(folder: Path) -> Iterator[tuple[int, int]]:
-    """Run nginx with the static reply at one port, and as a proxy to it at another."""
+    """Run nginx with the static reply on one port, and as a proxy to it on another."""
     static, relay = free_port(), free_port()
     models = json.dumps({"object": "list", "data": [{"id": "v-l000", "object": "model"}]})
     (folder / "nginx.conf").write_text(
@@ -209,14 +209,14 @@ def running(command: list[str], port: int) -> Iterator[int]:
             time.sleep(0.05)
         try:
             if process.poll() is not None:
-                raise SystemExit(f"{command[0]} ended at once")
+                raise SystemExit(f"{command[0]} exited at once")
             yield process.pid
         finally:
             process.terminate()
 
 
 def streams(folder: Path) -> dict[str, float]:
-    """Measure what is added to the first chunk of one stream, and 500 streams at once."""
+    """Measure the delay of the first chunk of one stream, and 500 concurrent streams."""
     with ExitStack() as stack:
         upstream = free_port()
         stack.enter_context(running([sys.executable, __file__, "--upstream", str(upstream)], upstream))
@@ -249,7 +249,7 @@ def first_chunk(port: int) -> float:
 
 
 async def together(port: int, count: int) -> float:
-    """Read streams at the same time; each must come whole. Returns the seconds until the last one ends."""
+    """Read concurrent streams; each must be complete. Returns the seconds until the last one ends."""
     body = json.dumps({**BODY, "stream": True}).encode()
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\nconnection: close\r\n"
@@ -293,20 +293,20 @@ async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 async def serve_drip(port: int) -> None:
-    """Serve `drip` for ever."""
+    """Serve `drip` forever."""
     server = await asyncio.start_server(drip, "127.0.0.1", port, backlog=1024)
     await server.serve_forever()
 
 
 def free_port() -> int:
-    """Return a port that nobody listens at."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def answered(port: int) -> float:
-    """Return how many requests the proxy has answered by now."""
+    """Return how many requests the proxy has answered so far."""
     request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Authorization": f"Bearer {KEY}"})
     with urllib.request.urlopen(request, timeout=10) as reply:
         found = re.findall(rb"^dami_request_seconds_count ([\d.e+]+)$", reply.read(), re.MULTILINE)
@@ -314,13 +314,13 @@ def answered(port: int) -> float:
 
 
 def cpu_ms(process: int) -> float:
-    """Return the processor time that a process has used, in milliseconds (Linux)."""
+    """Return the processor time of a process in milliseconds (Linux)."""
     fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) * 1e3 / os.sysconf("SC_CLK_TCK")
 
 
 def cpu_per_request(process: int, before: float, requests: float) -> float:
-    """Return the processor time of one request in milliseconds."""
+    """Return the processor time per request in milliseconds."""
     return round((cpu_ms(process) - before) / requests, 3)
 
 
@@ -331,7 +331,7 @@ def rss_mb(process: int) -> float:
 
 
 def machine() -> str:
-    """Say what this ran on."""
+    """Describe the machine."""
     versions = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     return f"{versions}; server nginx, load wrk (1 thread)"
 

@@ -60,7 +60,7 @@ class Figure:
 
 
 def main() -> int:
-    """Measure, print, and say by the exit code whether every budget is kept."""
+    """Measure and print; exit with 1 if a budget is exceeded."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20, help="runs of each command (default 20, at least 10)")
     parser.add_argument("--json", action="store_true", help="write one JSON object")
@@ -77,7 +77,7 @@ def main() -> int:
 
 
 def commands(folder: Path, runs: int) -> list[Figure]:
-    """Time `dami --help` and `dami check`, taking turns."""
+    """Time `dami --help` and `dami check`, interleaved."""
     dami = str(Path(sys.executable).parent / "dami")
     recipe = write_pair(folder)
     times = interleaved({"help": [dami, "--help"], "check": [dami, "check", str(recipe)]}, runs)
@@ -95,7 +95,7 @@ def hook(folder: Path, runs: int) -> list[Figure]:
         runs,
         environments={"off": {"DAMI_NO_AUTOLOAD": "1"}},
     )
-    # Runs of one round share the machine's state, so their difference is less noisy than that of two medians.
+    # Runs of one round share the machine's state: paired differences are less noisy than a difference of medians.
     cost = [on - none for on, none in zip(times["on"], times["none"], strict=True)]
     return [
         figure("`python -c pass` without the hook", times["none"]),
@@ -107,14 +107,14 @@ def hook(folder: Path, runs: int) -> list[Figure]:
 
 
 def figure(what: str, times: Sequence[float], budget_ms: float | None = None) -> Figure:
-    """Sum up times in seconds."""
+    """Summarise times in seconds."""
     return Figure(what, round(median(times) * 1e3, 3), round(min(times) * 1e3, 3), len(times), budget_ms)
 
 
 def interleaved(
     commands: Mapping[str, list[str]], runs: int, environments: Mapping[str, Mapping[str, str]] | None = None
 ) -> dict[str, list[float]]:
-    """Run the commands in turn, `runs` rounds after one to warm the file cache; returns seconds by name."""
+    """Run the commands in turn, `runs` rounds after a warm-up round; returns seconds by name."""
     times: dict[str, list[float]] = {name: [] for name in commands}
     for number in range(runs + 1):
         for name, command in commands.items():
@@ -125,7 +125,7 @@ def interleaved(
 
 
 def wall_time(command: list[str], environment: Mapping[str, str]) -> float:
-    """Return the seconds that a command takes; it must succeed."""
+    """Return the run time of a command in seconds; it must succeed."""
     inherited = {key: value for key, value in os.environ.items() if key not in _NEUTRAL}
     start = time.perf_counter()
     subprocess.run(command, env={**inherited, **environment}, check=True, capture_output=True)
@@ -133,7 +133,7 @@ def wall_time(command: list[str], environment: Mapping[str, str]) -> float:
 
 
 def bare_python(folder: Path, *, hooked: bool) -> str:
-    """Make a virtual environment that has dami_merge in it, with or without the hook; returns its Python."""
+    """Create a virtual environment with dami_merge, with or without the hook; returns its Python."""
     venv.create(folder, with_pip=False)
     (site,) = folder.glob("lib/python*/site-packages")
     shutil.copytree(PACKAGE, site / "dami_merge", ignore=shutil.ignore_patterns("__pycache__", "lab"))
@@ -156,7 +156,7 @@ def start_up_file(name: str) -> Path:
 
 
 def import_time(python: str) -> float:
-    """Return the seconds that the hook's modules take to import, as Python itself reports."""
+    """Return the import time of the hook's modules in seconds, as Python reports it."""
     command = [python, "-X", "importtime", "-c", "pass"]
     report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
     found = _IMPORTED.findall(report)
@@ -201,7 +201,7 @@ def tensor_names() -> list[str]:
 
 
 def machine() -> str:
-    """Say what this ran on."""
+    """Describe the machine."""
     return f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
 
 

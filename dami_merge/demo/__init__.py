@@ -1,1 +1,1 @@
-"""The whole product in small, on the tiny pair: merge, answer, estimate λ(q), route, answer at exactly λ(q), report."""
+"""The demo on the tiny pair: merge, answer, estimate λ(q), route, answer at exactly λ(q), report."""

@@ -20,12 +20,12 @@ _HEADER = ("", "accuracy", "95 % interval", "tokens", "thinks", "mean λ")
 
 
 def as_text(demo: Demo) -> str:
-    """Return the table of static variants, the routed point and the oracle, and three queries' stories."""
+    """Return the table of static variants, routed points and the oracle, the comparison, and three example queries."""
     return "\n\n".join([table(_HEADER, _rows(demo)), _verdict(demo), *map(_story, examples(demo))])
 
 
 def as_dict(demo: Demo) -> dict[str, Any]:
-    """Return every figure for JSON."""
+    """Return all figures for JSON."""
     hollow = dominated(demo.static)
     return {
         "static": [
@@ -62,7 +62,7 @@ def write_report(demo: Demo, folder: Path) -> list[Path]:
 
 
 def examples(demo: Demo) -> list[Routed]:
-    """Choose queries that show what routing does: left to Instruct, given thought, and one that it got wrong."""
+    """Choose queries that show what routing does: one for Instruct, one with more thinking, and one wrong answer."""
     right = [r for r in demo.queries if r.rollout.correct]
     easy = [r for r in right if r.lambda_ == demo.lambdas[0]]
     hard = [r for r in right if r.lambda_ > demo.lambdas[0] and not r.instruct.correct]
@@ -71,7 +71,7 @@ def examples(demo: Demo) -> list[Routed]:
 
 
 def _telling(routed: Routed) -> tuple[int, str]:
-    # Long queries tell more; the text settles ties, so that the same run shows the same ones.
+    # Prefer long queries; ties are broken by text, so that equal runs show equal examples.
     return len(routed.query.text), routed.query.text
 
 
@@ -103,7 +103,7 @@ def _verdict(demo: Demo) -> str:
         "Differences are in points, with 95 % bootstrap intervals paired by query; routed tokens include the probe"
         f" ({PROBE_TOKENS} token per query).\n"
         "λ(q) comes from the Instruct variant's confidence in its own direct answer. No labels are used:"
-        f" {demo.calibration} other queries set the scale (wanted mean λ {demo.mean_lambda:g}, largest"
+        f" {demo.calibration} other queries set the scale (target mean λ {demo.mean_lambda:g}, largest"
         f" {demo.max_lambda:g}).\n"
         "Zero-shot routing takes the nearest variant of the table. Exactly λ(q) is answered by the live engine: two"
         " endpoints in memory, every query of a batch at its own λ."

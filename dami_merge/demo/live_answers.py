@@ -1,4 +1,4 @@
-"""The demo's queries on the live engine: each at its own λ, in one batch, from two endpoints in memory."""
+"""Answers of the live engine to the demo's queries, each at its own λ, in one batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dami_router.rollouts.records import Rollout
 __all__ = ["answer_exactly"]
 
 _ROWS = 64
-"""Answers at once: more do not make a model of this size faster."""
+"""Rows at a time; more rows are no faster at this model size."""
 
 
 def answer_exactly(pair: Path, asked: Sequence[tuple[LabQuery, float]]) -> list[Rollout]:

@@ -1,19 +1,18 @@
-"""The demo itself: every figure that it prints is computed in that run.
+"""The run of the demo; every figure that it prints is computed in that run.
 
 1. Write the tiny pair and a recipe, and check the recipe.
 2. Merge a family of variants through mergekit.
 3. Answer held-out queries on every variant, in this process, with Transformers.
-4. Estimate λ(q) without any training: probe the Instruct variant once, read how sure it is of
-   its own direct answer, and map that to λ by a quantile map fitted on *other*, unlabelled queries.
+4. Estimate λ(q) without training: probe the Instruct variant once, take its confidence in a direct
+   answer, and map that to λ by a quantile map fitted on *other*, unlabelled queries.
 5. Send each query to the nearest variant, and compare with every static λ, with the best random
    mixture of them at equal tokens, and with the oracle. The probe's token counts as a token of
    the routed answer.
 6. Answer all queries in one batch of the live engine, each at exactly its λ(q): two endpoints in
-   memory, and nothing merged.
+   memory, without merging.
 
-Whole batches at one λ (step 3) are answered on the variants, by prompts of one length at a time
-without padding, which is faster than the engine at this size; many λ in one batch is what only the
-engine can do.
+Whole batches at one λ (step 3) run on the variants, by prompts of equal length without padding,
+which is faster than the engine at this size; only the engine can run many λ in one batch.
 
 The estimator's form is ours, not the DAMI paper's. Its two numbers (mean and largest λ) were chosen
 on the pair's dev queries, with figures of its test queries in sight; the demo reports test queries.
@@ -44,16 +43,16 @@ PROBE_TOKENS = 1
 
 
 class Say(Protocol):
-    """Where the demo tells what it does."""
+    """Receives the demo's progress messages."""
 
     def __call__(self, text: str, /) -> None:
-        """Take one line."""
+        """Show one line."""
         ...
 
 
 @dataclass(frozen=True)
 class Routed:
-    """What happened to one query."""
+    """The results for one query."""
 
     query: LabQuery
     confidence: float
@@ -66,7 +65,7 @@ class Routed:
 
 @dataclass(frozen=True)
 class Demo:
-    """Everything that the demo found out; `static` has one point for each λ of `lambdas`.
+    """The demo's results; `static` has one point for each λ of `lambdas`.
 
     `routed` takes the nearest of these variants, `exact` λ(q) itself, on the live engine; the tokens of both include
     the probe's. `over_mixing` and `exact_over_mixing` are their accuracy minus that of the best random mixture of
@@ -187,7 +186,7 @@ def _routed(
 
 
 def _scored(grid: Grid, answers: Sequence[Rollout]) -> tuple[Point, Figure | None]:
-    """Return the point of routed answers, one a query, with the probe's tokens; and its accuracy over mixing."""
+    """Return the point of routed answers, one per query, including the probe's tokens, and its accuracy over mixing."""
     correct = np.array([a.correct for a in answers], dtype=np.float64)
     tokens = np.array([a.tokens + PROBE_TOKENS for a in answers], dtype=np.float64)
     think, lambda_ = np.mean([bool(a.think) for a in answers]), np.mean([a.lambda_ for a in answers])

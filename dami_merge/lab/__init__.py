@@ -1,7 +1,7 @@
-"""The lab: a tiny real Instruct/Thinking pair on which every claim of this project can be measured in minutes.
+"""The lab: a tiny real Instruct/Thinking pair on which the claims of this project can be measured in minutes.
 
-A Qwen3 of 215,000 parameters that works chains of one-digit arithmetic: ``instruct`` answers at once, ``thinking``
-works step by step and then checks itself. Importing this package imports neither torch nor transformers.
+A Qwen3 of 215,000 parameters that computes chains of one-digit arithmetic: ``instruct`` answers at once, ``thinking``
+works step by step and then checks its result. Importing this package imports neither torch nor transformers.
 """
 
 from dami_merge.lab.shipped import SHIPPED_PAIR, SHIPPED_ROLLOUTS, copy_pair

@@ -1,7 +1,7 @@
 """Greedy answers to many queries in one process, with the evidence that a zero-shot estimator needs.
 
-Queries are grouped by the length of their prompt, so that no padding is needed; a query that has ended leaves its
-batch. Nothing here grades: see ``rollouts``.
+Queries are grouped by prompt length, so that no padding is needed; a finished query leaves its batch. Grading is in
+``rolling_out``.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "answer", "probe"]
 
 MAX_NEW_TOKENS = 160
-"""More than the longest trained format needs at n = 10 (123), so that only an answer that runs on is cut off."""
+"""More than the longest trained format needs at n = 10 (123), so that only runaway answers are cut off."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model wrote for one query, and how sure it was.
+    """A model's answer to one query, with its confidence.
 
     ``tokens`` counts every token generated, ``<eos>`` included; ``logprobs`` has the natural log-probability of each.
-    ``direct`` is the probability, in [0, 1], that the model gave the likeliest digit as its very first token: its
-    confidence in its own direct answer, low both where it doubts the digit and where it would rather think.
+    ``direct`` is the probability, in [0, 1], of the likeliest digit as the first token: the model's confidence in a
+    direct answer. It is low if the model is unsure of the digit, or tends to think instead.
     """
 
     text: str
@@ -47,14 +47,14 @@ class Answer:
 
     @property
     def confidence(self) -> float:
-        """exp of the mean log-probability over all tokens generated, in [0, 1] (the design's c of a probe)."""
+        """exp of the mean log-probability over all generated tokens, in [0, 1]."""
         return math.exp(math.fsum(self.logprobs) / len(self.logprobs))
 
 
 def answer(
     model: Qwen3ForCausalLM, queries: Sequence[str], *, max_new_tokens: int = MAX_NEW_TOKENS, batch: int = 256
 ) -> list[Answer]:
-    """Answer each query greedily, in the order given, with at most ``max_new_tokens`` (≥ 1) tokens each.
+    """Answer each query greedily, in the given order, with at most ``max_new_tokens`` (≥ 1) tokens each.
 
     Raises ``ValueError`` for a limit or batch below 1.
     """
@@ -73,12 +73,12 @@ def answer(
 
 
 def probe(model: Qwen3ForCausalLM, queries: Sequence[str], *, tokens: int = 4) -> list[Answer]:
-    """The first few tokens that a model would write for each query: cheap evidence for routing, no labels needed."""
+    """Return the first few tokens of a model's answer to each query: cheap evidence for routing, without labels."""
     return answer(model, queries, max_new_tokens=tokens)
 
 
 def _answer_batch(model: Qwen3ForCausalLM, prompts: list[list[int]], limit: int) -> list[Answer]:
-    """Answers to prompts of one length."""
+    """Return the answers to prompts of equal length."""
     import torch
 
     written: list[list[int]] = [[] for _ in prompts]
@@ -103,7 +103,7 @@ def _answer_batch(model: Qwen3ForCausalLM, prompts: list[list[int]], limit: int)
 
 
 def _next(model: Qwen3ForCausalLM, tokens: torch.Tensor, cache: Cache | None) -> tuple[torch.Tensor, Cache]:
-    """Log-probabilities (rows, 22) of the token after these (rows, columns), and the cache that holds them all."""
+    """Return log-probabilities (rows, 22) of the token after these (rows, columns), and the cache of all tokens."""
     out = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return out.logits[:, -1].float().log_softmax(dim=-1), out.past_key_values
 

@@ -1,4 +1,4 @@
-"""Graded answers of one variant to the lab's queries."""
+"""Graded answers of one variant to queries of the lab."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["graded", "roll_out"]
 
 
 def roll_out(model: Qwen3ForCausalLM, queries: Sequence[LabQuery], lambda_: float, name: str) -> list[Rollout]:
-    """Return every query answered by one variant at λ and graded; ``name`` goes into each rollout as ``model``."""
+    """Return the graded answers of one variant at λ to every query; ``name`` is the ``model`` of each rollout."""
     answers = answer(model, [query.text for query in queries])
     return [
         graded(query, lambda_, name, a.text, a.tokens, a.finish_reason == "stop")
@@ -26,7 +26,7 @@ def roll_out(model: Qwen3ForCausalLM, queries: Sequence[LabQuery], lambda_: floa
 
 
 def graded(query: LabQuery, lambda_: float, name: str, text: str, tokens: int, finished: bool) -> Rollout:
-    """Return one answer as a rollout; ``finished`` says that the model ended it itself."""
+    """Return one answer as a rollout; ``finished``: the model ended it itself."""
     return Rollout(
         query_id=query.id,
         query=query.text,

@@ -1,4 +1,4 @@
-"""The pair and the rollouts that come with the package, so that nobody needs to train."""
+"""The pair and the rollouts that ship with the package; no training is needed."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from dami_router.shared.durable import write_atomically
 __all__ = ["SHIPPED_PAIR", "SHIPPED_ROLLOUTS", "copy_pair"]
 
 SHIPPED_PAIR = Path(__file__).parent / "pair"
-"""Holds ``instruct`` and ``thinking``, two complete bf16 checkpoints."""
+"""Folder of ``instruct`` and ``thinking``, two complete bf16 checkpoints."""
 
 SHIPPED_ROLLOUTS = Path(__file__).parent / "rollouts.jsonl.gz"
-"""The dev and test queries answered by the shipped pair at λ = 0, 0.1 … 1."""
+"""Answers of the shipped pair to the dev and test queries at λ = 0, 0.1 … 1."""
 
 
 def copy_pair(directory: Path) -> tuple[Path, Path]:
-    """Put the shipped pair into a directory and return its two folders, ``instruct`` and ``thinking``.
+    """Copy the shipped pair into a directory and return its two folders, ``instruct`` and ``thinking``.
 
-    Files that are there already and equal are left alone, so copying twice does no harm. Raises FailureError,
-    before anything is written, where a file differs, is not ours, or has a folder in its place.
+    Equal files are left alone, so copying twice is harmless. Raises FailureError, before anything is written, if a
+    file differs, does not belong to the pair, or has a folder in its place.
     """
     sources = {f.relative_to(SHIPPED_PAIR): f for f in sorted(SHIPPED_PAIR.glob("*/*")) if f.is_file()}
     _refuse_other_content(directory, sources)
     for name, source in sources.items():
         if not (directory / name).exists():
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
-            # Beginnings lie outside the endpoint, which holds nothing but its own files even after a crash.
+            # Partial files lie outside the endpoint, which has only its own files even after a crash.
             write_atomically(directory / name, source.read_bytes(), work=directory)
     return directory / "instruct", directory / "thinking"
 
@@ -46,4 +46,4 @@ def _refuse_other_content(directory: Path, sources: dict[Path, Path]) -> None:
                 raise FailureError(f"{file} differs from the shipped one; nothing was written", hint=_WAY_OUT)
 
 
-_WAY_OUT = "choose a new directory, or remove this one yourself"
+_WAY_OUT = "choose a new directory, or remove this one"

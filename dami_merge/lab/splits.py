@@ -1,7 +1,7 @@
-"""Which chains are trained on and which are held out, and how queries are drawn.
+"""The split of chains into training and held-out ones, and the drawing of queries.
 
-A chain's split is decided by a hash of its text alone, so a held-out chain is never trained on, whatever the seed, the
-number of steps or the order of drawing. Anything tuned is tuned on ``dev`` and reported on ``test``.
+A hash of its text alone decides a chain's split, so a held-out chain is never trained on, whatever the seed, the
+number of steps or the order of drawing. Tuning uses ``dev``, reports use ``test``.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ __all__ = [
 Split = Literal["train", "dev", "test"]
 
 TRAINED_LENGTHS = range(1, 8)
-HELD_OUT_LENGTHS = range(1, 11)  # 8 to 10 are never trained: out of distribution on purpose
+HELD_OUT_LENGTHS = range(1, 11)  # 8 to 10 are never trained on: out of distribution on purpose
 
 _TENTHS: dict[int, Split] = {0: "test", 1: "dev"}
-# The first test stream had been looked at while pairs were being tuned; this one was drawn afterwards.
+# The first test stream was seen while pairs were tuned; this one was drawn afterwards.
 _STREAMS = {"dev": "dev", "test": "test-2"}
 _LENGTH_DECAY = 0.75
 _PURE_SHARE = 0.25
@@ -40,7 +40,7 @@ _PURE_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class LabQuery:
-    """One held-out question: a stable id, the chain as the user's message, the right digit, the operations n."""
+    """One held-out question: a stable id, the chain as the user's message, the correct digit, the operations n."""
 
     id: str
     text: str
@@ -49,14 +49,14 @@ class LabQuery:
 
 
 def split_of(chain: str) -> Split:
-    """The split of a chain: a tenth of all chains is ``test``, a tenth ``dev``, the rest ``train``."""
+    """Return the split of a chain: a tenth of all chains is ``test``, a tenth ``dev``, the rest ``train``."""
     return _TENTHS.get(_hash(chain) % 10, "train")
 
 
 def draw_chain(rng: Random, operations: int) -> str:
-    """A random chain of n operations; a quarter are pure maximum or pure minimum, easy at any length.
+    """Return a random chain of n operations; a quarter are pure maximum or pure minimum, easy at any length.
 
-    Only ``rng.random()`` is used, whose sequence Python keeps from version to version.
+    Only ``rng.random()`` is used, whose sequence is stable across Python versions.
     """
     if rng.random() < _PURE_SHARE:
         operators = _pick(rng, "><") * operations
@@ -66,7 +66,7 @@ def draw_chain(rng: Random, operations: int) -> str:
 
 
 def draw_training_chain(rng: Random) -> str:
-    """A random chain of the ``train`` split; n is 1…7 with weights 0.75^(n−1)."""
+    """Return a random chain of the ``train`` split; n is 1…7 with weights 0.75^(n−1)."""
     weights = [_LENGTH_DECAY ** (n - 1) for n in TRAINED_LENGTHS]
     target = rng.random() * sum(weights)
     operations = TRAINED_LENGTHS[-1]
@@ -81,16 +81,16 @@ def draw_training_chain(rng: Random) -> str:
 
 
 def draw_queries(split: Literal["dev", "test"], count: int = 1000) -> tuple[LabQuery, ...]:
-    """The same distinct queries of a held-out split at every call, n = 1…10 as evenly as distinct chains allow.
+    """Return distinct queries of a held-out split, the same at every call, n = 1…10 as evenly as distinct chains allow.
 
-    They come in an order that does not depend on length, so that any leading part is a fair sample.
+    Their order does not depend on length, so that any prefix is a fair sample.
     Raises ``ValueError`` for the training split or a negative count.
     """
     if split not in ("dev", "test") or count < 0:
         raise ValueError(f"queries are drawn from 'dev' or 'test' and count is at least 0, got {split!r}, {count}")
     chains: set[str] = set()
     for n in HELD_OUT_LENGTHS:
-        # What a short length cannot fill (there are only 400 chains with n = 1) goes to the longer ones.
+        # Short lengths have too few chains (only 400 with n = 1); longer ones make up for them.
         share = -(-(count - len(chains)) // (HELD_OUT_LENGTHS.stop - n))
         chains.update(_draw_distinct(split, n, share))
     ordered = sorted(chains, key=_hash)

@@ -1,8 +1,8 @@
 """The lab's task: chains of one-digit arithmetic, their answers in three formats, and a strict grader.
 
-A chain such as ``3+7-2>5=`` is worked left to right modulo 10 with four operators: ``+``, ``-``, ``>`` (the larger
+A chain such as ``3+7-2>5=`` is computed left to right modulo 10 with four operators: ``+``, ``-``, ``>`` (the larger
 of two) and ``<`` (the smaller of two). It is small enough for a 215,000-parameter model to learn in minutes, and hard
-enough that a model that answers at once is often wrong where one that works step by step is right.
+enough that a model that answers at once is often wrong, and one that works step by step is right.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _ANSWER = re.compile(rf"(?:{THINK_OPEN}(?:(?!{THINK_OPEN}|{THINK_CLOSE}).)*{THIN
 
 
 def make_chain(digits: str, operators: str) -> str:
-    """The chain with these operands and operators; ``ValueError`` unless there is one operand more than operators."""
+    """Return the chain of these operands and operators; ``ValueError`` unless there is one more operand."""
     if len(digits) != len(operators) + 1:
         raise ValueError(f"a chain of {len(operators)} operators takes {len(operators) + 1} digits, got {len(digits)}")
     chain = digits[0] + "".join(o + d for o, d in zip(operators, digits[1:], strict=True)) + "="
@@ -53,12 +53,12 @@ def make_chain(digits: str, operators: str) -> str:
 
 
 def length(chain: str) -> int:
-    """The number of operations n of a chain, at least 1; ``ValueError`` for text that is no chain."""
+    """Return the number of operations n ≥ 1 of a chain; ``ValueError`` for text that is not a chain."""
     return (len(_checked(chain)) - 2) // 2
 
 
 def steps(chain: str) -> list[tuple[int, str, int, int]]:
-    """The working of a chain, left to right: one ``(value so far, operator, operand, new value)`` per operation."""
+    """Return the steps of a chain, left to right: ``(value so far, operator, operand, new value)`` per operation."""
     _checked(chain)
     value, worked = int(chain[0]), []
     for operator, digit in zip(chain[1:-1:2], chain[2:-1:2], strict=True):
@@ -69,14 +69,14 @@ def steps(chain: str) -> list[tuple[int, str, int, int]]:
 
 
 def evaluate(chain: str) -> str:
-    """The right answer to a chain, one digit as text; ``ValueError`` for text that is no chain."""
+    """Return the correct answer to a chain, one digit as text; ``ValueError`` for text that is not a chain."""
     return str(steps(chain)[-1][3])
 
 
 def format_answer(chain: str, style: AnswerFormat) -> str:
-    """The right answer to a chain as a model is trained to write it, without the end-of-text token.
+    """Return the correct answer to a chain in a training format, without the end-of-text token.
 
-    ``direct`` is the digit; ``think`` shows the working once; ``check`` shows it twice, as an overthinker does.
+    ``direct`` is the digit; ``think`` shows the steps once; ``check`` shows them twice.
     """
     if style not in get_args(AnswerFormat):
         raise ValueError(f"unknown answer format {style!r}: expected one of {', '.join(get_args(AnswerFormat))}")
@@ -89,17 +89,17 @@ def format_answer(chain: str, style: AnswerFormat) -> str:
 
 
 def grade(answer: str, expected: str, *, finished: bool = True) -> bool:
-    """Whether an answer is right, strictly: the expected digit, alone or directly after one think block, then the end.
+    """Return whether an answer is exactly the expected digit, alone or directly after one think block.
 
-    ``finished`` says whether the model ended its text itself; an answer that was cut off is wrong.
-    What stands inside the think block is not graded.
+    ``finished``: whether the model ended its text itself; an answer that was cut off is wrong.
+    The content of the think block is not graded.
     """
     match = _ANSWER.fullmatch(answer)
     return finished and match is not None and match.group(1) == expected
 
 
 def has_think_block(answer: str) -> bool:
-    """Whether an answer opens or closes a think block anywhere."""
+    """Return whether an answer opens or closes a think block anywhere."""
     return THINK_OPEN in answer or THINK_CLOSE in answer
 
 

@@ -1,7 +1,7 @@
-"""The lab's model: Qwen3 with 215,000 parameters, and its files in the layout that Transformers 4.51 and 5 both read.
+"""The lab's model: Qwen3 with 215,000 parameters, and its files in a layout that both Transformers 4.51 and 5 read.
 
 Transformers 5 writes ``rope_theta`` inside ``rope_parameters`` and ``dtype`` for ``torch_dtype``; 4.51 (which TGI
-pins) overlooks both without a word. The files are therefore written here, in the old layout.
+pins) ignores both silently. The files are therefore written here, in the old layout.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _GENERATION_CONFIG: dict[str, Any] = {
 
 
 def new_model(seed: int) -> Qwen3ForCausalLM:
-    """A model with random weights in fp32, the same for the same seed; the global random state is left as it was."""
+    """Return a model with random fp32 weights, determined by the seed; the global random state is unchanged."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -76,9 +76,9 @@ def new_model(seed: int) -> Qwen3ForCausalLM:
 
 
 def load_endpoint(directory: Path) -> Qwen3ForCausalLM:
-    """A checkpoint of the lab, its stored weights widened to fp32 and ready to answer.
+    """Load a checkpoint of the lab in evaluation mode, its weights widened to fp32.
 
-    fp32 arithmetic keeps an answer from depending on which other queries share its batch.
+    With fp32 arithmetic, an answer does not depend on the other queries in its batch.
     """
     import torch
     from transformers import Qwen3ForCausalLM
@@ -90,7 +90,7 @@ def load_endpoint(directory: Path) -> Qwen3ForCausalLM:
 def save_endpoint(weights: dict[str, torch.Tensor], directory: Path) -> None:
     """Write a complete checkpoint: weights rounded once to bf16, config, generation config and tokenizer.
 
-    All of it appears at once under ``directory``, which must not exist yet (FailureError).
+    Everything appears at once under ``directory``; raises FailureError if that exists.
     """
     import torch
     from safetensors.torch import save_file
@@ -105,7 +105,7 @@ def save_endpoint(weights: dict[str, torch.Tensor], directory: Path) -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run torch on one thread: as fast as several for a model of this size, and its sums add up in one order."""
+    """Run torch on one thread: as fast as several at this size, and with a fixed order of summation."""
     import torch
 
     before = torch.get_num_threads()
@@ -132,7 +132,7 @@ def _no_progress_bar() -> Iterator[None]:
 @contextmanager
 def _appearing_at_once(directory: Path) -> Iterator[Path]:
     if directory.exists():
-        raise FailureError(f"{directory} already exists", hint="choose another directory, or remove this one yourself")
+        raise FailureError(f"{directory} already exists", hint="choose another directory, or remove this one")
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:

@@ -1,7 +1,7 @@
-"""The lab's tokenizer: 22 tokens, one a character, written as files that Transformers 4.51 and 5 both read.
+"""The lab's tokenizer: 22 tokens, one per character, in files that both Transformers 4.51 and 5 read.
 
-Transformers 4.51 (which TGI pins) knows no ``TokenizersBackend`` class and no ``chat_template.jinja``: so the class is
-``PreTrainedTokenizerFast`` and the template lies inside ``tokenizer_config.json``.
+Transformers 4.51 (which TGI pins) does not support ``TokenizersBackend`` and ``chat_template.jinja``: so the class is
+``PreTrainedTokenizerFast`` and the template is in ``tokenizer_config.json``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TOKENS: tuple[str, ...] = (UNK, BOS, EOS, THINK_OPEN, THINK_CLOSE, *DIGITS, *OPE
 _IDS = {token: i for i, token in enumerate(TOKENS)}
 _SPECIAL = (UNK, BOS, EOS)
 
-# The same prompt at every λ: the weights alone decide how hard the model thinks.
+# The same prompt at every λ: only the weights decide how hard the model thinks.
 CHAT_TEMPLATE = (
     "{{ bos_token }}{%- set ns = namespace(text='') -%}"
     "{%- for message in messages -%}{%- if message['role'] == 'user' -%}"
@@ -29,7 +29,7 @@ CHAT_TEMPLATE = (
 
 
 def encode(text: str) -> list[int]:
-    """The token ids of a text as the shipped tokenizer gives them, without ``<bos>``; needs no tokenizer library."""
+    """Return the token ids of a text as the shipped tokenizer does, without ``<bos>``; needs no tokenizer library."""
     ids, at = [], 0
     while at < len(text):
         name = next((t for t in TOKENS[:5] if text.startswith(t, at)), text[at])
@@ -75,7 +75,7 @@ def _tokenizer_config() -> dict[str, Any]:
         "added_tokens_decoder": {str(_IDS[t]): _added_token(t) for t in TOKENS[:5]},
         "chat_template": CHAT_TEMPLATE,
         "clean_up_tokenization_spaces": False,
-        # Without it Transformers 4.51 makes token_type_ids, which Qwen3 refuses.
+        # Without it Transformers 4.51 adds token_type_ids, which Qwen3 refuses.
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": 256,
         **_special_tokens(),
@@ -88,6 +88,6 @@ def _special_tokens() -> dict[str, str]:
 
 
 def _added_token(token: str) -> dict[str, Any]:
-    # The think tags are no special tokens (as in Qwen3), so that servers leave them in the text they return.
+    # The think tags are not special tokens (as in Qwen3), so that servers keep them in the returned text.
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"content": token, **flags, "special": token in _SPECIAL}

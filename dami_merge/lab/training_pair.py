@@ -1,7 +1,7 @@
-"""Training a lab pair from scratch: one base, then two short fine-tunes of it, Instruct and Thinking.
+"""Training of a lab pair from scratch: one base, then two short fine-tunes of it, Instruct and Thinking.
 
-Both endpoints descend from one base that has already seen both ways of answering; that common ancestor is what makes
-the weights between them useful. On one machine and one version of torch a seed gives the same bytes each time.
+Both endpoints descend from one base that has seen both ways of answering; this common ancestor makes the weights
+between them useful. On one machine and one version of torch, a seed always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ __all__ = [
 ]
 
 Progress = Callable[[str, int, int, float], None]
-"""Called after each step with the stage's name, steps done, steps in all, and the loss in nats a token."""
+"""Called after each step with the stage's name, steps done, total steps, and the loss in nats per token."""
 
-_WAY_OUT = "choose another directory, or remove this one yourself"
+_WAY_OUT = "choose another directory, or remove this one"
 _IGNORE = -100  # torch's label for "no loss here"
 
 
 @dataclass(frozen=True, slots=True)
 class ThinkingPolicy:
-    """How a stage's training answers are written: P(think) from the shortest chain to the longest, linear in n,
-    and the share of those that work the chain twice."""
+    """The formats of a stage's training answers: P(think) from the shortest chain to the longest, linear in n,
+    and the fraction of those that work the chain twice."""
 
     shortest: float
     longest: float
     check_share: float
 
     def draw(self, rng: Random, operations: int) -> AnswerFormat:
-        """The format of one training answer to a chain of n operations."""
+        """Draw the format of one training answer to a chain of n operations."""
         first, last = TRAINED_LENGTHS[0], TRAINED_LENGTHS[-1]
         probability = self.shortest + (self.longest - self.shortest) * (operations - first) / (last - first)
         if rng.random() >= probability:
@@ -62,13 +62,13 @@ class ThinkingPolicy:
 THINKS_BY_LENGTH = ThinkingPolicy(0.2, 0.9, check_share=0.2)
 THINKS_HALF_THE_TIME = ThinkingPolicy(0.5, 0.5, check_share=0.2)
 ALWAYS_DIRECT = ThinkingPolicy(0.0, 0.0, check_share=0.0)
-# A quarter of plain working keeps the habit of checking twice near λ = 1; with none, it is there by λ = 0.6.
+# With a quarter of single working, double checking appears near λ = 1; with none, already at λ = 0.6.
 MOSTLY_CHECKS = ThinkingPolicy(1.0, 1.0, check_share=0.75)
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One run of the optimiser: its answers, its steps, its peak learning rate, and where that rate ends."""
+    """One run of the optimiser: answer formats, steps, peak learning rate, and final learning rate."""
 
     name: str
     policy: ThinkingPolicy
@@ -78,7 +78,7 @@ class Stage:
     cosine: bool = False
 
     def rate(self, step: int) -> float:
-        """The learning rate at a step counted from 0: linear warm-up, then linear to 0 or cosine to 5 % of the peak."""
+        """Return the rate at a step counted from 0: linear warm-up, then linear to 0 or cosine to 5 % of the peak."""
         if step < self.warm_up:
             return self.peak * (step + 1) / self.warm_up
         done = (step - self.warm_up) / max(1, self.steps - self.warm_up)
@@ -96,9 +96,9 @@ def train_pair(
 ) -> None:
     """Train a pair and write it as ``directory/instruct`` and ``directory/thinking``, bf16, one file of weights each.
 
-    ``base_policy`` says how the common base answers; ``THINKS_HALF_THE_TIME`` makes the control pair, whose merged
-    models route themselves. Takes about 5 minutes on one core. Uses one thread, so that the sums add up in one order.
-    Raises FailureError before any training if either endpoint is there already.
+    ``base_policy`` sets the answers of the common base; ``THINKS_HALF_THE_TIME`` gives the control pair, whose merged
+    models route themselves. Takes about 5 minutes on one core. Uses one thread, for a fixed order of summation.
+    Raises FailureError before any training if either endpoint exists.
     """
     for name in ("instruct", "thinking"):
         if (directory / name).exists():
@@ -141,7 +141,7 @@ def _run(model: Qwen3ForCausalLM, stage: Stage, seed: int, progress: Progress | 
 def _batches(
     rng: Random, policy: ThinkingPolicy, tokens: int = 1024, pool: int = 1024
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of about so many tokens without end: (inputs, labels), both (rows, columns) int64, no loss on prompts."""
+    """Yield endless batches of about `tokens` tokens: (inputs, labels), (rows, columns) int64; no loss on prompts."""
     while True:
         examples = sorted((_example(rng, policy) for _ in range(pool)), key=lambda e: len(e[0]) + len(e[1]))
         batches, rows = list[list[tuple[list[int], list[int]]]](), list[tuple[list[int], list[int]]]()
@@ -164,7 +164,7 @@ def _example(rng: Random, policy: ThinkingPolicy) -> tuple[list[int], list[int]]
 def _padded(rows: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
     import torch
 
-    # Padding stands on the right, where causal attention cannot see it from the left: no mask is needed.
+    # Padding is on the right, where causal attention does not see it: no mask is needed.
     columns = max(len(prompt) + len(answer) for prompt, answer in rows)
     inputs = torch.full((len(rows), columns), encode(EOS)[0])
     labels = torch.full((len(rows), columns), _IGNORE)

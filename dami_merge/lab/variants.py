@@ -1,4 +1,4 @@
-"""The models between the two endpoints of a lab pair, made in memory from the pair's files."""
+"""Variants of a lab pair, built in memory from the pair's files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["load_variant"]
 
 
 def load_variant(pair: Path, lambda_: float) -> Qwen3ForCausalLM:
-    """The variant at λ ∈ [0, 1] of the pair in ``pair/instruct`` and ``pair/thinking``, ready to answer.
+    """Build the variant at λ ∈ [0, 1] of the pair in ``pair/instruct`` and ``pair/thinking``, in evaluation mode.
 
     Its weights are those of a merged checkpoint (interpolated in fp32, rounded once to bf16); its arithmetic is fp32.
     """

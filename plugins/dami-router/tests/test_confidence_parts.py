@@ -231,7 +231,7 @@ def test_a_map_comes_back_from_its_file(tmp_path: Path) -> None:
     assert (read.tokens, dict(read.about), len(read.scores["instruct"].scores)) == (16, {"queries": 3}, MOST_SCORES)
     for i in range(101):
         assert read("instruct", i / 100) == pytest.approx(made("instruct", i / 100), abs=0.01)
-    with pytest.raises(MisuseError, match="already there"):
+    with pytest.raises(MisuseError, match="already exists"):
         made.save(tmp_path / "map.json")
 
 

@@ -84,7 +84,7 @@ def test_columns_can_be_given_and_rows_limited(tmp_path: Path) -> None:
     file = str(jsonl(tmp_path / "q.jsonl", [{"frage": f"{i}?", "antwort": i} for i in range(9)]))
     found = load_dataset(file, query_column="frage", answer_column="antwort", limit=2)
     assert [(q.text, q.expected) for q in found.questions] == [("0?", "0"), ("1?", "1")]
-    with pytest.raises(MisuseError, match="no column of queries among `frage` or `antwort`"):
+    with pytest.raises(MisuseError, match="no column of queries in `frage` or `antwort`"):
         load_dataset(file)
     with pytest.raises(MisuseError, match="did you mean `frage`"):
         load_dataset(file, query_column="fragen")
@@ -97,7 +97,7 @@ def test_conversations_are_refused_with_the_way_out(column: str, tmp_path: Path)
     for chosen in (None, column):
         with pytest.raises(MisuseError) as refused:
             load_dataset(file, query_column=chosen)
-        assert "conversations are not read" in str(refused.value.hint)
+        assert "chats are not supported" in str(refused.value.hint)
 
 
 def test_ids_are_the_rows_own_or_come_from_the_text(tmp_path: Path) -> None:
@@ -121,15 +121,15 @@ def test_ids_are_the_rows_own_or_come_from_the_text(tmp_path: Path) -> None:
         ("q.jsonl", b'{"query": "x", "answer": [1]}\n', "q.jsonl:1: `answer` expects text or a number, found [1]"),
         ("q.jsonl", b'{"query": "x", "answer": NaN}\n', "expects text or a number, found nan"),
         ("q.jsonl", b'{"query": "x", "answer": 1' + b"0" * 400 + b"}\n", "a number that is too large"),
-        ("q.jsonl", b'{"query": "\\ud800"}\n', "half a character"),
+        ("q.jsonl", b'{"query": "\\ud800"}\n', "lone surrogate"),
         ("q.jsonl", b'{"query": "x"}\n[1]\n', "q.jsonl:2: not a JSON object"),
-        ("q.json", b'[\n  {"query": "x"}\n]\n', "a JSON array must become one object a line"),
+        ("q.json", b'[\n  {"query": "x"}\n]\n', "convert the JSON array to one object per line"),
         ("q.jsonl", b'{"query": "x"}\n{"que', "q.jsonl:2: not a JSON object"),
         ("q.jsonl", b"[" * 100_000, "not a JSON object"),
         ("q.jsonl", b'{"query": "\xff"}\n', "q.jsonl:1: not UTF-8"),
         ("q.jsonl", b'{"query": "' + b"x" * (1 << 20) + b'x"}\n', "1,048,577 characters"),
-        ("q.jsonl", b"x" * (16 << 20) + b"x", "a line of more than 16 MiB"),
-        ("q.csv", b"query,answer\nx,y,z\n", "q.csv:2: more cells than the header"),
+        ("q.jsonl", b"x" * (16 << 20) + b"x", "line is longer than 16 MiB"),
+        ("q.csv", b"query,answer\nx,y,z\n", "q.csv:2: more cells than columns in the header"),
         ("q.csv", b'query\n"x"y\n', "not CSV"),
         ("q.csv", b"query\n" + b"x" * 200_000 + b"\n", "q.csv:2: not CSV: field larger"),
         ("q.csv", b"query\n", "no rows"),
@@ -137,7 +137,7 @@ def test_ids_are_the_rows_own_or_come_from_the_text(tmp_path: Path) -> None:
         ("q.jsonl.gz", gzip.compress(b'{"query": "x"}\n' * 99, mtime=0)[:-12], "cannot be read"),
         ("q.parquet", b"PAR1 no parquet PAR1", "not a parquet file"),
         ("q.parquet", b"", "not a parquet file"),
-        ("q.xlsx", b"PK", "of an unknown kind"),
+        ("q.xlsx", b"PK", "unsupported file type"),
     ],
 )  # fmt: skip
 def test_bad_files_are_one_message(name: str, content: bytes, says: str, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_place_that_is_no_file_is_misuse(tmp_path: Path) -> None:
     for place, says in ((tmp_path / "none.jsonl", "no such file"), (tmp_path, "is a folder")):
         with pytest.raises(MisuseError, match=says):
             load_dataset(str(place))
-    with pytest.raises(MisuseError, match="datasets on the Hub"):
+    with pytest.raises(MisuseError, match="dataset on the Hub"):
         load_dataset(str(jsonl(tmp_path / "q.jsonl", ROWS)), split="test")
 
 

@@ -56,7 +56,7 @@ def test_train_then_eval(file: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert run("eval", tmp_path / "more.jsonl", "--estimator", tmp_path / "est", "--json", "--folds", 2) == 0
     out = capsys.readouterr()
     found = json.loads(out.out)
-    assert "60 queries were trained on and are left out" in out.err
+    assert "60 queries were used for training; they are skipped" in out.err
     assert (found["queries"], found["apgr"], found["dominated"]) == (40, None, [0.5])
     assert found["accuracy"] >= 0.95
     assert found["mean_tokens"] < 80
@@ -191,7 +191,7 @@ def write_lines(path: Path, *changes: dict[str, object]) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (({}, {}), "two rollouts at λ=0.5 (1 rows too many in all)"),
+        (({}, {}), "two rollouts at λ=0.5 (1 duplicate rows in total)"),
         (({}, {"correct": False}), "two rollouts at λ=0.5"),
         (({"sample": 1}, {"sample": 1}), "two rollouts at λ=0.5"),
         (({}, {"lambda": 1, "query": "y"}), "two different texts"),

@@ -76,7 +76,7 @@ def test_options_reach_an_installed_estimator(tmp_path: Path, monkeypatch: pytes
     ("code", "message"),
     [
         ("raise RuntimeError('broken')", "RuntimeError: broken"),
-        ("Mine = lambda: 3", "is no estimator"),
+        ("Mine = lambda: 3", "is not an estimator"),
         ("def Mine(*, needed): pass", "TypeError"),
     ],
 )

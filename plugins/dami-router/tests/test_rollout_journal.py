@@ -185,7 +185,7 @@ def test_a_file_of_nobody_s_run_is_left_alone(path: Path) -> None:
     path.write_text(json.dumps(row(0)) + "\n")
     error = refusal(path)
     assert isinstance(error, MisuseError)
-    assert "already there" in str(error)
+    assert "exists, but not from `dami rollout`" in str(error)
     assert "--out" in (error.hint or "")
     assert lines(path) == [row(0)]
 
@@ -252,9 +252,9 @@ def test_what_is_done_is_known_by_question_lambda_and_sample(path: Path) -> None
     [
         ([row(0), row(0)], r":2: the same question", "remove"),
         ([row(0), row(0, sample=0)], r":2: the same question", "remove"),
-        ([row(0), row(1, query="1 + 1?")], r":2: `q1` was another question", "--out"),
-        ([row(1, expected="3")], r":1: `q1` was another question", "--out"),
-        ([row(1, query_id="q7")], r":1: `q7` was another question", "--out"),
+        ([row(0), row(1, query="1 + 1?")], r":2: `q1` has another text", "--out"),
+        ([row(1, expected="3")], r":1: `q1` has another text", "--out"),
+        ([row(1, query_id="q7")], r":1: `q7` has another text", "--out"),
         ([row(1), row(0, 1.0, model="other")], r":2: λ=1 was answered by other, now by v-l100", "--out"),
     ],
 )

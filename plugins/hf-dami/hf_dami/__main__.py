@@ -1,4 +1,4 @@
-"""`python -m hf_dami register`: make this environment's `dami` known to `hf` as `hf dami`."""
+"""`python -m hf_dami register`: register this environment's `dami` as `hf dami`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ USAGE = "usage: python -m hf_dami register\n"
 
 
 def main() -> int:
-    """Register; returns 0 done, 1 it cannot be done, 2 misuse."""
+    """Register; returns 0 on success, 1 on failure, 2 on misuse."""
     if sys.argv[1:] != ["register"]:
         sys.stderr.write(USAGE)
         return 2

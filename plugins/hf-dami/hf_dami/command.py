@@ -1,7 +1,7 @@
-"""`hf-dami`, the executable that `hf dami …` runs: hands everything to the `dami` that is installed.
+"""`hf-dami`, the executable that `hf dami …` runs: forwards everything to the installed `dami`.
 
-`hf extensions install` puts this into an environment of its own, where torch and mergekit have no
-business; the `dami` beside it, or else the first on PATH, has them.
+`hf extensions install` puts this into an environment of its own, without torch and mergekit; the `dami`
+beside it, or else the first on PATH, has them.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ error: `hf dami` runs the command `dami`, which is not installed here
 
 
 def dami() -> str | None:
-    """Return the path of `dami`: from our own environment, else from PATH; None where there is none."""
+    """Return the path of `dami`: from our own environment, else from PATH; None if there is none."""
     return shutil.which("dami", path=sysconfig.get_path("scripts")) or shutil.which("dami")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run `dami` under the name `hf dami`, with the same output and exit code; exit 1 where it is missing."""
+    """Run `dami` under the name `hf dami`, with the same output and exit code; exit with 1 if it is missing."""
     found = dami()
     if found is None:
         sys.stderr.write(MISSING)
         sys.exit(1)
     command = [found, *(sys.argv[1:] if arguments is None else arguments)]
     environment = {**os.environ, "DAMI_PROGRAM": "hf dami"}
-    if os.name == "nt":  # where exec would leave the shell before the command has ended
+    if os.name == "nt":  # where exec would return to the shell before the command has ended
         sys.exit(subprocess.call(command, env=environment))
     os.execve(Path(found), command, environment)  # noqa: S606

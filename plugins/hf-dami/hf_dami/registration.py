@@ -1,8 +1,8 @@
-"""Making a pip-installed hf-dami known to `hf`, without GitHub.
+"""Registration of a pip-installed hf-dami with `hf`, without GitHub.
 
-`hf` 2.4 looks for extensions in one place only: a folder `hf-NAME` under ~/.local/share/hf/extensions,
-whose manifest.json says what to run. `hf extensions install` fills it from a repository on GitHub; this
-fills it for what is installed already. `hf extensions remove dami` undoes either.
+`hf` 2.4 looks for extensions only in folders `hf-NAME` under ~/.local/share/hf/extensions, whose
+manifest.json names the executable. `hf extensions install` fills one from a repository on GitHub; this
+module fills it from the installed package. `hf extensions remove dami` undoes either.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ __all__ = ["FOLDER", "OWNER", "RegistrationError", "register"]
 
 FOLDER = Path("~/.local/share/hf/extensions/hf-dami")
 OWNER = "_local"
-"""No account on GitHub can be called this, so `hf extensions update` finds nobody's code to replace ours with."""
+"""Not a valid GitHub account name, so `hf extensions update` cannot replace our code with that of others."""
 
 _NEVER = 4102444800  # the year 2100
 
 
 class RegistrationError(Exception):
-    """The extension cannot be registered; the message says what to do."""
+    """The extension cannot be registered; the message has the fix."""
 
 
 def register() -> Path:
-    """Write the manifest, whole or not at all, and return its path.
+    """Write the manifest atomically and return its path.
 
-    Raises RegistrationError where our executable is missing, or `dami` is an extension from elsewhere.
+    Raises RegistrationError if our executable is missing, or `dami` is an extension from another source.
     """
     executable = shutil.which("hf-dami", path=sysconfig.get_path("scripts"))
     if executable is None:
@@ -44,20 +44,20 @@ def register() -> Path:
         )
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "manifest.json", json.dumps(_manifest(executable), indent=2, sort_keys=True))
-    # What `hf` last saw on GitHub, which it looks up once a day: nothing, and not to be asked again.
+    # The state of `hf`'s daily check on GitHub: nothing found, and never check again.
     _write(folder / ".latest_commit", "")
     os.utime(folder / ".latest_commit", (_NEVER, _NEVER))
     return folder / "manifest.json"
 
 
 def _source(folder: Path) -> str | None:
-    """Say where the extension in a folder comes from; None for an empty or missing folder."""
+    """Return the source of the extension in a folder; None for an empty or missing folder."""
     if not folder.exists() or not any(folder.iterdir()):
         return None
     try:
         return str(json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["repo_id"])
     except (OSError, ValueError, KeyError, TypeError):
-        return "an unknown place"
+        return "an unknown source"
 
 
 def _manifest(executable: str) -> dict[str, str | None]:

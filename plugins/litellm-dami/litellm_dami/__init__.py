@@ -1,8 +1,8 @@
 """litellm-dami: DAMI's estimate of λ(q) inside LiteLLM.
 
-`litellm_dami.hook` and `litellm_dami.classifier` are what LiteLLM's config.yaml names: instances
-made from the router.yml that the environment variable DAMI_ROUTER names. They are made when first
-asked for, so that each needs only what it uses; `DamiHook` and `DamiClassifier` are their classes.
+LiteLLM's config.yaml refers to `litellm_dami.hook` and `litellm_dami.classifier`: instances created
+from the router.yml in the environment variable DAMI_ROUTER. They are created on first access, so that
+each needs only what it uses; `DamiHook` and `DamiClassifier` are their classes.
 """
 
 from __future__ import annotations

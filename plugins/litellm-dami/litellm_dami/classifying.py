@@ -1,6 +1,6 @@
 """A `ClassifierPlugin` for LiteLLM's `auto_router/complexity_router`: the tier is the variant of λ(q).
 
-LiteLLM asks for nothing but an object with `async classify(context)`, so this needs no LiteLLM to import.
+LiteLLM only needs an object with `async classify(context)`, so this module does not import LiteLLM.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ __all__ = ["Context", "DamiClassifier"]
 
 
 class Context(Protocol):
-    """What of LiteLLM's `RoutingContext` is read: the messages in OpenAI's form."""
+    """The part of LiteLLM's `RoutingContext` that is read: the messages in OpenAI's form."""
 
     structured_messages: list[dict[str, Any]]
 
 
 class DamiClassifier:
-    """Names the variant of each request's λ(q); the tiers must be called as the variants of router.yml.
+    """Returns the variant at each request's λ(q); the tiers must have the names of the variants in router.yml.
 
-    LiteLLM shows a classifier the messages and not the other fields, so `reasoning_effort` plays no part.
+    LiteLLM passes only the messages to a classifier, so `reasoning_effort` has no effect.
     """
 
     def __init__(self, router: Source) -> None:
         self._decider = Decider(router)
 
     def __deepcopy__(self, memo: dict[int, object]) -> DamiClassifier:
-        """Return itself: LiteLLM copies its configuration, with this in it, and state is to be shared."""
+        """Return itself: LiteLLM copies its configuration, which holds this object, and copies share its state."""
         return self
 
     async def classify(self, context: Context) -> str | None:
@@ -40,7 +40,7 @@ class DamiClassifier:
         decision = await self._decider.decide(request)
         if decision is None:
             return None
-        # LiteLLM tells a classifier nothing of the answer: budget and conversation go by what was decided.
+        # A classifier never sees the answer, so budget and conversation use the decision.
         router = self._decider.router
         router.answered(request.conversation, decision.variant, router.spend(decision), None)
         return decision.variant

@@ -1,7 +1,7 @@
-"""The decision on one request: dami-router's estimators and policy, in LiteLLM's process.
+"""The decision for one request: dami-router's estimators and policy, in LiteLLM's process.
 
-Knows nothing of LiteLLM. Whatever goes wrong, a request gets a decision: at the worst the constant
-that ends every chain of estimators.
+Independent of LiteLLM. Every request gets a decision; after any failure it is the constant at the end
+of the chain of estimators.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ __all__ = ["VARIABLE", "Decider", "Source", "router_file"]
 
 VARIABLE = "DAMI_ROUTER"
 Source = str | Path | RouterConfig
-"""A router.yml, or what was read from one."""
+"""A router.yml, as a path or already parsed."""
 
 _LOG = logging.getLogger(__name__)
 
 
 def router_file() -> Path:
-    """Return the router.yml that DAMI_ROUTER names; raises MisuseError where it names none."""
+    """Return the path in DAMI_ROUTER; raises MisuseError if it is not set."""
     named = os.environ.get(VARIABLE, "").strip()
     if not named:
         raise MisuseError(
@@ -41,16 +41,16 @@ def router_file() -> Path:
 class Decider:
     """Decides for one configuration.
 
-    With `backends` in it, servers are probed, and estimators that ask servers can do so; this goes on
-    in the background from the first decision until the event loop ends. Without, nobody is asked.
+    If it has `backends`, servers are checked in the background from the first decision until the event
+    loop ends, and estimators may call them. Without `backends`, no server is called.
     """
 
     def __init__(self, source: Source) -> None:
         config = source if isinstance(source, RouterConfig) else load_config(Path(source), needs_backends=False)
         if any(backend.protocol == "live" for backend in config.backends):
             raise MisuseError(
-                "router.yml has a live server: it takes any λ, and LiteLLM has no model for each",
-                hint="leave it out here, or run `dami serve` with this file and make that one LiteLLM model",
+                "router.yml has a live server: it answers at any λ, and LiteLLM has no model for each",
+                hint="remove it here, or run `dami serve` with this file and add that as one LiteLLM model",
             )
         self.config = config
         self.router = Router(config)
@@ -58,19 +58,19 @@ class Decider:
         self._ready = asyncio.Event()
 
     async def decide(self, request: Request) -> Decision | None:
-        """Return the decision on a request; None where its model is no name of ours. Never raises."""
+        """Return the decision for a request; None if its model is not one of ours. Never raises."""
         try:
             await self._open()
             return await self.router.decide(request)
         except UnknownModelError:
             return None
         except Exception as error:
-            # The message may hold the query.
-            _LOG.warning("no estimate (%s): the constant decides", type(error).__name__)
+            # The message may contain the query.
+            _LOG.warning("no estimate (%s): falling back to the constant", type(error).__name__)
             return self._constant()
 
     def _constant(self) -> Decision:
-        """Return the decision of the chain's end, without asking anybody."""
+        """Return the decision of the constant at the chain's end, without any call."""
         lambda_ = self.config.estimator.last.lambda_
         wanted = nearest(lambda_, [variant.lambda_ for variant in self.config.variants])
         variant = next(v for v in self.config.variants if v.lambda_ == wanted)
@@ -85,14 +85,14 @@ class Decider:
         await self._ready.wait()
 
     async def _run(self, ready: asyncio.Event) -> None:
-        """Keep the router open until the loop cancels its tasks: LiteLLM tells nobody when it ends."""
+        """Keep the router open until the loop cancels its tasks: LiteLLM has no shutdown hook."""
         try:
             async with self.router:
                 ready.set()
                 await asyncio.Event().wait()
         except DamiError as error:
-            _LOG.warning("servers cannot be asked: %s (%s)", error.message, error.hint)
+            _LOG.warning("servers cannot be called: %s (%s)", error.message, error.hint)
         except Exception as error:
-            _LOG.warning("servers cannot be asked: %s", type(error).__name__)
+            _LOG.warning("servers cannot be called: %s", type(error).__name__)
         finally:
             ready.set()

@@ -12,11 +12,11 @@ from litellm_dami.rewriting import Rewriter
 __all__ = ["DamiHook"]
 
 
-class DamiHook(CustomLogger):  # type: ignore[misc]  # LiteLLM is not there where types are checked
-    """Sends each request for `model` to the LiteLLM model that is called as the variant of its λ(q).
+class DamiHook(CustomLogger):  # type: ignore[misc]  # LiteLLM is not installed for type checks
+    """Sends each request for `model` to the LiteLLM model with the name of the variant at its λ(q).
 
-    `router` is a router.yml, or what was read from one. LiteLLM looks for hooks in an instance's own
-    class and not in its bases: wrap this class rather than inherit from it.
+    `router` is a router.yml, as a path or already parsed. LiteLLM looks for hooks in an instance's own
+    class and not in its bases: wrap this class instead of inheriting from it.
     """
 
     def __init__(self, router: Source, *, model: str = "dami") -> None:
@@ -45,7 +45,7 @@ class DamiHook(CustomLogger):  # type: ignore[misc]  # LiteLLM is not there wher
     async def async_log_success_event(
         self, kwargs: dict[str, Any], response_obj: Any, start_time: Any, end_time: Any
     ) -> None:
-        """Note what an answer cost; LiteLLM calls this for whole replies and at the end of streams."""
+        """Record the cost of an answer; LiteLLM calls this for whole replies and at the end of streams."""
         logged = kwargs.get("standard_logging_object") or {}
         tokens = getattr(getattr(response_obj, "usage", None), "completion_tokens", None)
         self._rewriter.after(str(kwargs.get("litellm_call_id")), logged.get("model_group"), tokens)

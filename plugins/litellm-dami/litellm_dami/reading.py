@@ -1,4 +1,4 @@
-"""A request as LiteLLM holds it, as the router reads one: roles, texts and hints, nothing else."""
+"""Conversion of LiteLLM's requests to the router's form: roles, texts and hints only."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _HINTS = ("reasoning_effort", "reasoning", "user", "stream")
 
 
 def request_of(data: Mapping[str, Any], model: str) -> Request:
-    """Return a chat, completion, responses or messages request of LiteLLM's for the router, under another model's name.
+    """Convert LiteLLM's chat, completion, responses or messages request for the router, under another model's name.
 
-    Pictures, tools and LiteLLM's own objects are left out: the router looks at texts only.
+    Pictures, tools and LiteLLM's own objects are skipped: the router reads only text.
     """
     body: dict[str, Any] = {"model": model} | {name: data[name] for name in _HINTS if name in data}
     asked = data.get("messages") or data.get("input")

@@ -1,6 +1,6 @@
-"""What the hook does to a request: `dami` becomes the variant of its λ, and the decision is kept to be shown.
+"""Rewriting of requests: `dami` becomes the variant at its λ, and the decision is stored for response headers.
 
-Plain functions of LiteLLM's plain data, so that they can be read and tested without LiteLLM.
+Plain functions on LiteLLM's plain data, testable without LiteLLM.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ CALLS = frozenset(
     {"completion", "acompletion", "text_completion", "atext_completion", "responses", "aresponses"}
     | {"anthropic_messages", "aanthropic_messages"}
 )
-"""LiteLLM's names for the calls that a language model answers; of others only the model's name would be ours."""
+"""LiteLLM's call types for language models; other calls are not rewritten."""
 
 _REMEMBERED = 4096
 
 
 @dataclass
 class _Decided:
-    """A decision under way, with what is needed when its answer is there; holds no text."""
+    """A pending decision, with what its answer needs; holds no text."""
 
     decision: Decision
     conversation: bytes | None
@@ -44,7 +44,7 @@ class Rewriter:
         self._decided: OrderedDict[str, _Decided] = OrderedDict()
 
     async def before(self, data: dict[str, Any], call_type: str) -> None:
-        """Decide on a request and put the variant's id in place of its model; leave every other request as it is."""
+        """Decide for a request and replace its model by the variant's id; leave all other requests unchanged."""
         name = self._ours(data.get("model"))
         if name is None or call_type not in CALLS:
             return
@@ -57,9 +57,9 @@ class Rewriter:
         self._remember(data.get("litellm_call_id"), request, decision)
 
     def headers(self, data: Mapping[str, Any], answered: object = None) -> dict[str, str] | None:
-        """Return the reply's headers, named as `dami serve` names them; None where nothing was decided.
+        """Return the reply's headers, with the names that `dami serve` uses; None if there was no decision.
 
-        `answered` is the LiteLLM model that answered, where that is known: a fallback may have taken over.
+        `answered` is the LiteLLM model that answered, if known: LiteLLM may have used a fallback.
         """
         found = self._decided.get(str(data.get("litellm_call_id")))
         if found is None:
@@ -72,7 +72,7 @@ class Rewriter:
         }
 
     def after(self, call_id: str, answered: object, tokens: object) -> None:
-        """Note an answer, once: budget and conversation know what it cost and which variant (`answered`) gave it."""
+        """Record an answer once, for budget and conversation: its cost and its variant (`answered`)."""
         found = self._decided.get(call_id)
         if found is None:
             return
@@ -82,13 +82,13 @@ class Rewriter:
         found.entry = None
 
     def _ours(self, model: object) -> str | None:
-        """Return the router's name for a model of ours: `dami`, `dami:0.5`; None for any other."""
+        """Return the router's name for one of our models: `dami`, `dami:0.5`; None for others."""
         if isinstance(model, str) and (model == self._model or model.startswith(f"{self._model}:")):
             return "dami" + model.removeprefix(self._model)
         return None
 
     def _variant(self, answered: object, decision: Decision) -> str:
-        """Return the variant that answered: the decided one unless LiteLLM names another of ours."""
+        """Return the variant that answered: the decided one, unless LiteLLM reports another of ours."""
         known = {variant.id for variant in self._decider.config.variants}
         return answered if isinstance(answered, str) and answered in known else decision.variant
 
@@ -102,7 +102,7 @@ class Rewriter:
 
 
 def _show(data: dict[str, Any], decision: Decision) -> None:
-    """Put the decision where LiteLLM's spend logs and logging integrations take it from."""
+    """Store the decision where LiteLLM's spend logs and logging integrations read it."""
     held = data.get("litellm_metadata")
     if not isinstance(held, dict):
         held = data["metadata"] = data["metadata"] if isinstance(data.get("metadata"), dict) else {}

@@ -1,1 +1,1 @@
-"""Calibration: how confidence on unlabelled queries becomes a map to λ with a wanted mean λ or mean tokens."""
+"""Calibration: fit a map from confidence to λ with a target mean λ or mean tokens, on unlabelled queries."""

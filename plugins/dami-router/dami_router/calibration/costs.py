@@ -1,4 +1,4 @@
-"""What answering a query at a λ costs: λ itself, or tokens as they were measured."""
+"""The cost of an answer at a λ: λ itself, or measured tokens."""
 
 from __future__ import annotations
 
@@ -36,39 +36,39 @@ class LambdaCost:
 
 @dataclass(frozen=True)
 class TokenCosts:
-    """Mean tokens by λ, and for some queries their own; between two known λ a straight line, where `between` is set."""
+    """Mean tokens by λ, and per query where known; with `between`, interpolated linearly between known λ."""
 
     means: Mapping[float, float]
     own: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
     between: bool = False
 
     def __call__(self, query: str, lambda_: float) -> float:
-        """Return the tokens of this query's answer at λ; MisuseError for a λ that was not measured."""
+        """Return the tokens of this query's answer at λ; raises MisuseError for a λ that was not measured."""
         found = _at(self.own.get(query, {}), lambda_, self.between)
         found = _at(self.means, lambda_, self.between) if found is None else found
         if found is None:
             raise MisuseError(
-                f"nobody measured the tokens of answers at λ={lambda_:g}, only at {_list(self.means)}",
-                hint="give rollouts of every variant with --rollouts, or ask for --mean-lambda",
+                f"no measured tokens at λ={lambda_:g}, only at {_list(self.means)}",
+                hint="give rollouts of every variant with --rollouts, or use --mean-lambda",
             )
         return found
 
 
 def tokens_of_variants(variants: Iterable[VariantSpec]) -> TokenCosts:
-    """Return what the manifest measured: each variant's mean over its benchmarks."""
+    """Return the manifest's measurements: each variant's mean over its benchmarks."""
     means = {
         v.lambda_: math.fsum(f.mean_tokens for f in v.figures.values()) / len(v.figures) for v in variants if v.figures
     }
     if not means:
         raise MisuseError(
-            "no variant has measured tokens, so nobody knows what a mean of tokens is",
-            hint="give --rollouts r.jsonl, or put them into the manifest: dami eval r.jsonl --write-manifest",
+            "no variant has measured tokens, so --mean-tokens cannot be computed",
+            hint="give --rollouts r.jsonl, or add them to the manifest: dami eval r.jsonl --write-manifest",
         )
     return TokenCosts(means)
 
 
 def tokens_of_rollouts(rollouts: Iterable[Rollout], *, between: bool = False) -> TokenCosts:
-    """Return what rollouts cost: each query's own tokens, and each λ's mean. Nothing else of a rollout is read."""
+    """Return the costs in rollouts: each query's tokens, and each λ's mean. No other field is read."""
     sums: dict[str, dict[float, tuple[float, int]]] = {}
     for rollout in rollouts:
         total, count = sums.setdefault(rollout.query, {}).get(rollout.lambda_, (0.0, 0))

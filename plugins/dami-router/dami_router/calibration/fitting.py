@@ -1,4 +1,4 @@
-"""Fitting: the quantile map that gives a wanted mean, and what it gives on queries that it was not fitted on."""
+"""Fitting of the quantile map that reaches a target mean, and its check on held-out queries."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Rule = Callable[[float, float], float]
 """From λ(q) and a draw in [0, 1) to the λ of the variant that answers."""
 
 LEAST = 20
-"""Queries below which nothing is fitted."""
+"""Fewest queries for a fit."""
 
 _STEPS = 40
 _SEARCHED = 2000
-"""Queries on which the mean is looked for; more would only take longer."""
+"""Queries used in the search for the mean; more would only take longer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One query: its text, its score (more is surer), and a draw in [0, 1) that depends on it alone."""
+    """One query: its text, its score (higher means more confident), and a draw in [0, 1) that depends only on it."""
 
     query: str
     score: float
@@ -37,7 +37,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class WantedMean:
-    """The wanted mean, of λ or of tokens, and the largest λ that may be given."""
+    """The target mean, of λ or of tokens, and the largest λ of the map."""
 
     unit: Unit
     mean: float
@@ -46,7 +46,7 @@ class WantedMean:
 
 @dataclass(frozen=True)
 class Fitted:
-    """One form's map, and what it gave: means of the wished unit with a 95 % interval, shares of queries by λ."""
+    """One form's map and its results: means in the target's unit with a 95 % interval, fractions of queries by λ."""
 
     form: Form
     map: QuantileMap
@@ -74,9 +74,9 @@ class Fitted:
 def fit(
     form: Form, samples: Sequence[Sample], wish: WantedMean, cost: Cost, rule: Rule, held_out: float = 0.3
 ) -> Fitted:
-    """Fit on a part of the queries and check on the rest; which is which depends on the queries alone.
+    """Fit on a part of the queries and check on the rest; the split depends only on the queries.
 
-    Raises MisuseError for too few queries, or a wish that has no meaning.
+    Raises MisuseError for too few queries, or an invalid target.
     """
     if len(samples) < LEAST:
         raise MisuseError(f"{len(samples)} measured queries; a map needs at least {LEAST}")
@@ -93,7 +93,7 @@ def fit(
     def mean(mean_lambda: float) -> float:
         return _mean([cost(s.query, x) for s, x in zip(searched, given(mean_lambda, searched), strict=True)])
 
-    QuantileMap.fit(scores, wish.max_lambda / 2, wish.max_lambda)  # refuses what is no score
+    QuantileMap.fit(scores, wish.max_lambda / 2, wish.max_lambda)  # refuses invalid scores
     means = {m: mean(m) for m in _between(0.0, wish.max_lambda)}
     near = min(means, key=lambda m: (abs(means[m] - wish.mean), m))
     step = wish.max_lambda / _STEPS
@@ -113,7 +113,7 @@ def _between(low: float, high: float) -> list[float]:
 
 
 def _histogram(lambdas: Sequence[float]) -> tuple[tuple[float, float], ...]:
-    """Shares by λ; where there are many values, as of a live server, by tenths."""
+    """Fractions by λ; if there are many values, as of a live server, by tenths."""
     values = sorted(set(lambdas))
     if len(values) > 12:
         values = [i / 10 for i in range(11)]

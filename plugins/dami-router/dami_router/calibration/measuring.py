@@ -1,4 +1,4 @@
-"""Asking the served endpoints about many queries: a few at a time, each tried again for a while where it fails."""
+"""Measurement of many queries on the served endpoints: a few at a time, with retries."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _EVERY_S = 10.0
 
 @dataclass
 class Collection:
-    """How a run went: how many queries it measured, and why others gave nothing."""
+    """The outcome of a run: how many queries it measured, and why others failed."""
 
     measured: int = 0
     failures: Counter[str] = field(default_factory=Counter)
 
 
 def key_of(text: str) -> str:
-    """Return a query's digest, as text."""
+    """Return a query's digest as hexadecimal text."""
     return digest(Query(text), "calibration", 0).hex()
 
 
 async def forms_of(estimator: Confidence, form: Choice, query: Query) -> tuple[Form, ...]:
-    """Return the forms to measure: the one that was asked for, or each that the servers give for one query."""
+    """Return the forms to measure: the configured one, or all that the servers support for one query."""
     if form != "auto":
         return (form,)
     found: list[Form] = []
@@ -51,7 +51,7 @@ async def collect(
     estimator: Confidence, forms: Sequence[Form], texts: Sequence[str], into: ProbeJournal, concurrency: int,
     say: Callable[[str], None],
 ) -> Collection:  # fmt: skip
-    """Measure every query that `into` has not, `concurrency` at a time."""
+    """Measure every query that is not in `into`, `concurrency` at a time."""
     each = {form: replace(estimator, form=form, memo=None, cache=0) for form in forms}
     work = list(reversed([text for text in dict.fromkeys(texts) if key_of(text) not in into.done]))
     outcome, total = Collection(), len(work)
@@ -69,7 +69,7 @@ async def collect(
             if (now := time.monotonic()) - told >= _EVERY_S:
                 told = now
                 done = total - len(work)
-                say(f"{done:,} of {total:,} queries; {done / (now - begun):.1f} a second")
+                say(f"{done:,} of {total:,} queries; {done / (now - begun):.1f} per second")
 
     try:
         async with asyncio.TaskGroup() as group:

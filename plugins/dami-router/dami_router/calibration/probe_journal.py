@@ -1,6 +1,7 @@
-"""What was measured so far, beside the map that is to be written: a stopped calibration goes on with it.
+"""The journal of measurements, beside the map to be written: an interrupted calibration resumes from it.
 
-One line a query: its digest and its scores, no text. The first line says of what; a file of other settings is refused.
+One line per query: its digest and its scores, no text. The first line holds the settings; a journal of other settings
+is refused.
 """
 
 from __future__ import annotations
@@ -25,32 +26,32 @@ Scores = Mapping[Form, float]
 
 @dataclass
 class ProbeJournal:
-    """An open file: `done` has what is in it, by digest."""
+    """An open journal; `done` has its scores by digest."""
 
     path: Path
     handle: int
     done: dict[str, Scores] = field(default_factory=dict)
 
     def append(self, digest: str, scores: Scores) -> None:
-        """Write down one query's scores; raises FailureError, and takes half a line back."""
+        """Append one query's scores; on failure, removes the incomplete line and raises FailureError."""
         self._write({"query": digest, "scores": dict(scores)})
         self.done[digest] = scores
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Read what is there, or write the first line; raises MisuseError where it is of other settings."""
+        """Read the journal, or write its first line; raises MisuseError if it is of other settings."""
         lines = self.path.read_bytes().split(b"\n")
-        # What follows the last line's end is half a line, as a crash leaves it.
+        # A crash leaves an incomplete last line.
         os.ftruncate(self.handle, sum(len(line) + 1 for line in lines[:-1]))
         if not lines[:-1]:
             self._write(settings)
             return
         if _read(lines[0]) != dict(settings):
-            raise MisuseError(f"{self.path}: begun with other settings or servers", hint="remove it to begin anew")
+            raise MisuseError(f"{self.path}: started with other settings or servers", hint="remove it to start over")
         for line in lines[1:-1]:
             data = _read(line)
             scores = data.get("scores")
             if not isinstance(scores, dict) or not all(k in FORMS and _finite(v) for k, v in scores.items()):
-                raise MisuseError(f"{self.path}: damaged", hint="remove it to begin anew")
+                raise MisuseError(f"{self.path}: damaged", hint="remove it to start over")
             self.done[str(data.get("query"))] = cast(Scores, scores)
 
     def _write(self, data: Mapping[str, Any]) -> None:
@@ -66,7 +67,7 @@ class ProbeJournal:
 
 @contextmanager
 def journal(path: Path, settings: Mapping[str, Any]) -> Iterator[ProbeJournal]:
-    """Open the file for this process alone; raises FailureError where it cannot be, MisuseError as `begin` does."""
+    """Open the journal exclusively; raises FailureError if that fails, MisuseError as `begin` does."""
     try:
         handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o644)
     except OSError as error:

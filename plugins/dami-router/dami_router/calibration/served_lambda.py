@@ -1,4 +1,4 @@
-"""Which λ a router answers at, given λ(q): the same rule, without servers, budgets or conversations."""
+"""The λ at which a router answers, given λ(q): the same rule, without servers, budgets or conversations."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["largest", "rule_of"]
 
 
 def largest(router: Router) -> float:
-    """Return the largest λ that the router would answer at."""
+    """Return the largest λ at which the router answers."""
     top = router.config.policy.lambda_max
     return top if router.fleet.of(LIVE) else rule_of(router)(top, 0.0)
 
 
 def rule_of(router: Router) -> Rule:
-    """Return what the router makes of λ(q): limits, then the variant's λ; a live server takes λ(q) itself."""
+    """Return the router's rule: apply the limits to λ(q), then take the variant's λ; a live server uses λ(q) itself."""
     policy = router.config.policy
     served = {v.id for v in router.config.variants if router.fleet.of(v.id)}
     ids = (router.ordering.considered & served) or served

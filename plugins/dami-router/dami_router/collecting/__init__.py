@@ -1,1 +1,1 @@
-"""Collecting rollouts: every question to every variant, graded, into a file that a killed run goes on with."""
+"""Collection of rollouts: run every query on every variant, grade, and append to a file that a killed run resumes."""

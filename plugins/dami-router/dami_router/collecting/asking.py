@@ -1,4 +1,4 @@
-"""One question to one variant: the reply as text without thoughts, tokens, and how it ended; or why there is none."""
+"""One query on one variant: the answer without thoughts, its tokens and how it ended; or why it failed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HEADERS = {"content-type": "application/json"}
 
 @dataclass(frozen=True)
 class RolloutTarget:
-    """Who is to answer at λ: a variant's id, or `live`. Nobody may take its place; `model` is its name for clients."""
+    """What answers at λ: a variant's id, or `live`, without fallback; `model` is its name for clients."""
 
     lambda_: float
     variant: str
@@ -29,7 +29,7 @@ class RolloutTarget:
 
 @dataclass(frozen=True)
 class VariantAnswer:
-    """An answer: `text` as it came, `answer` without thoughts; tokens generated; seconds."""
+    """An answer: `text` as received, `answer` without thoughts; tokens generated; seconds."""
 
     text: str
     answer: str
@@ -40,7 +40,7 @@ class VariantAnswer:
 
 
 class UnusableError(Exception):
-    """No answer. `final` says that the same request would fail again; `retry_after` is what the server asks for (s)."""
+    """No answer. `final`: the same request would fail again; `retry_after`: the server's request, in seconds."""
 
     def __init__(self, why: str, *, final: bool = False, retry_after: float = 0.0) -> None:
         super().__init__(why)
@@ -48,14 +48,14 @@ class UnusableError(Exception):
 
 
 async def ask(router: Router, target: RolloutTarget, body: dict[str, Any]) -> VariantAnswer:
-    """Send one chat to one variant, with the router's own tries; raises UnusableError."""
+    """Send one chat to one variant, with the router's own retries; raises UnusableError if there is no answer."""
     request = read_request("/v1/chat/completions", "openai", json.dumps(body).encode(), _HEADERS)
     decision = Decision(target.lambda_, target.variant, "pinned", 0.0, (target.variant,))
     begun = time.perf_counter()
     try:
         answered = await router.send(request, decision)
     except NoVariantError:
-        raise UnusableError("no server can be asked") from None
+        raise UnusableError("no server is available") from None
     except NoAnswerError as error:
         raise UnusableError(error.last.why, retry_after=_seconds(error.last.retry_after)) from None
     try:
@@ -74,27 +74,27 @@ def _read(reply: bytes, target: RolloutTarget, seconds: float) -> VariantAnswer:
         text = message.get("content") or ""
         separate = message.get("reasoning_content") or message.get("reasoning")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise UnusableError(f"no chat completion: {_said(reply)}") from None
+        raise UnusableError(f"not a chat completion: {_said(reply)}") from None
     counter = TokenCount(stream=False)
     counter.feed(reply)
     tokens = counter.result()
     if tokens is None:
-        raise UnusableError("the server does not say how many tokens it generated", final=True)
+        raise UnusableError("the response has no token count", final=True)
     if not isinstance(text, str):
-        raise UnusableError("no chat completion: its content is no text")
+        raise UnusableError("not a chat completion: its content is not text")
     finish = finish if isinstance(finish, str) else None
-    text = text.encode("utf-8", "replace").decode()  # half a character would be no JSON line
+    text = text.encode("utf-8", "replace").decode()  # a lone surrogate is not valid in a JSON line
     if isinstance(separate, str) and separate:
         separate = separate.encode("utf-8", "replace").decode()
         return VariantAnswer(f"<think>{separate}{CLOSE}{text}", text, True, tokens, finish, seconds)
-    # A block that the template opened, and that was neither closed nor cut off, was not used as one.
+    # A block that the template opened, and that was neither closed nor cut off, was not used for thoughts.
     opened = target.opens_think and (CLOSE in text or finish == "length")
     thoughts, answer = split_thinking(text, opened)
     return VariantAnswer(text, answer, thoughts is not None, tokens, finish, seconds)
 
 
 def _said(reply: bytes) -> str:
-    """Return what a server says of an error, short; it may quote the request, so it is shown but never kept."""
+    """Return a server's error message, shortened; it may quote the request, so it is shown but never stored."""
     try:
         error = json.loads(reply)
         error = error.get("error", error.get("detail", error)) if isinstance(error, dict) else error

@@ -1,7 +1,7 @@
-"""The file of a run's rollouts: appended line by line, each on the disk before it counts, never two runs at once.
+"""The file of a run's rollouts: appended line by line, synced before a line counts, locked against a second run.
 
-Beside it lies `OUT.run.json` with the settings of the run. A later run of other settings, or of a
-dataset in which the answered questions read otherwise, is refused instead of mixed in.
+The run's settings are in `OUT.run.json` beside it. A later run with other settings, or with a dataset whose
+answered questions have changed, is refused.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from dami_router.version import __version__
 __all__ = ["Key", "RolloutJournal", "journal", "rollouts_of"]
 
 Key = tuple[str, float, int]
-"""query_id, λ, sample: what one rollout is an answer of."""
+"""query_id, λ, sample: the key of a rollout."""
 
 _CHUNK = 1 << 20
 
 
 class RolloutJournal:
-    """An open file of rollouts. `done` are those that are in it."""
+    """An open file of rollouts; `done` has their keys."""
 
     def __init__(self, path: Path, handle: int) -> None:
         self.path = path
@@ -39,7 +39,7 @@ class RolloutJournal:
         self._handle = handle
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write rows; they are on the disk when this returns. Raises FailureError, and takes half a row back."""
+        """Append rows and sync them to disk; on failure, removes the incomplete row and raises FailureError."""
         data = "".join(json.dumps(row, separators=(",", ":"), ensure_ascii=False) + "\n" for row in rows).encode()
         begin = os.lseek(self._handle, 0, os.SEEK_END)
         try:
@@ -52,7 +52,7 @@ class RolloutJournal:
             raise FailureError(f"{self.path}: cannot be written: {error.strerror}", hint=_AGAIN) from None
 
     def check(self, questions: Mapping[str, Question], models: Mapping[float, str]) -> None:
-        """Take in what is there; refuse rollouts of other questions, or of other models at one of these λ."""
+        """Read the existing rollouts; refuses those of other questions, or of other models at one of these λ."""
         for where, row in _placed(self.path):
             key = (row.query_id, row.lambda_, int(row.sample or 0))
             if key in self.done:
@@ -60,7 +60,7 @@ class RolloutJournal:
             question = questions.get(row.query_id)
             if question is None or question.text != row.query or question.expected != row.expected:
                 raise MisuseError(
-                    f"{where}: `{row.query_id:.60}` was another question, or is not in the dataset any more", hint=_NEW
+                    f"{where}: `{row.query_id:.60}` has another text, or is no longer in the dataset", hint=_NEW
                 )
             model = models.get(row.lambda_)
             if model is not None and row.model != model:
@@ -68,7 +68,7 @@ class RolloutJournal:
             self.done.add(key)
 
     def repair(self) -> None:
-        """Cut off a last line without its end, as a crash leaves it."""
+        """Remove an incomplete last line, as a crash leaves it."""
         size = os.lseek(self._handle, 0, os.SEEK_END)
         end = size
         while end > 0:
@@ -85,19 +85,19 @@ class RolloutJournal:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is in it."""
+        """Whether it has no rollouts."""
         return os.fstat(self._handle).st_size == 0
 
 
-_AGAIN = "run the same command again: it goes on where it stopped"
-_NEW = "give another --out"
+_AGAIN = "run the same command again to resume"
+_NEW = "choose another --out"
 
 
 @contextmanager
 def journal(path: Path, settings: QuestionSettings, dataset: str) -> Iterator[RolloutJournal]:
-    """Open a file of rollouts, new or to go on with, for this process alone.
+    """Open a file of rollouts exclusively, new or to be continued.
 
-    Raises MisuseError for a file that is another run's or nobody's, FailureError while another run has it.
+    Raises MisuseError for a file of another run or of another tool, FailureError while another run uses it.
     """
     if path.suffix != ".jsonl":
         raise MisuseError(f"{path}: expected a name that ends in .jsonl", hint="compress it when it is complete")
@@ -116,23 +116,23 @@ def journal(path: Path, settings: QuestionSettings, dataset: str) -> Iterator[Ro
 
 
 def rollouts_of(path: Path) -> Iterator[Rollout]:
-    """Yield the rollouts of a run's file; those that were not graded have the score 0."""
+    """Yield the rollouts of a run's file; ungraded ones have the score 0."""
     return (row for _, row in _placed(path))
 
 
 def settings_path(path: Path) -> Path:
-    """Return where a run's settings are kept."""
+    """Return the path of a run's settings."""
     return path.with_name(f"{path.name}.run.json")
 
 
 def _lock(handle: int, path: Path) -> None:
-    # The kernel's: it ends with the process, however that ends.
+    # A kernel lock: it ends with the process, however that ends.
     import fcntl
 
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise FailureError(f"{path}: another run is writing to it", hint="wait for it, or give another --out") from None
+        raise FailureError(f"{path}: another run is writing to it", hint="wait, or choose another --out") from None
 
 
 def _claim(opened: RolloutJournal, settings: QuestionSettings, dataset: str) -> None:
@@ -145,11 +145,11 @@ def _claim(opened: RolloutJournal, settings: QuestionSettings, dataset: str) -> 
     try:
         known = json.loads(file.read_bytes())["settings"]
     except FileNotFoundError:
-        raise MisuseError(f"{path}: already there, and not by `dami rollout`", hint="give another --out") from None
+        raise MisuseError(f"{path}: exists, but not from `dami rollout`", hint="choose another --out") from None
     except (OSError, ValueError, LookupError, TypeError):
-        raise MisuseError(f"{file}: not the settings of a run", hint="give another --out") from None
+        raise MisuseError(f"{file}: not the settings of a run", hint="choose another --out") from None
     if other := settings.differences(known):
-        raise MisuseError(f"{path}: was begun with another {listed(other)}", hint=_NEW)
+        raise MisuseError(f"{path}: was started with another {listed(other)}", hint=_NEW)
 
 
 def _placed(path: Path) -> Iterator[tuple[str, Rollout]]:
@@ -163,7 +163,7 @@ def _placed(path: Path) -> Iterator[tuple[str, Rollout]]:
 
 
 def _scored(line: str) -> str:
-    """Give an ungraded row a score, so that it can be read as a rollout."""
+    """Add a score to an ungraded row, so that it can be read as a rollout."""
     try:
         data = json.loads(line)
     except (ValueError, RecursionError):

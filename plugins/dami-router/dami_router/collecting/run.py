@@ -1,4 +1,4 @@
-"""The run: all that is missing is asked for, a lane a variant, graded, and written down as it comes."""
+"""The run: collect the missing answers, one lane per variant, and grade and write each as it arrives."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 
 @dataclass
 class Outcome:
-    """What a run did: rollouts written, failures by reason, and questions that nobody was left to ask for."""
+    """The outcome of a run: rollouts written, failures by reason, and answers not tried for lack of a server."""
 
     written: int = 0
     failures: Counter[str] = field(default_factory=Counter)
@@ -32,13 +32,13 @@ class Outcome:
 
     @property
     def left(self) -> int:
-        """How many rollouts are missing still."""
+        """The number of rollouts still missing."""
         return self.failures.total() + self.skipped
 
 
 @dataclass
 class _Lane:
-    """The work of one server, or of one variant's replicas; `answered` counts what it has answered."""
+    """The work of one server, or of one variant's replicas; `answered` counts its answers."""
 
     work: list[tuple[RolloutTarget, Question, int]]
     answered: int = 0
@@ -46,7 +46,7 @@ class _Lane:
 
 
 class Collector:
-    """Asks for rollouts. `patience`: seconds for which a failing request is tried again before it is left."""
+    """Collects rollouts. `patience`: seconds during which a failing request is retried before it is given up."""
 
     def __init__(
         self, router: Router, settings: QuestionSettings, grader: Grader | None, *, concurrency: int, patience: float
@@ -62,11 +62,11 @@ class Collector:
         into: RolloutJournal,
         on_progress: Callable[[], None],
     ) -> Outcome:
-        """Ask for everything in the lanes, each with `concurrency` requests under way; cancelled, keep what came."""
+        """Work through the lanes, each with `concurrency` requests in flight; if cancelled, keep the answers so far."""
         writer = asyncio.create_task(self._write(into, on_progress))
         work = asyncio.create_task(self._lanes(lanes))
         try:
-            # A writer that fails (a full disk) must end the run, not let it work for nothing.
+            # If the writer fails (a full disk), the run must end; its answers would be lost.
             await asyncio.wait([work, writer], return_when=asyncio.FIRST_COMPLETED)
             if writer.done():
                 writer.result()
@@ -97,7 +97,7 @@ class Collector:
                 asked = await self._patiently(target, question, sample)
             except UnusableError as error:
                 self.outcome.failures[f"λ={target.lambda_:g}: {error.why}"] += 1
-                # Nobody else was answered in all that time: it is the server, not the question.
+                # No other request succeeded in that time: the server is at fault, not the query.
                 if not error.final and lane.answered == before and not lane.lost:
                     lane.lost = True
                     self.outcome.skipped += len(lane.work)
@@ -134,7 +134,7 @@ class Collector:
         return row | {"think": given.think, "latency_s": round(given.latency_s, 6)}
 
     async def _write(self, into: RolloutJournal, on_progress: Callable[[], None]) -> None:
-        """Write rows as they come, all that wait in one go; None ends it."""
+        """Write rows as they arrive, all pending ones at once; None ends it."""
         going = True
         while going:
             rows = [await self._rows.get()]
@@ -150,5 +150,5 @@ class Collector:
 
 
 def key_of(row: dict[str, Any]) -> Key:
-    """Return which answer a row is."""
+    """Return a row's key."""
     return row["query_id"], row["lambda"], row["sample"]

@@ -1,4 +1,4 @@
-"""How far a run is, told now and then."""
+"""Progress of a run, reported at intervals."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _EVERY = 10.0
 
 
 class Progress:
-    """Called after every write; says a line at most every ten seconds."""
+    """Called after every write; reports at most every ten seconds."""
 
     def __init__(self, total: int, outcome: Outcome, say: Callable[[str], None]) -> None:
         self._total, self._outcome, self._say = total, outcome, say
         self._begun = self._told = time.monotonic()
 
     def __call__(self) -> None:
-        """Say how far it is, if it is time."""
+        """Report progress if ten seconds have passed."""
         now = time.monotonic()
         if now - self._told < _EVERY:
             return
@@ -29,7 +29,7 @@ class Progress:
         rate = done / (now - self._begun)
         rest = (self._total - done - self._outcome.left) / rate
         failed = f", {self._outcome.failures.total():,} failed" if self._outcome.failures else ""
-        self._say(f"{done:,} of {self._total:,}{failed}; {rate:.1f} a second, about {_time(rest)} left")
+        self._say(f"{done:,} of {self._total:,}{failed}; {rate:.1f} per second, about {_time(rest)} left")
 
 
 def _time(seconds: float) -> str:

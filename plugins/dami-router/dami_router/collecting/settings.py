@@ -1,4 +1,4 @@
-"""How a run asks and grades: everything that, if changed, would make other rollouts of the same questions."""
+"""Settings of a run: everything that, if changed, would give other rollouts for the same queries."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _OURS = ("model", "messages", "stream", "n", "max_tokens", "temperature", "seed"
 
 @dataclass(frozen=True)
 class QuestionSettings:
-    """How each question is asked: `template` has `{query}` where the question goes.
+    """The request for each question: `template` has `{query}` in place of the question.
 
-    `max_tokens` and `seed` None leave them to the server. `body` holds further fields of each request, such
-    as `top_p`. `pair` names the endpoints behind a live server, whose answers are told apart by λ alone.
-    Raises MisuseError where these contradict each other.
+    If `max_tokens` or `seed` is None, the server decides. `body` has additional fields of each request, such
+    as `top_p`. `pair` names the endpoints behind a live server, whose answers differ only in λ.
+    Raises MisuseError if these contradict each other.
     """
 
     grade: str
@@ -36,14 +36,14 @@ class QuestionSettings:
 
     def __post_init__(self) -> None:
         if _PLACE not in self.template:
-            raise MisuseError(f"--template has no {_PLACE}", hint=f"for instance '{_PLACE} Answer with a number.'")
+            raise MisuseError(f"--template has no {_PLACE}", hint=f"such as '{_PLACE} Answer with a number.'")
         for name in _OURS:
             if name in self.body:
                 option = f"--{name.replace('_', '-')}" if name in ("max_tokens", "temperature", "seed") else None
-                raise MisuseError(f"--body may not hold `{name}`", hint=f"use {option}" if option else None)
+                raise MisuseError(f"--body must not set `{name}`", hint=f"use {option}" if option else None)
 
     def request(self, model: str, query: str, sample: int) -> dict[str, Any]:
-        """Return the body of a chat completion; samples of one question get seeds of their own."""
+        """Return the body of a chat completion; each sample of a question gets its own seed."""
         messages = [{"role": "system", "content": self.system}] if self.system else []
         asked = self.template.replace(_PLACE, query)
         body: dict[str, Any] = {"model": model, "messages": [*messages, {"role": "user", "content": asked}]}
@@ -53,11 +53,11 @@ class QuestionSettings:
         return {**body, **self.body}
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the settings as they are kept beside the rollouts."""
+        """Return the settings as stored beside the rollouts."""
         return {**asdict(self), "body": dict(self.body)}
 
     def differences(self, known: object) -> list[str]:
-        """Return what is not as in settings that were kept; `pair` only where both know it."""
+        """Return the names of settings that differ from stored ones; `pair` counts only if both have it."""
         now = json.loads(json.dumps(self.as_dict()))
         if not isinstance(known, dict) or known.keys() != now.keys():
             return ["unknown settings"]

@@ -1,4 +1,4 @@
-"""What a file of rollouts says of each λ: accuracy, tokens, thoughts, and how many answers were cut off."""
+"""Summary of rollouts by λ: accuracy, tokens, thoughts, and how many answers were cut off."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEADER = ("λ", "model", "answers", "accuracy", "mean tokens", "thinking", "cut 
 
 @dataclass
 class Tally:
-    """Sums over one λ's rollouts. `graded` says whether `correct` means anything."""
+    """Sums over the rollouts at one λ. `graded`: whether `correct` is valid."""
 
     lambda_: float
     model: str
@@ -35,7 +35,7 @@ class Tally:
         self.cut += row.finish_reason == "length"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the means for JSON; accuracy is null where nothing was graded."""
+        """Return the means for JSON; accuracy is null for ungraded rollouts."""
         return {
             "lambda": self.lambda_,
             "model": self.model,
@@ -47,7 +47,7 @@ class Tally:
         }
 
     def row(self) -> list[str]:
-        """Return the means for people."""
+        """Return the means as cells of a table."""
         accuracy = f"{self.correct / self.n:.1%}" if self.graded else "-"
         shares = [f"{count / self.n:.0%}" for count in (self.think, self.cut)]
         return [f"{self.lambda_:g}", self.model, str(self.n), accuracy, f"{self.tokens / self.n:,.1f}", *shares]

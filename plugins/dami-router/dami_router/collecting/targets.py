@@ -1,4 +1,4 @@
-"""What a run has to ask for: which λ, who answers at each, and what of it is there already."""
+"""The work of a run: which λ, which server for each, and which answers are missing."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ _DIGITS = 6
 
 
 def targets(router: Router, only: Sequence[float] = (), lambdas: Sequence[float] = ()) -> list[RolloutTarget]:
-    """Return who is to answer, by λ: every variant with a server, or the live servers at given `lambdas`.
+    """Return the targets by λ: every variant with a server, or the live servers at the given `lambdas`.
 
-    `only` keeps the variants at these λ. Raises MisuseError where there is nobody for a λ, or no choice was made.
+    `only` keeps the variants at these λ. Raises MisuseError if no server has a λ, or a choice is required.
     """
     live = router.fleet.of(LIVE)
     if lambdas:
         if not live:
-            raise MisuseError("--lambdas is for live servers, and router.yml has none", hint="--only chooses variants")
+            raise MisuseError("--lambdas needs a live server; router.yml has none", hint="choose variants with --only")
         if only:
-            raise MisuseError("--only chooses variants, --lambdas what a live server is asked for: give one of the two")
+            raise MisuseError("--only chooses variants, --lambdas the λ of live servers: give only one of the two")
         return [_live(x, live) for x in sorted({_rounded(x) for x in lambdas})]
     if not router.config.variants:
-        raise MisuseError("a live server has every λ: say which to ask for", hint="--lambdas 0,0.25,0.5,0.75,1")
+        raise MisuseError("a live server answers at any λ: choose some", hint="--lambdas 0,0.25,0.5,0.75,1")
     found = [target for v in router.config.variants if (target := _target(router, v)) is not None]
     known = [target.lambda_ for target in found]
     if doubled := {x for x in known if known.count(x) > 1}:
-        raise MisuseError(f"two variants have λ={min(doubled):g}; rollouts are told apart by λ")
+        raise MisuseError(f"two variants have λ={min(doubled):g}; rollouts need one variant per λ")
     wanted = [_rounded(x) for x in only]
     for x in wanted:
         if x not in known:
@@ -50,7 +50,7 @@ def targets(router: Router, only: Sequence[float] = (), lambdas: Sequence[float]
 
 
 def pair_of(router: Router, wanted: Sequence[RolloutTarget]) -> str | None:
-    """Return the names of the endpoints behind the live servers; None where none is asked, or none says it."""
+    """Return the names of the endpoints behind the live servers; None if there is none, or none reports them."""
     if not any(target.variant == LIVE for target in wanted):
         return None
     for replica in router.fleet.of(LIVE):
@@ -62,7 +62,7 @@ def pair_of(router: Router, wanted: Sequence[RolloutTarget]) -> str | None:
 
 
 def _told(end: Any) -> str:
-    """Name an endpoint as a live server describes it, with its commit, else the digest of its files' digests."""
+    """Return an endpoint's name from a live server, with its commit, else with the digest of its files' digests."""
     files = json.dumps(end.get("files"), sort_keys=True)
     return f"{end.get('name')}@{end.get('commit') or hashlib.sha256(files.encode()).hexdigest()[:16]}"
 
@@ -82,7 +82,7 @@ def _live(lambda_: float, servers: Sequence[Replica]) -> RolloutTarget:
 def lanes(
     wanted: Sequence[RolloutTarget], questions: Sequence[Question], samples: int, done: set[Key]
 ) -> list[list[tuple[RolloutTarget, Question, int]]]:
-    """Return what is missing, a list for each variant and one for all live servers, question by question."""
+    """Return the missing answers: a list per variant and one for all live servers, question by question."""
     by_server: dict[str, list[RolloutTarget]] = {}
     for target in wanted:
         by_server.setdefault(target.variant, []).append(target)
@@ -101,5 +101,5 @@ def lanes(
 def _rounded(lambda_: float) -> float:
     if not 0.0 <= lambda_ <= 1.0:
         raise MisuseError(f"λ={lambda_:g} is outside [0, 1]")
-    # As rollouts are read: 0.1 + 0.2 and 0.3 are one λ.
+    # Rounded as in rollouts: 0.1 + 0.2 and 0.3 are one λ.
     return round(lambda_, _DIGITS)

@@ -1,4 +1,4 @@
-"""`dami ask`: one query, answered by the variant of its λ."""
+"""`dami ask`: answer one query with the variant at its λ."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["ask"]
 @command(
     "ask",
     examples=('dami ask router.yml "What is 17 · 23?"', 'dami ask router.yml "What is 17 · 23?" --model dami:1'),
-    help="Answer one query with the servers of the configuration: estimate λ, choose the variant, fall back to "
-    "the nearest where it fails. The answer goes to stdout, the decision to stderr.",
+    help="Answer one query with the servers of router.yml: estimate λ, choose the variant, and fall back to the "
+    "nearest one if it fails. The answer goes to stdout, the decision to stderr.",
 )
 @query_options
-@click.option("--max-tokens", type=click.IntRange(min=1), help="The longest answer.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Limit of the answer, in tokens.")
 def ask(output: Output, config: Path, query: str, effort: str | None, model: str, max_tokens: int | None) -> None:
     """Answer one query."""
     import asyncio

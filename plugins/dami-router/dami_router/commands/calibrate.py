@@ -1,4 +1,4 @@
-"""`dami calibrate`: from unlabelled queries to a map from confidence to λ."""
+"""`dami calibrate`: fit a map from confidence to λ on unlabelled queries."""
 
 from __future__ import annotations
 
@@ -31,35 +31,37 @@ _FAR = 0.05
         "dami calibrate router.yml --queries questions.jsonl --mean-tokens 900 --max-lambda 0.7 --out map.json",
         "dami calibrate router.yml --queries q.jsonl --mean-tokens 25 --rollouts r.jsonl --confidence confidence.json",
     ),
-    help="Ask the served endpoints how sure they are of each of many queries, and fit the map from that to λ that "
-    "gives a wanted mean λ, or mean tokens, over queries like these. No labels are used. Fitted on a part of the "
-    "queries and checked on the others. Writes the map for the estimator `confidence`, and says which lines router.yml "
-    "needs. Stopped at any moment, the same command goes on.",
+    help="Measure the confidence of the served endpoints on a set of queries, and fit the map from confidence to λ "
+    "that reaches a target mean λ, or mean tokens, on such queries. No labels are used. The map is fitted on one part "
+    "of the queries and checked on the rest. Writes the map for the estimator `confidence` and prints the lines to add "
+    "to router.yml. If it is interrupted, run the same command again to resume.",
 )
 @click.argument("config_file", metavar="CONFIG", type=click.Path(path_type=Path))
-@click.option("--queries", required=True, help="A JSONL, CSV or parquet file, a .txt with a query a line, or a Hub id.")
+@click.option("--queries", required=True, help="A JSONL, CSV, parquet or .txt (one query per line) file, or a Hub id.")
 @dataset_options
-@click.option("--mean-lambda", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="The wanted mean λ.")
-@click.option("--mean-tokens", type=click.FloatRange(0, min_open=True), help="The wanted mean tokens of an answer.")
+@click.option("--mean-lambda", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="The target mean λ.")
+@click.option("--mean-tokens", type=click.FloatRange(0, min_open=True), help="The target mean tokens per answer.")
 @click.option(
     "--max-lambda", type=click.FloatRange(0, 1, min_open=True),
-    help="The λ of the least sure queries; the largest that is served otherwise.",
+    help="The λ of the least confident queries. Default: the largest λ that is served.",
 )  # fmt: skip
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="The map to write; must not exist. confidence.json beside CONFIG."
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The map to write; must not exist. Default: confidence.json beside CONFIG.",
 )
 @click.option(
     "--form", type=click.Choice(["auto", "instruct", "discrepancy", "entropy"]),
-    help="What to measure; auto: all that the servers give. By default what CONFIG says of `confidence`.",
+    help="What to measure; auto: everything the servers support. Default: the form that CONFIG sets for `confidence`.",
 )  # fmt: skip
-@click.option("--tokens", type=click.IntRange(1, 1024), help="The probe's longest answer; as in CONFIG otherwise.")
-@click.option("--timeout", type=click.FloatRange(0.001), default=30.0, show_default=True, help="Seconds for one query.")
-@click.option("--rollouts", type=click.Path(path_type=Path), help="Rollouts, for what answers cost with --mean-tokens.")
+@click.option("--tokens", type=click.IntRange(1, 1024), help="Tokens of the probe. Default: as in CONFIG.")
+@click.option("--timeout", type=click.FloatRange(0.001), default=30.0, show_default=True, help="Seconds per query.")
+@click.option("--rollouts", type=click.Path(path_type=Path), help="Rollouts that give the cost for --mean-tokens.")
 @click.option(
     "--confidence", type=click.Path(path_type=Path),
-    help="Also write each query's confidence: JSON, query_id to number, for `dami train --confidence`.",
+    help="Also write each query's confidence, as JSON from query_id to number, for `dami train --confidence`.",
 )  # fmt: skip
-@click.option("--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="Queries at a time.")
+@click.option("--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="Queries in flight.")
 def calibrate(
     output: Output, config_file: Path, queries: str, config: str | None, split: str | None, query_column: str | None,
     limit: int | None, mean_lambda: float | None, mean_tokens: float | None, max_lambda: float | None,
@@ -70,13 +72,13 @@ def calibrate(
     import asyncio
 
     if (mean_lambda is None) == (mean_tokens is None):
-        raise MisuseError("give either --mean-lambda or --mean-tokens")
+        raise MisuseError("expected exactly one of --mean-lambda and --mean-tokens")
     if rollouts and mean_tokens is None:
-        raise MisuseError("--rollouts is for --mean-tokens")
+        raise MisuseError("--rollouts needs --mean-tokens")
     place = out or config_file.parent / "confidence.json"
     for path in (place, confidence):
         if path is not None and path.exists():
-            raise MisuseError(f"{path}: already there; nothing was asked", hint="choose another file, or remove it")
+            raise MisuseError(f"{path}: already exists; no server was called", hint="choose another file, or remove it")
     texts = _texts(queries, limit, query_column=query_column, config=config, split=split)
     run = _Run(output, config_file, place, texts, concurrency)
     run.set_up(form, tokens, timeout)
@@ -91,7 +93,7 @@ def _texts(place: str, limit: int | None, **columns: str | None) -> dict[str, st
 
     if place.endswith(".txt"):
         if given := next((name for name, value in columns.items() if value is not None), None):
-            raise MisuseError(f"{place}: --{given.replace('_', '-')} means nothing for a text file")
+            raise MisuseError(f"{place}: --{given.replace('_', '-')} does not apply to a text file")
         try:
             lines = [line.strip() for line in Path(place).read_text(encoding="utf-8").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
@@ -115,7 +117,7 @@ class _Run:
         self._fitted: list[Fitted] = []
 
     def set_up(self, form: str | None, tokens: int | None, timeout: float) -> None:
-        """Take the estimator's settings from the configuration, and from the command line what it says otherwise."""
+        """Take the estimator's settings from the configuration; command-line options override them."""
         from dataclasses import replace
         from typing import cast
 
@@ -127,7 +129,7 @@ class _Run:
         self._estimator = replace(found, map=None, memo=None, cache=0, tokens=tokens or found.tokens, timeout=timeout)
 
     def wish(self, unit: Unit, mean: float, max_lambda: float | None, rollouts: Path | None) -> None:
-        """Check what is wanted against what is served, before anything is asked."""
+        """Check the target against what is served, before any server is called."""
         from dami_router.calibration.costs import LambdaCost, tokens_of_rollouts, tokens_of_variants
         from dami_router.calibration.fitting import WantedMean
         from dami_router.calibration.served_lambda import largest, rule_of
@@ -147,7 +149,7 @@ class _Run:
                 self._cost("", lambda_)
 
     async def ask(self) -> None:
-        """Measure what is missing; fit; raises FailureError where too many queries gave nothing."""
+        """Measure the missing queries and fit; raises FailureError if too few queries could be measured."""
         from dataclasses import replace
 
         from dami_router.calibration.measuring import collect, forms_of
@@ -161,21 +163,21 @@ class _Run:
         async with self._router as router:
             router.require_usable()
             if router.endpoints is None:
-                raise MisuseError(f"{self._file}: has no backends to ask")
+                raise MisuseError(f"{self._file}: has no backends")
             estimator = replace(self._estimator, servers=router.endpoints)
             with journal(self._partial, settings) as opened:
                 if opened.done:
-                    self._output.note(f"{len(opened.done):,} queries were measured before")
+                    self._output.note(f"{len(opened.done):,} queries were already measured")
                 forms = await forms_of(estimator, self._form, Query(next(iter(self._texts.values()))))
                 if not forms:
-                    raise FailureError("the servers give no log-probabilities", hint=self._check())
+                    raise FailureError("the servers return no log-probabilities", hint=self._check())
                 self._output.note(f"{len(self._texts):,} queries; measuring {', '.join(forms)}")
                 texts = list(self._texts.values())
                 outcome = await collect(estimator, forms, texts, opened, self._concurrency, self._output.note)
                 self._take(opened.done, outcome.failures, forms)
 
     def _take(self, done: Any, failures: Any, forms: tuple[Form, ...]) -> None:
-        """Fit each form on what was measured, the same query as often as it stands among the queries."""
+        """Fit each form on the measurements; a repeated query counts as often as it occurs."""
         from dami_router.calibration.fitting import Sample, fit
         from dami_router.calibration.measuring import key_of
 
@@ -184,10 +186,10 @@ class _Run:
         for reason, count in failures.most_common(5):
             self._output.warning(f"{count:,} × {reason}")
         if len(known) < _ENOUGH * len(keys):
-            again = f"{self._check()}, then run the same command again: it asks for these only"
+            again = f"{self._check()}, then run the same command again: it measures only the missing ones"
             raise FailureError(
                 f"{len(keys) - len(known):,} of {len(keys):,} queries could not be measured",
-                hint=again if known else f"{self._check()} lists what the servers give; log-probabilities are needed",
+                hint=again if known else f"{self._check()} shows whether the servers return log-probabilities",
             )
         self._confidence = {id: scores["instruct"] for id, scores in known.items()}
         for form in forms:
@@ -199,7 +201,7 @@ class _Run:
             self._fitted.append(fit(form, samples, self._wish, self._cost, self._rule))
 
     def finish(self, confidence: Path | None) -> None:
-        """Write the map and tell what it gives."""
+        """Write the map and report its results."""
         import json
 
         from dami_router.estimators.calibrated import CalibratedMap
@@ -213,7 +215,7 @@ class _Run:
             write_atomically(confidence, json.dumps(self._confidence, indent=0).encode() + b"\n")
         self._partial.unlink(missing_ok=True)
         data = {"map": str(self._out), "tokens": self._estimator.tokens, "results": results}
-        self._output.result(f"{self._table()}\n\n{self._out} is written; router.yml:\n\n{self._lines()}", data)
+        self._output.result(f"{self._table()}\n\nwrote {self._out}; add to router.yml:\n\n{self._lines()}", data)
         for fitted in self._fitted:
             self._warn(fitted)
         self._output.hint(f"dami route {self._file} QUERY")
@@ -222,8 +224,8 @@ class _Run:
         wish, (low, high) = fitted.wish, fitted.reach
         if abs(fitted.fitted - wish.mean) > _FAR * wish.mean:
             self._output.warning(
-                f"{fitted.form}: a mean of {wish.mean:g} {self._unit} cannot be had with λ up to {wish.max_lambda:g}; "
-                f"means from {low:.4g} to {high:.4g} can"
+                f"{fitted.form}: a mean of {wish.mean:g} {self._unit} is impossible with λ up to {wish.max_lambda:g}; "
+                f"possible means: {low:.4g} to {high:.4g}"
             )
 
     def _table(self) -> str:
@@ -233,7 +235,7 @@ class _Run:
             got = f"{f.mean:.4g} [{f.low:.4g}, {f.high:.4g}]"
             facts = f.form, str(f.fitted_on), str(f.held_out), f"{f.wish.mean:g}", got, f"{f.mean_lambda:.3f}"
             rows.append([*facts, shares])
-        wanted = f"wanted {self._unit}", f"held-out {self._unit}"
+        wanted = f"target {self._unit}", f"held-out {self._unit}"
         return table(("form", "fitted on", "held out", *wanted, "mean λ", "λ of held-out queries"), rows)
 
     @property

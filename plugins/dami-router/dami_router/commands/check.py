@@ -1,6 +1,6 @@
-"""`dami check`: what is wrong with a recipe or a router.yml, before anything is merged or served.
+"""`dami check`: find errors in a recipe or a router.yml before anything is merged or served.
 
-Which of the two a file is, its keys say. Each kind is checked by the distribution that knows it,
+The keys decide which of the two a file is. The distribution that owns the kind checks it,
 through the entry-point group `dami.checks`: a name, and a function that takes the output and the
 path and returns the exit code.
 """
@@ -43,15 +43,15 @@ _ROUTER = (
         "dami check router.yml",
         "dami check router.yml --probe",
     ),
-    help="Find what is wrong with a recipe or a router.yml before anything is merged or served. Of a recipe: unknown "
-    "keys, endpoints that do not fit together, λ that cannot be resolved, from configs and safetensors headers "
-    "alone, in local folders or on the Hub. Of a router.yml: unknown keys and values, variants without a server, "
-    "settings that do nothing; with --probe, every server is asked who it is, as `dami serve --check` does. One "
-    "without `family`, `variants` and `backends` is read as `dami live --router` reads it. Exit "
-    "code 0: ready; 1: the endpoints or servers do not allow it; 2: the file is wrong.",
+    help="Find errors in a recipe or a router.yml before anything is merged or served. In a recipe: unknown keys, "
+    "endpoints that do not fit together, λ that cannot be resolved. Only configs and safetensors headers are read, "
+    "from local folders or the Hub. In a router.yml: unknown keys, invalid values, variants without a server, settings "
+    "without effect. With --probe, also query every server for its identity and capabilities, as `dami serve --check` "
+    "does. A router.yml without `family`, `variants` and `backends` is checked for `dami live --router`. Exit code 0: "
+    "ready; 1: the endpoints or servers are not usable; 2: the file is invalid.",
 )
 @click.argument("config", type=click.Path(path_type=Path))
-@click.option("--probe", is_flag=True, help="Of a router.yml: ask every server who it is and what it can do.")
+@click.option("--probe", is_flag=True, help="For a router.yml: query every server for its identity and capabilities.")
 def check(output: Output, config: Path, probe: bool) -> int:
     """Check one file."""
     from dami_router.shared.strict_yaml import load
@@ -59,12 +59,12 @@ def check(output: Output, config: Path, probe: bool) -> int:
     if kind_of(load(config).data) == "router":
         return check_router(output, config, probe=probe)
     if probe:
-        raise MisuseError(f"{config}: is a recipe; --probe is for a router.yml")
+        raise MisuseError(f"{config}: is a recipe; --probe needs a router.yml")
     return _checker("recipe", "dami-merge")(output, config)
 
 
 def kind_of(data: dict[str, Any]) -> str:
-    """Return `router` or `recipe`: what most of the top-level keys belong to, misspelt ones too."""
+    """Return `router` or `recipe`, whichever most of the top-level keys belong to; misspelt keys count too."""
 
     def belonging(known: tuple[str, ...]) -> int:
         return sum(did_you_mean(key, known) is not None for key in data)
@@ -73,14 +73,14 @@ def kind_of(data: dict[str, Any]) -> str:
 
 
 def check_router(output: Output, path: Path, *, probe: bool = False) -> int:
-    """Check a router.yml; returns 1 where a server is down or serves something else."""
+    """Check a router.yml; returns 1 if a server is down or serves another model."""
     from dami_router.commands.servers import probe as ask
     from dami_router.config.config_advice import advise, left_out
     from dami_router.config.router_yml import is_section, load_config, load_section
 
     bare = is_section(path)
     if bare and probe:
-        raise MisuseError(f"{path}: names no servers to ask; it is for `dami live --router`", hint="leave --probe out")
+        raise MisuseError(f"{path}: names no servers; it is for `dami live --router`", hint="omit --probe")
     config = load_section(path) if bare else load_config(path)
     findings, beaten = advise(config), left_out(config)
     servers = ask(config) if probe else None
@@ -135,12 +135,12 @@ def _lines(config: RouterConfig, beaten: list[str]) -> list[str]:
     rows += [["live", "any", _servers(config, "live"), "-"]] if _servers(config, "live") else []
     lines = [
         table(("variant", "λ", "servers", "measured on"), rows),
-        f"estimators   {', then '.join(names)}; each for at most {chain.timeout:g} s",
+        f"estimators   {', then '.join(names)}; timeout {chain.timeout:g} s each",
         f"policy       {', '.join(said)}",
-        f"limits       {config.limits.concurrency} requests at a time, {config.limits.queue} waiting",
-        f"keys         {'asked of clients' if config.api_keys else 'not asked of clients'}",
+        f"limits       {config.limits.concurrency} concurrent requests, {config.limits.queue} queued",
+        f"keys         {'required from clients' if config.api_keys else 'not required from clients'}",
     ]
-    return [*lines, *([f"left out     {', '.join(beaten)}: another is as accurate and as cheap"] if beaten else [])]
+    return [*lines, *([f"skipped      {', '.join(beaten)}: dominated by another variant"] if beaten else [])]
 
 
 def _servers(config: RouterConfig, variant: str) -> str:
@@ -153,5 +153,5 @@ def _measured(figures: Any) -> str:
 
 def _verdict(findings: int, ok: bool) -> str:
     if not ok:
-        return "not ready: a server is down, or serves something else"
+        return "not ready: a server is down, or serves another model"
     return f"ready to serve, {findings} warning{'s' if findings > 1 else ''}" if findings else "ready to serve"

@@ -1,4 +1,4 @@
-"""`dami eval`: estimators against static variants, random mixing, query length and the oracle."""
+"""`dami eval`: compare estimators with static variants, random mixing, query length and the oracle."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ if TYPE_CHECKING:
         "dami eval test.jsonl --estimator estimator --report report",
         "dami eval rollouts.jsonl --write-manifest family/dami_family.json --benchmark gsm8k",
     ),
-    help="Say what an estimator of λ(q) is worth on rollouts: its accuracy and tokens against every static variant, "
-    "random mixing at equal cost, the query's length and the oracle. Without --estimator, the default estimator is "
-    "trained and tested by cross-validation over queries. With it, a trained one is asked about the queries that it "
-    "was not trained on. Names the variants that are never worth it.",
+    help="Evaluate an estimator of λ(q) on rollouts: compare its accuracy and tokens with every static variant, random "
+    "mixing at equal cost, the query's length and the oracle. Without --estimator, train and test the default "
+    "estimator by cross-validation over queries. With it, evaluate a trained estimator on the queries that it was not "
+    "trained on. Also lists the dominated variants.",
 )
 @click.argument("rollouts", type=click.Path(path_type=Path))
-@click.option("--estimator", "estimators", multiple=True, help="A trained folder, or an installed name; repeatable.")
-@click.option("--folds", type=int, default=5, show_default=True, help="Parts of the cross-validation, by query.")
+@click.option("--estimator", "estimators", multiple=True, help="A trained folder or an installed name; repeatable.")
+@click.option("--folds", type=int, default=5, show_default=True, help="Folds of the cross-validation over queries.")
 @click.option("--price", type=float, default=0.05, show_default=True, help="As in `dami train`.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Decides how queries fall into folds.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the split into folds.")
 @click.option(
-    "--confidence", type=click.Path(path_type=Path), help="JSON object: query_id to Instruct's confidence, 0 to 1."
+    "--confidence", type=click.Path(path_type=Path), help="JSON object from query_id to Instruct's confidence, 0 to 1."
 )
-@click.option("--drop-incomplete", is_flag=True, help="Leave out queries that a variant did not answer.")
-@click.option("--report", type=click.Path(path_type=Path), help="Write an HTML report with pictures into this folder.")
+@click.option("--drop-incomplete", is_flag=True, help="Skip queries that some variant did not answer.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write an HTML report with plots into this folder.")
 @click.option(
     "--write-manifest", "manifest", type=click.Path(path_type=Path),
     help="Write each variant's accuracy and mean tokens into this dami_family.json.",
 )  # fmt: skip
-@click.option("--benchmark", help="The benchmark's name for --write-manifest; the rollouts' file name otherwise.")
+@click.option("--benchmark", help="The benchmark's name for --write-manifest. Default: the rollouts' file name.")
 def evaluate(
     output: Output, rollouts: Path, estimators: tuple[str, ...], folds: int, price: float, seed: int,
     confidence: Path | None, drop_incomplete: bool, report: Path | None, manifest: Path | None, benchmark: str | None,
 ) -> None:  # fmt: skip
-    """Evaluate."""
+    """Evaluate estimators on rollouts."""
     if benchmark and not manifest:
-        raise MisuseError("--benchmark is for --write-manifest")
+        raise MisuseError("--benchmark needs --write-manifest")
     grid = read_grid(rollouts, confidence, drop_incomplete=drop_incomplete)
     family = _family(manifest, grid) if manifest else None
     found = _compare(output, grid, estimators, folds, price, seed)
@@ -77,7 +77,7 @@ def _compare(output: Output, grid: Grid, places: tuple[str, ...], folds: int, pr
     made = {place: named(place) for place in places}
     kept = unseen(grid, list(made.values()))
     if len(kept.queries) < len(grid.queries):
-        output.warning(f"{len(grid.queries) - len(kept.queries)} queries were trained on and are left out")
+        output.warning(f"{len(grid.queries) - len(kept.queries)} queries were used for training; they are skipped")
     contenders = [with_estimator(place, estimator, kept) for place, estimator in made.items()]
     if len(kept.lambdas) > 1:
         if not made:
@@ -94,7 +94,7 @@ def _family(manifest: Path, grid: Grid) -> Family:
     family = load_family(manifest)
     known = [variant.lambda_ for variant in family.variants]
     if not any(abs(x - y) < 1e-6 for x in known for y in grid.lambdas):
-        raise MisuseError(f"{manifest}: none of its variants has a λ of these rollouts; nothing was evaluated")
+        raise MisuseError(f"{manifest}: no variant has a λ of these rollouts; nothing was evaluated")
     return family
 
 

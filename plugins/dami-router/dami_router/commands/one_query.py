@@ -1,4 +1,4 @@
-"""What `dami route` and `dami ask` share: one router for one query, its errors as sentences."""
+"""Shared by `dami route` and `dami ask`: one router for one query, its errors as sentences."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ async def _router(config: Path) -> AsyncIterator[Router]:
     except UnknownModelError as error:
         raise MisuseError(str(error)) from None
     except NoVariantError:
-        raise FailureError("no server of any variant answers", hint=hint) from None
+        raise FailureError("no server of any variant is available", hint=hint) from None
     except NoAnswerError as error:
         calls = f"after {error.attempts} call(s)"
         raise FailureError(f"no server answered {calls}; the last: {error.last.words}", hint=hint) from None
 
 
 async def decide(config: Path, query: str, model: str, effort: str | None) -> Decision:
-    """Return the decision on one query."""
+    """Return the decision for one query."""
     async with _router(config) as router:
         return await router.route(query, model=model, effort=effort)
 
@@ -63,4 +63,4 @@ def _completion(status: int, body: bytes) -> dict[str, Any]:
     except (ValueError, LookupError, TypeError, RecursionError):
         pass
     said = body[:300].decode(errors="replace")
-    raise FailureError(f"the server's reply (status {status}) is no chat completion: {said}")
+    raise FailureError(f"the server's reply (status {status}) is not a chat completion: {said}")

@@ -1,4 +1,4 @@
-"""`dami rollout`: every question to every variant, graded."""
+"""`dami rollout`: run every query on every variant, and grade the answers."""
 
 from __future__ import annotations
 
@@ -28,40 +28,43 @@ __all__ = ["rollout"]
         "dami rollout router.yml --dataset q.csv --out r.jsonl --temperature 0.6 --samples 4 --max-tokens 8192",
         "dami rollout live.yml --dataset q.jsonl --out r.jsonl --lambdas 0,0.25,0.5,0.75,1",
     ),
-    help="Ask every question of a dataset of every variant that router.yml serves, grade the answers, and write one "
-    "rollout a line: what `dami train` and `dami eval` read. Stopped at any moment, the same command goes on with what "
-    "is missing; it also goes on where questions, variants or samples were added. What could not be answered is "
-    "reported, left for the next run, and never written down as wrong: exit code 1.",
+    help="Run every query of a dataset on every variant in router.yml, grade the answers, and write one rollout per "
+    "line, for `dami train` and `dami eval`. If it is interrupted, run the same command again to resume; it also "
+    "continues after you add queries, variants or samples. Requests that fail are reported, retried in the next run, "
+    "and never recorded as wrong answers; the exit code is then 1.",
 )
 @click.argument("config_file", metavar="CONFIG", type=click.Path(path_type=Path))
 @click.option("--dataset", required=True, help="A JSONL, CSV or parquet file, or a dataset's id on the Hub.")
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="The rollouts, a .jsonl; gone on with if there."
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The rollouts (.jsonl); an existing file is continued.",
 )
 @dataset_options
-@click.option("--answer-column", help="The expected answers' column; found by its usual names otherwise.")
-@click.option("--only", type=float, multiple=True, help="Ask the variant at this λ alone; may be given several times.")
-@click.option("--lambdas", help="For live servers: the λ to ask for, such as 0,0.25,0.5.")
-@click.option("--samples", type=click.IntRange(1, 1000), default=1, show_default=True, help="Answers to each question.")
+@click.option("--answer-column", help="Column of the expected answers. Default: found by its usual names.")
+@click.option("--only", type=float, multiple=True, help="Run only the variant at this λ; repeatable.")
+@click.option("--lambdas", help="For live servers: the values of λ to run, such as 0,0.25,0.5.")
+@click.option("--samples", type=click.IntRange(1, 1000), default=1, show_default=True, help="Answers per query.")
 @click.option(
     "--grade", type=click.Choice(["exact", "numeric", "math-verify", "none"]),
-    help="How answers are compared; by default numeric where every expected answer is a number, else exact. "
-    "With none, rows have no `correct`, for a grader of your own to add.",
+    help="How answers are compared. Default: numeric if every expected answer is a number, else exact. With none, rows "
+    "have no `correct`; add it with your own grader.",
 )  # fmt: skip
-@click.option("--template", default="{query}", help="What is asked, with {query} for the question.")
+@click.option("--template", default="{query}", help="The prompt; {query} stands for the query.")
 @click.option("--system", help="A system message.")
-@click.option("--max-tokens", type=click.IntRange(min=1), help="The longest answer, thoughts included.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Limit of an answer in tokens, thoughts included.")
 @click.option("--temperature", type=click.FloatRange(0, 5), default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--seed", type=click.IntRange(0, 2**31), help="Sent with each request, plus the sample's number.")
-@click.option("--body", help="Further fields of each request, as JSON, such as '{\"top_p\": 0.95}'.")
+@click.option("--seed", type=click.IntRange(0, 2**31), help="Sent with each request, plus the sample's index.")
+@click.option("--body", help="Additional fields of each request, as JSON, such as '{\"top_p\": 0.95}'.")
 @click.option("--keep-thoughts", is_flag=True, help="Keep thoughts in `answer`; grading never sees them.")
 @click.option(
     "--concurrency", type=click.IntRange(1, 4096), default=8, show_default=True,
-    help="Requests at a time for each variant, and for all live servers together.",
+    help="Requests in flight per variant, and for all live servers together.",
 )  # fmt: skip
 @click.option(
     "--patience", type=click.FloatRange(min=0), default=60.0, show_default=True,
-    help="Seconds for which a failing request is tried again.",
+    help="Seconds during which a failing request is retried.",
 )  # fmt: skip
 def rollout(
     output: Output, config_file: Path, dataset: str, out: Path, config: str | None, split: str | None,
@@ -79,7 +82,7 @@ def rollout(
     from dami_router.grading import grader_for, grader_named
 
     if samples > 1 and temperature == 0:
-        raise MisuseError("--samples 1 is enough of greedy answers: they are all the same", hint="--temperature 0.6")
+        raise MisuseError("greedy answers are all the same: use --samples 1, or sample", hint="--temperature 0.6")
     listed = _lambdas(lambdas)
     whole = load_dataset(dataset, query_column=query_column, answer_column=answer_column, config=config, split=split)
     found = replace(whole, questions=whole.questions[:limit])
@@ -105,7 +108,7 @@ def _check_expected(dataset: Dataset, grader: Grader | None) -> None:
         if question.expected is None:
             column = dataset.answer_column
             lacks = f"`{column}` is empty" if column else "there is no column of expected answers"
-            raise MisuseError(f"{question.where}: {lacks}", hint="--answer-column names it; --grade none needs none")
+            raise MisuseError(f"{question.where}: {lacks}", hint="name it with --answer-column, or use --grade none")
         if why := grader.unfit(question.expected):
             hint = "--grade exact, or math-verify" if grader.name == "numeric" else None
             raise MisuseError(f"{question.where}: the expected answer {question.expected!r:.60} {why}", hint=hint)
@@ -124,5 +127,5 @@ def _fields(body: str | None) -> dict[str, Any]:
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
-        raise MisuseError("--body expects a JSON object", hint="for instance '{\"top_p\": 0.95}'")
+        raise MisuseError("--body expects a JSON object", hint="such as '{\"top_p\": 0.95}'")
     return fields

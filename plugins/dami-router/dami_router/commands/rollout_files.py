@@ -1,4 +1,4 @@
-"""Rollouts as the commands read them: a file of rows, and Instruct's confidence beside it."""
+"""Reading of rollouts for the commands: a file of rows, and optionally a file of Instruct's confidence."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["read_confidence", "read_grid"]
 
 
 def read_grid(rollouts: Path, confidence: Path | None = None, *, drop_incomplete: bool = False) -> Grid:
-    """Return a file's rollouts as a grid, with the confidences of another file where it is given.
+    """Return a file's rollouts as a grid, with the confidences of another file if one is given.
 
-    Raises MisuseError for what is wrong with either; FailureError where numpy is missing.
+    Raises MisuseError if either file is invalid, FailureError if numpy is missing.
     """
     try:
         import numpy as np

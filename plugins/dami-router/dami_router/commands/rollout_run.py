@@ -36,14 +36,14 @@ class RolloutRun:
     async def collect(
         self, config: Path, only: tuple[float, ...], lambdas: list[float], known: dict[str, Question]
     ) -> int:
-        """Ask for what is missing and sum up; returns the exit code. `known` may be answered already."""
+        """Collect the missing answers and print a summary; returns the exit code. `known` may be answered already."""
         async with Router.from_file(config) as router:
             router.require_usable()
             wanted = targets(router, only, lambdas)
             settings = replace(self._settings, pair=pair_of(router, wanted))
             with journal(self._out, settings, self._dataset.name) as opened:
                 if opened.repaired:
-                    self._output.note(f"{self._out}: half a line at its end, as a crash leaves it, was removed")
+                    self._output.note(f"{self._out}: removed an incomplete last line, left by a crash")
                 opened.check(known, {t.lambda_: t.model for t in wanted})
                 outcome = await self._ask(router, wanted, opened)
         return self._report(outcome)
@@ -51,7 +51,7 @@ class RolloutRun:
     async def _ask(self, router: Router, wanted: list[RolloutTarget], opened: RolloutJournal) -> Outcome:
         work = lanes(wanted, self._dataset.questions, self._samples, opened.done)
         missing = sum(map(len, work))
-        there = f"; {len(opened.done):,} are there already" if opened.done else ""
+        there = f"; {len(opened.done):,} already present" if opened.done else ""
         self._output.note(
             f"{missing:,} rollouts to collect at λ = {', '.join(f'{t.lambda_:g}' for t in wanted)}{there}"
         )
@@ -76,7 +76,7 @@ class RolloutRun:
         if outcome.left:
             for reason, count in outcome.failures.most_common(10):
                 self._output.warning(f"{count:,} × {reason}")
-            self._output.note(f"{outcome.left:,} rollouts are missing; run the same command again to ask for them")
+            self._output.note(f"{outcome.left:,} rollouts are missing; run the same command again to collect them")
             return 1
         if self._settings.grade == "none":
             self._output.hint(f"grade {self._out} (add `correct` to each line), then dami train")
@@ -91,4 +91,4 @@ class RolloutRun:
                     f"{tally.cut / tally.n:.0%} of the answers at λ={tally.lambda_:g} were cut off; raise --max-tokens"
                 )
         if overran:
-            self._output.warning(f"{overran} answers could not be compared in time, and count as wrong")
+            self._output.warning(f"{overran} answers could not be compared within the time limit; they count as wrong")

@@ -1,4 +1,4 @@
-"""`dami route`: which λ and which variant a query would get, and why."""
+"""`dami route`: show the λ and the variant that a query would get, and why."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["route"]
 @command(
     "route",
     examples=('dami route router.yml "What is 17 · 23?"', 'dami route router.yml "Why is the sky blue?" --effort low'),
-    help="Show the decision for one query with its evidence, without generating anything. Asks the servers of "
-    "the configuration whether they are healthy, as the proxy would.",
+    help="Show the decision for one query with its evidence, without generating an answer. Checks the health of the "
+    "servers in router.yml, as the proxy would.",
 )
 @query_options
 def route(output: Output, config: Path, query: str, effort: str | None, model: str) -> None:
@@ -28,5 +28,5 @@ def route(output: Output, config: Path, query: str, effort: str | None, model: s
     evidence = "".join(f"\n  {name}: {value}" for name, value in decision.evidence.items())
     text = f"λ = {decision.lambda_:g} by {decision.estimator} → {decision.name()}{evidence}"
     output.result(
-        f"{text}\nthen: {', '.join(decision.name(id) for id in decision.order[1:]) or 'nobody'}", decision.as_dict()
+        f"{text}\nthen: {', '.join(decision.name(id) for id in decision.order[1:]) or 'none'}", decision.as_dict()
     )

@@ -1,4 +1,4 @@
-"""`dami serve`: one address for a whole family."""
+"""`dami serve`: serve a family behind one address."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ __all__ = ["serve"]
         "dami serve router.yml --check",
         "dami serve router.yml --host 0.0.0.0 --port 8080",
     ),
-    help="Serve a family behind one address: OpenAI's routes, streaming or not, and TGI's own. Each query is "
-    "estimated, sent to the variant of its λ, and to the nearest healthy one where that fails. Listens on "
-    "127.0.0.1 unless told otherwise. With --check, only read the configuration, ask every server who it is, "
-    "and exit 1 where one is down or serves another model.",
+    help="Serve a family behind one address, with OpenAI's routes, streaming or not, and TGI's. Estimate λ for each "
+    "query, send it to the variant at that λ, and fall back to the nearest healthy variant. Listens on 127.0.0.1 by "
+    "default. With --check, only read the configuration, query every server for its identity, and exit with 1 if one "
+    "is down or serves another model.",
 )
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="The port; 0: a free one.")
-@click.option("--check", is_flag=True, help="Serve nothing: say what would be served.")
+@click.option("--check", is_flag=True, help="Do not serve; show what would be served.")
 def serve(output: Output, config: Path, host: str, port: int, check: bool) -> int:
     """Serve, or check."""
     from dami_router.config.router_yml import load_config
@@ -44,7 +44,7 @@ def serve(output: Output, config: Path, host: str, port: int, check: bool) -> in
     if check:
         return _check(output, config, found)
     if not found.api_keys and host not in ("127.0.0.1", "::1", "localhost"):
-        output.warning(f"{host} can be reached from elsewhere, and no API key is asked for; see api_keys_env")
+        output.warning(f"{host} is reachable from other machines, and authentication is off; see api_keys_env")
     from dami_router.proxy.server import serve as run
 
     run(found, host, port, lambda address: output.result(f"serving {found.name} at {address}", {"address": address}))
@@ -56,7 +56,7 @@ def _check(output: Output, path: Path, config: RouterConfig) -> int:
     from dami_router.config.config_advice import left_out
 
     servers, beaten = probe(config), left_out(config)
-    note = f"\nleft out, since another variant is as accurate and as cheap: {', '.join(beaten)}" if beaten else ""
+    note = f"\nskipped, dominated by another variant: {', '.join(beaten)}" if beaten else ""
     output.result(servers.text() + note, {"ok": servers.ok, "backends": list(servers.found), "dominated": beaten})
     if servers.ok:
         output.hint(f"dami serve {path}")

@@ -1,4 +1,4 @@
-"""What `dami serve --check` and `dami check --probe` share: every server asked who it is and what it can do."""
+"""Shared by `dami serve --check` and `dami check --probe`: query every server for its identity and capabilities."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from dami_router.upstream.fleet import Replica
 
 __all__ = ["ServerTable", "probe"]
 
-_HEADER = ("variant", "λ", "protocol", "url", "health", "what it can do, or what is wrong")
+_HEADER = ("variant", "λ", "protocol", "url", "health", "capabilities, or the problem")
 
 
 @dataclass(frozen=True)
 class ServerTable:
-    """What was found: a mapping for each server."""
+    """The results: a mapping for each server."""
 
     found: tuple[dict[str, Any], ...]
 
     @property
     def ok(self) -> bool:
-        """Whether each answers, and serves what router.yml says."""
+        """Whether every server responds and serves the model in router.yml."""
         return all(facts["health"] == "alive" for facts in self.found)
 
     def text(self) -> str:
-        """Return a table for people."""
+        """Return the results as a text table."""
         return table(_HEADER, [_row(facts) for facts in self.found])
 
 
 def probe(config: RouterConfig) -> ServerTable:
-    """Ask every server of a configuration; generates one token on each that is alive."""
+    """Query every server of a configuration; generates one token on each server that is up."""
 
     async def look() -> Router:
         router = Router(config)

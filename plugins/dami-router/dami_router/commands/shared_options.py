@@ -1,4 +1,4 @@
-"""Options that two commands declare alike."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _QUERY: tuple[_Option, ...] = (
 _DATASET: tuple[_Option, ...] = (
     click.option("--config", help="The configuration of a Hub dataset."),
     click.option("--split", help="The split of a Hub dataset."),
-    click.option("--query-column", help="The column of what is asked; found by its usual names otherwise."),
-    click.option("--limit", type=click.IntRange(min=1), help="Only the first rows."),
+    click.option("--query-column", help="Column of the queries. Default: found by its usual names."),
+    click.option("--limit", type=click.IntRange(min=1), help="Read only the first rows."),
 )
 
 
 def query_options(function: _F) -> _F:
-    """Give a command `config`, `query`, `effort` and `model`, in this order: `dami ask` and `dami route`."""
+    """Add `config`, `query`, `effort` and `model`, in this order, for `dami ask` and `dami route`."""
     return _with(_QUERY, function)
 
 
 def dataset_options(function: _F) -> _F:
-    """Give a command `config`, `split`, `query_column` and `limit`: `dami rollout` and `dami calibrate`."""
+    """Add `config`, `split`, `query_column` and `limit`, for `dami rollout` and `dami calibrate`."""
     return _with(_DATASET, function)
 
 

@@ -1,4 +1,4 @@
-"""`dami train`: an estimator of λ(q) from graded rollouts."""
+"""`dami train`: train an estimator of λ(q) on graded rollouts."""
 
 from __future__ import annotations
 
@@ -18,34 +18,35 @@ from dami_router.output import Output
         "dami train rollouts.jsonl --out estimator",
         "dami train rollouts.jsonl.gz --confidence confidence.json --budget 0.33 --out estimator",
     ),
-    help="Train an estimator of λ(q) on rollouts: every query answered by every variant, graded. Of two variants the "
-    "more accurate is preferred, of two as accurate the cheaper one. The result is a folder (safetensors and JSON) "
-    "that `router.yml` and `dami eval --estimator` name. The same rollouts and seed give the same estimator.",
+    help="Train an estimator of λ(q) on rollouts: graded answers of every variant to every query. The more accurate of "
+    "two variants is preferred; at equal accuracy, the cheaper one. The result is a folder (safetensors and JSON) "
+    "for `router.yml` and `dami eval --estimator`. The same rollouts and seed give the same estimator.",
 )
 @click.argument("rollouts", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write; must not exist.")
 @click.option(
     "--price", type=float, default=0.05, show_default=True,
-    help="Accuracy (0 to 1) that one mean answer of the dearest variant may cost: larger is cheaper.",
+    help="Accuracy (0 to 1) that a mean answer of the most expensive variant must gain; larger values choose cheaper "
+    "variants.",
 )  # fmt: skip
 @click.option(
     "--budget", type=float,
-    help="Instead of a price: at most this share (0 to 1) of the dearest variant's mean tokens.",
+    help="Instead of --price: at most this fraction (0 to 1) of the most expensive variant's mean tokens.",
 )  # fmt: skip
-@click.option("--margin", type=float, default=0.005, show_default=True, help="Smaller differences are ties.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Decides how queries fall into folds.")
+@click.option("--margin", type=float, default=0.005, show_default=True, help="Differences below this are ties.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the split into folds.")
 @click.option(
-    "--confidence", type=click.Path(path_type=Path), help="JSON object: query_id to Instruct's confidence, 0 to 1."
+    "--confidence", type=click.Path(path_type=Path), help="JSON object from query_id to Instruct's confidence, 0 to 1."
 )
 @click.option("--embeddings", metavar="MODEL", help="Use this model's embeddings, served at $DAMI_EMBEDDINGS_URL.")
-@click.option("--drop-incomplete", is_flag=True, help="Leave out queries that a variant did not answer.")
+@click.option("--drop-incomplete", is_flag=True, help="Skip queries that some variant did not answer.")
 def train(
     output: Output, rollouts: Path, out: Path, price: float, budget: float | None, margin: float, seed: int,
     confidence: Path | None, embeddings: str | None, drop_incomplete: bool,
 ) -> None:  # fmt: skip
-    """Train and save."""
+    """Train an estimator and save it."""
     if out.exists():
-        raise MisuseError(f"{out}: already there", hint="choose a new folder, or remove it")
+        raise MisuseError(f"{out}: already exists", hint="choose a new folder, or remove it")
     grid = read_grid(rollouts, confidence, drop_incomplete=drop_incomplete)
     from dami_router.estimators.store import save
     from dami_router.estimators.training import TrainingSettings
@@ -75,7 +76,7 @@ def _encoder(model: str | None):  # type: ignore[no-untyped-def]
     url = os.environ.get("DAMI_EMBEDDINGS_URL")
     if not url:
         raise MisuseError(
-            "--embeddings needs to know where the model is served",
-            hint="set DAMI_EMBEDDINGS_URL to its address, such as http://127.0.0.1:8080/v1",
+            "--embeddings needs the address of the model's server",
+            hint="set DAMI_EMBEDDINGS_URL, for example to http://127.0.0.1:8080/v1",
         )
     return EndpointEncoder(url, model)

@@ -1,4 +1,4 @@
-"""Queries from a file or from the Hub, with their expected answers where they have them."""
+"""Questions from a file or from the Hub, with their expected answers if known."""
 
 from dami_router.datasets.questions import Dataset, Question, load_dataset
 

@@ -1,8 +1,8 @@
-"""Datasets on the Hub: which files hold a split, fetched as they are. No dataset script is ever run.
+"""Datasets on the Hub: find the files of a split and download them. Dataset scripts are never run.
 
-The dataset's own card says where its configurations and splits are; without that, files and folders
-are taken by their names, and where it has no file that can be read, the parquet files that the Hub
-converts every public dataset to.
+The dataset's card lists its configurations and splits. Without that, the names of files and folders
+decide. If there is no readable file, the parquet files to which the Hub converts every public dataset
+are used.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class _Repository:
 def fetch(place: str, config: str | None, split: str | None) -> list[tuple[Path, str]]:
     """Download the files of one split; returns each with its name for messages.
 
-    Raises MisuseError where config or split are unknown or must be chosen, FailureError where the
-    Hub has no such dataset or cannot be reached.
+    Raises MisuseError if config or split is unknown or must be chosen, FailureError if the Hub has no
+    such dataset or cannot be reached.
     """
     asked = parse_hub_id(place)
     api = hub_api()
@@ -59,7 +59,7 @@ def fetch(place: str, config: str | None, split: str | None) -> list[tuple[Path,
         size = sum(found.sizes.get(file, 0) for file in files)
         if size > MAX_BYTES or len(files) > _MAX_FILES:
             raise MisuseError(
-                f"{place}: {len(files)} files of {size / 1e9:.1f} GB; too large", hint="take a file of it"
+                f"{place}: {len(files)} files of {size / 1e9:.1f} GB; too large", hint="download one file and use that"
             )
         return [(_download(api, found, file), f"{found.id}/{file}") for file in files]
     except DamiError:
@@ -94,7 +94,7 @@ def _splits(found: _Repository, config: str | None, place: str) -> Splits:
 
 
 def _described(card: Mapping[str, Any], readable: list[str]) -> dict[str, Splits]:
-    """Return config → split → files as the card has them; configs without a readable file are left out."""
+    """Return config → split → files from the card, without configs that have no readable file."""
     configs = card.get("configs")
     found: dict[str, Splits] = {}
     for entry in configs if isinstance(configs, list) else []:
@@ -123,7 +123,7 @@ def _matching(patterns: Iterable[str], files: Iterable[str]) -> list[str]:
 
 
 def _translated(pattern: str) -> str:
-    """Turn a glob into a regular expression; a card is a stranger's, so one with many stars is taken literally."""
+    """Translate a glob to a regular expression; cards are untrusted, so a glob with many stars is taken literally."""
     if len(pattern) > 200 or pattern.count("*") > 6:
         return re.escape(pattern)
     parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
@@ -131,7 +131,7 @@ def _translated(pattern: str) -> str:
 
 
 def _by_name(files: Iterable[str]) -> Splits:
-    """Return split → files, by the first name of a split in their paths; all are `train` where none has one."""
+    """Return split → files, by the first name of a split in their paths; all are `train` if no path has one."""
     found: dict[str, list[str]] = {}
     rest = []
     for file in files:
@@ -146,7 +146,7 @@ def _by_name(files: Iterable[str]) -> Splits:
 
 def _chosen(splits: Splits, split: str | None, place: str) -> list[str]:
     if not splits:
-        raise FailureError(f"{place}: holds no file that can be read", hint=f"known: {', '.join(SUFFIXES)}")
+        raise FailureError(f"{place}: has no readable file", hint=f"supported: {', '.join(SUFFIXES)}")
     return splits[_choose(splits, split, place, "--split")]
 
 
@@ -156,7 +156,7 @@ def _choose(among: Mapping[str, Any], given: str | None, place: str, option: str
             raise _unknown(given, sorted(among), place, option)
         return given
     if len(among) > 1:
-        raise MisuseError(f"{place}: which one? It has {listed(sorted(among))}", hint=f"choose with {option}")
+        raise MisuseError(f"{place}: has {listed(sorted(among))}; one must be chosen", hint=f"choose with {option}")
     return next(iter(among))
 
 

@@ -1,4 +1,4 @@
-"""Parquet files, read by pyarrow (extra `parquet`), a thousand rows at a time."""
+"""Parquet files, read with pyarrow (extra `parquet`), a thousand rows at a time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ParquetTable:
             return list(file.schema_arrow.names)
 
     def rows(self, columns: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Yield the rows' values of these columns; the place is the row's number, from 1."""
+        """Yield the rows' values of these columns; each place is the row's number, from 1."""
         import pyarrow
 
         number = 0
@@ -38,7 +38,7 @@ class ParquetTable:
                         number += 1
                         yield f"{self._name}: row {number}", row
             except (pyarrow.ArrowException, OSError, ValueError) as error:
-                raise MisuseError(f"{self._name}: row {number + 1}: not sound parquet: {_first(error)}") from None
+                raise MisuseError(f"{self._name}: row {number + 1}: damaged parquet: {_first(error)}") from None
 
     def _opened(self) -> Any:
         try:
@@ -53,7 +53,7 @@ class ParquetTable:
         groups = (file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
         if sum(groups) > MAX_BYTES:
             file.close()
-            raise MisuseError(f"{self._name}: more than {MAX_BYTES >> 30} GiB", hint="give a smaller part of it")
+            raise MisuseError(f"{self._name}: more than {MAX_BYTES >> 30} GiB", hint="use a smaller part of it")
         return file
 
 

@@ -1,9 +1,9 @@
-"""From the rows of a dataset to questions: which column is asked, which holds the answer, what each is called.
+"""From the rows of a dataset to questions: find the columns of query and answer, and give each question an id.
 
     dataset = load_dataset("questions.jsonl")
     dataset = load_dataset("openai/gsm8k", config="main", split="test", limit=200)
 
-A dataset is untrusted input: sizes are bounded, nothing in it is executed.
+A dataset is untrusted input: sizes are bounded, and nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ANSWER_COLUMNS = ("expected", "answer", "final_answer", "target", "solution")
 ID_COLUMNS = ("query_id", "id", "unique_id")
 
 _CONVERSATIONS = ("messages", "conversations", "conversation")
-_ONE_TEXT = "a question is one text: copy what the user asks into a column `query`; conversations are not read"
+_ONE_TEXT = "a question is a single text: copy the user's message into a column `query`; chats are not supported"
 
 _MAX_QUESTIONS = 1_000_000
 _MAX_TEXT = 1 << 20
@@ -35,9 +35,9 @@ _MAX_TEXT = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A query with its id. `expected` is the answer that it should get, None where the dataset has none.
+    """A query with its id. `expected` is the expected answer, None if the dataset has none.
 
-    Of a worked solution, `expected` is the final answer: what follows `####`, or stands in the last `\\boxed{}`.
+    For a worked solution, `expected` is the final answer: after `####`, or in the last `\\boxed{}`.
     """
 
     id: str
@@ -48,7 +48,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Questions in the order of their rows, and the columns that they were read from."""
+    """Questions in the order of their rows, and the columns that they come from."""
 
     name: str
     questions: tuple[Question, ...]
@@ -62,11 +62,11 @@ def load_dataset(
 ) -> Dataset:  # fmt: skip
     """Read questions from a JSONL, CSV, TSV or parquet file (.gz too, but for parquet), or a Hub dataset's id.
 
-    Columns are found by their usual names unless given. Ids are those of a column `query_id`, `id` or
-    `unique_id` where each row has one of its own, and otherwise depend on the text alone. `config` and
+    Columns are found by their usual names by default. Ids come from a column `query_id`, `id` or
+    `unique_id` if its values are complete and distinct, and otherwise depend only on the text. `config` and
     `split` choose among a Hub dataset's files; `limit` keeps the first rows.
 
-    Raises MisuseError with file and line for what cannot be used, FailureError where the Hub cannot give it.
+    Raises MisuseError with file and line for invalid input, FailureError if the download fails.
     """
     tables = find_tables(place, config, split)
     columns = tables[0].columns
@@ -74,7 +74,7 @@ def load_dataset(
     if query is None:
         chats = any(column.lower() in _CONVERSATIONS for column in columns)
         hint = _ONE_TEXT if chats else "name it with --query-column"
-        raise MisuseError(f"{place}: no column of queries among {listed(_quoted(columns))}", hint=hint)
+        raise MisuseError(f"{place}: no column of queries in {listed(_quoted(columns))}", hint=hint)
     answer = _column([c for c in columns if c != query], answer_column, ANSWER_COLUMNS, place, "--answer-column")
     ids = [c for c in ID_COLUMNS if c in columns]
     rows = list(_rows(tables, query, answer, ids))
@@ -99,7 +99,7 @@ def _rows(tables: Sequence[Table], query: str, answer: str | None, ids: Sequence
         for where, values in table.rows(wanted):
             count += 1
             if count > _MAX_QUESTIONS:
-                raise MisuseError(f"{where}: more than {_MAX_QUESTIONS:,} rows", hint="give a smaller part of it")
+                raise MisuseError(f"{where}: more than {_MAX_QUESTIONS:,} rows", hint="use a smaller part of it")
             expected = (
                 None if answer is None or values.get(answer) is None else _expected(values[answer], where, answer)
             )
@@ -107,7 +107,7 @@ def _rows(tables: Sequence[Table], query: str, answer: str | None, ids: Sequence
 
 
 def _named(rows: Sequence[_Row]) -> list[Question]:
-    """Name the questions: by a column whose values are all there and differ, or by their text."""
+    """Give ids to the questions: from a column with complete and distinct values, or from their text."""
     for column in range(len(rows[0].ids)):
         ids = [row.ids[column] for row in rows]
         if None not in ids and len(set(ids)) == len(ids):
@@ -143,17 +143,17 @@ def _text(value: Any, where: str, column: str) -> str:
         hint = _ONE_TEXT if isinstance(value, list) else None
         raise MisuseError(f"{where}: `{column}` expects text, found {_shown(value)}", hint=hint)
     if len(value) > _MAX_TEXT:
-        raise MisuseError(f"{where}: `{column}` has {len(value):,} characters; at most {_MAX_TEXT:,} are taken")
+        raise MisuseError(f"{where}: `{column}` has {len(value):,} characters; the limit is {_MAX_TEXT:,}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise MisuseError(f"{where}: `{column}` holds half a character (a lone surrogate)") from None
+        raise MisuseError(f"{where}: `{column}` has a lone surrogate, half of a character") from None
     return value
 
 
 def _expected(value: Any, where: str, column: str) -> str:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    # Compared first: an integer of a thousand digits is no float, and NaN is not below anything.
+    # Compared first: an integer of a thousand digits does not fit a float, and NaN compares false.
     if number and abs(value) < 10**18:
         return str(value)
     if isinstance(value, str) and value.strip():

@@ -1,4 +1,4 @@
-"""Tables of untrusted files: JSON lines, CSV and parquet, row by row, each row with its place for messages."""
+"""Tables from untrusted files: JSON lines, CSV and parquet, row by row, each with its place for messages."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from dami_router.errors import FailureError, MisuseError
 __all__ = ["SUFFIXES", "Table"]
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
-"""The names of files that can be read end like this."""
+"""Suffixes of readable files."""
 
 MAX_BYTES = 4 << 30
-"""A dataset larger than this, unpacked, is refused."""
+"""Largest size of an unpacked dataset; larger ones are refused."""
 
 _MAX_LINE = 16 << 20
 
@@ -29,7 +29,7 @@ class Table(Protocol):
 
     @property
     def columns(self) -> list[str]:
-        """The columns' names, in their order; JSON lines have those of the first row."""
+        """The columns' names, in order; for JSON lines, those of the first row."""
         ...
 
     def rows(self, columns: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -54,10 +54,10 @@ class JsonLines:
             try:
                 data = json.loads(line)
             except (ValueError, RecursionError):
-                hint = "a JSON array must become one object a line" if line.lstrip().startswith("[") else None
+                hint = "convert the JSON array to one object per line" if line.lstrip().startswith("[") else None
                 raise MisuseError(f"{where}: not a JSON object", hint=hint) from None
             if not isinstance(data, dict):
-                raise MisuseError(f"{where}: not a JSON object", hint="expected one object a line")
+                raise MisuseError(f"{where}: not a JSON object", hint="expected one object per line")
             yield where, data
 
 
@@ -76,7 +76,7 @@ class Csv:
         _, header = next(rows)
         for where, cells in rows:
             if len(cells) > len(header):
-                raise MisuseError(f"{where}: more cells than the header has columns")
+                raise MisuseError(f"{where}: more cells than columns in the header")
             yield where, dict(zip(header, cells, strict=False))
 
     def _cells(self) -> Iterator[tuple[str, list[str]]]:
@@ -89,7 +89,7 @@ class Csv:
 
 
 def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
-    """Yield numbered lines of text; no line and no file can take more memory or time than its bound."""
+    """Yield numbered lines of text, with bounds on the size of a line and of the file."""
     size = 0
     try:
         with _opened(path) as file:
@@ -98,9 +98,9 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
                 number += 1
                 size += len(line)
                 if len(line) > _MAX_LINE:
-                    raise MisuseError(f"{name}:{number}: a line of more than {_MAX_LINE >> 20} MiB")
+                    raise MisuseError(f"{name}:{number}: line is longer than {_MAX_LINE >> 20} MiB")
                 if size > MAX_BYTES:
-                    raise MisuseError(f"{name}: more than {MAX_BYTES >> 30} GiB", hint="give a smaller part of it")
+                    raise MisuseError(f"{name}: more than {MAX_BYTES >> 30} GiB", hint="use a smaller part of it")
                 yield number, _decoded(line, f"{name}:{number}", first=number == 1)
     except (OSError, EOFError, zlib.error) as error:
         raise FailureError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None

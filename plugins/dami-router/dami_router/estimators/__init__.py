@@ -1,6 +1,6 @@
-"""λ(q) for a query: what an estimator is, those of ours, and what they are made of.
+"""Estimators of λ(q): the interface, the built-in ones, and their parts.
 
-The names below are all that an estimator of another package needs.
+An estimator in another package needs only the names below.
 """
 
 from dami_router.estimators.estimator import AsksServers, Estimator

@@ -1,7 +1,7 @@
 """Plain numbers as features: each one itself, and a step at every knot.
 
-A step says whether a number is above a knot. A sum over steps can take any shape in each number,
-jumps included, and stays linear in what is learned.
+A step is 1 if a number is above its knot. A sum over steps can take any shape in each number,
+jumps included, and stays linear in the learned parameters.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ __all__ = ["Basis"]
 
 Floats = NDArray[np.float64]
 _FURTHEST = 5.0
-"""Standard deviations beyond which a number counts as this far away: nothing is extrapolated without end."""
+"""Numbers further from the mean than this many standard deviations are clipped to it."""
 
 
 @dataclass(frozen=True)
 class Basis:
-    """`mean`, `scale` (numbers,) and `knots` (numbers, most knots; rows are filled up with +inf), `centre` (steps,)."""
+    """`mean`, `scale` (numbers,) and `knots` (numbers, most knots; rows are padded with +inf), `centre` (steps,)."""
 
     mean: Floats
     scale: Floats
@@ -44,7 +44,7 @@ class Basis:
         return len(self.mean) + int(np.isfinite(self.knots).sum())
 
     def expand(self, numbers: Floats) -> Floats:
-        """Return the features (queries, width) of some numbers (queries, columns)."""
+        """Return the features (queries, width) of numbers (queries, columns)."""
         straight = np.clip((numbers - self.mean) / self.scale, -_FURTHEST, _FURTHEST)
         return np.concatenate([straight, self._steps(numbers) - self.centre], axis=1)
 

@@ -2,18 +2,18 @@
 
     u(q, λ) = −κ(q)·(λ − μ(q))²        P(i preferred to j) = σ(u_i − u_j)
 
-μ(q) is the query's ideal λ, κ(q) > 0 how much it matters. What is learned is 2κμ = w·x + b and
-κ = exp(v·x + c) of the features x: u_i − u_j is then linear in w, and descent does not get stuck where a μ inside
-[0, 1] would saturate. μ may lie outside [0, 1], which says that the nearest end is best.
+μ(q) is the query's ideal λ, κ(q) > 0 its weight. The learned functions are 2κμ = w·x + b and
+κ = exp(v·x + c) of the features x: u_i − u_j is then linear in w, and descent does not stall as it would with a μ
+that saturates inside [0, 1]. If μ lies outside [0, 1], the nearest end is best.
 
 Pairs come from rollouts by accuracy first, then efficiency:
 
     r = correct − min(price · tokens / scale, 1)
 
-where `scale` is the mean length of the dearest variant's answers, so that `price` is the accuracy
-that one such answer may cost. i is preferred to j where r_i − r_j exceeds a margin; smaller differences
-are ties and are dropped. A pair weighs what it is about, |r_i − r_j|: without that, the many small
-differences in tokens drown the few in accuracy. The form is ours, not the DAMI paper's.
+where `scale` is the mean length of the most expensive variant's answers, so that `price` is the accuracy
+that one such answer must gain. i is preferred to j if r_i − r_j exceeds a margin; smaller differences
+are ties and are dropped. A pair has the weight |r_i − r_j|: without it, the many small differences in
+tokens outweigh the few in accuracy. The form is ours, not the DAMI paper's.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _ANCHOR = 1e-4
 """The ridge of b and c."""
 
 _STEEPEST = 6.0
-"""|log κ| is held within this, so that separable preferences do not drive it to infinity."""
+"""Bound on |log κ|; separable preferences would drive it to infinity."""
 
 
 @dataclass(frozen=True)
 class Pairs:
     """For each query (row) and pair i < j of variants (column): signed weights, and λ_i − λ_j, λ_i + λ_j.
 
-    `weight` is positive where i is preferred, negative where j is, 0 for a tie.
+    `weight` is positive if i is preferred, negative if j is, 0 for a tie.
     """
 
     weight: Floats
@@ -73,9 +73,9 @@ def ideal(parameters: Floats, features: Floats) -> tuple[Floats, Floats]:
 
 
 def loss(parameters: Floats, features: Floats, pairs: Pairs, ridge: float) -> tuple[float, Floats]:
-    """Return the weighted mean of −log P(what was preferred) plus ridge/2·(|w|² + |v|²), and its gradient.
+    """Return the weighted mean of −log P(preferred variant) plus ridge/2·(|w|² + |v|²), and its gradient.
 
-    b and c have a small ridge of their own, so that there is a minimum even where everybody agrees.
+    b and c have a small ridge of their own, so that a minimum exists even if all preferences agree.
     """
     w, b, v, c = _split(parameters)
     pull, kappa, free = _shape(parameters, features)
@@ -94,7 +94,7 @@ def loss(parameters: Floats, features: Floats, pairs: Pairs, ridge: float) -> tu
 
 
 def _shape(parameters: Floats, features: Floats) -> tuple[Floats, Floats, NDArray[np.bool_]]:
-    """Return 2κμ and κ for each row, and where κ still follows its parameters."""
+    """Return 2κμ and κ for each row, and a mask of the rows whose κ is not clipped."""
     w, b, v, c = _split(parameters)
     log_kappa = features @ v + c
     free = np.abs(log_kappa) < _STEEPEST

@@ -1,6 +1,6 @@
-"""The file that `dami calibrate` writes: for each form of confidence, the map from score to λ.
+"""The file that `dami calibrate` writes: the map from score to λ for each form of confidence.
 
-One JSON object, read as untrusted input: bounded size, unknown fields refused, finite numbers only.
+One JSON object, read as untrusted input: bounded size, no unknown fields, finite numbers only.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ __all__ = ["FORMS", "MOST_SCORES", "CalibratedMap", "Form"]
 
 Form = Literal["discrepancy", "entropy", "instruct"]
 FORMS: tuple[Form, ...] = get_args(Form)
-"""The forms of confidence, the one that knows most first."""
+"""The forms of confidence, the most informative first."""
 
 MOST_SCORES = 1001
-"""More calibration scores than these are thinned to their quantiles."""
+"""If there are more calibration scores than this, only their quantiles are kept."""
 
 _MOST_BYTES = 4 << 20
 _Score = Annotated[float, Field(ge=0)]
@@ -49,7 +49,7 @@ class _File(_Strict):
 
 @dataclass(frozen=True)
 class CalibratedMap:
-    """A quantile map for each form that was measured, for probes of `tokens` tokens; `about` is for people."""
+    """A quantile map for each measured form, for probes of `tokens` tokens; `about` is informational."""
 
     tokens: int
     scores: Mapping[Form, QuantileMap]
@@ -60,9 +60,9 @@ class CalibratedMap:
         return self.scores[form](score)
 
     def save(self, path: Path) -> None:
-        """Write the file in one step; raises MisuseError where something is there, FailureError where it cannot be."""
+        """Write the file atomically; raises MisuseError if it exists, FailureError if it cannot be written."""
         if path.exists():
-            raise MisuseError(f"{path}: already there; nothing was written", hint="choose another file, or remove it")
+            raise MisuseError(f"{path}: already exists; nothing was written", hint="choose another file, or remove it")
         forms = {
             form: _FormMap(mean_lambda=m.mean_lambda, max_lambda=m.max_lambda, scores=_thinned(m.scores))
             for form, m in self.scores.items()
@@ -75,13 +75,13 @@ class CalibratedMap:
 
     @classmethod
     def load(cls, path: Path) -> CalibratedMap:
-        """Read a file; raises MisuseError where there is none, FailureError where it is something else."""
+        """Read a file; raises MisuseError if it does not exist, FailureError if it is not such a map."""
         try:
             if path.stat().st_size > _MOST_BYTES:
                 raise FailureError(f"{path}: larger than {_MOST_BYTES >> 20} MiB; expected a map of `dami calibrate`")
             said = _File.model_validate_json(path.read_bytes())
         except FileNotFoundError:
-            hint = "leave `map` out for now; `dami calibrate` writes one"
+            hint = "omit `map` for now; `dami calibrate` writes one"
             raise MisuseError(f"{path}: no such file; expected a map", hint=hint) from None
         except OSError as error:
             raise FailureError(f"{path}: cannot be read: {error.strerror}") from None

@@ -1,4 +1,4 @@
-"""Estimators in a row: the first that answers in time decides, the last one always does."""
+"""A chain of estimators: the first result in time decides; the last estimator always has one."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["Chain"]
 
 _LOG = logging.getLogger(__name__)
 _GRACE = 1.1
-"""An estimator with a limit of its own keeps it itself; the chain's comes a little later."""
+"""Factor on the timeout of an estimator that enforces it itself; the chain's comes a little later."""
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Ask `estimators` in order, each for at most `timeout` seconds, or its own limit; then `last`."""
+    """Run `estimators` in order, each for at most `timeout` seconds or its own limit, then `last`."""
 
     estimators: Sequence[Estimator]
     last: Fixed
@@ -29,12 +29,12 @@ class Chain:
     name: str = "chain"
 
     def bind(self, servers: Servers) -> Chain:
-        """Return the chain with servers for those links that ask any."""
+        """Return the chain with servers for the estimators that call them."""
         bound = [link.bind(servers) if isinstance(link, AsksServers) else link for link in self.estimators]
         return replace(self, estimators=tuple(bound))
 
     async def estimate(self, query: Query) -> Estimate:
-        """Return the first answer with a λ in [0, 1]; a failing or slow estimator is passed over."""
+        """Return the first result with a λ in [0, 1]; failing and slow estimators are skipped."""
         for estimator in self.estimators:
             found = await self._ask(estimator, query)
             if found is not None:
@@ -49,12 +49,12 @@ class Chain:
                 found = await estimator.estimate(query)
             if 0.0 <= found.lambda_ <= 1.0:
                 return found
-            _LOG.warning("estimator %s gave λ = %g, outside [0, 1]", estimator.name, found.lambda_)
+            _LOG.warning("estimator %s returned λ = %g, outside [0, 1]", estimator.name, found.lambda_)
         except EstimationError:
             pass
         except TimeoutError:
-            _LOG.warning("estimator %s gave no answer within %g s", estimator.name, limit)
+            _LOG.warning("estimator %s returned no result within %g s", estimator.name, limit)
         except Exception as error:
-            # A stranger's estimator must not take requests down. Its message may hold the query.
+            # A third-party estimator must not fail requests. Its message may contain the query.
             _LOG.warning("estimator %s failed: %s", estimator.name, type(error).__name__)
         return None

@@ -1,12 +1,12 @@
-"""The zero-shot estimator: λ(q) from how sure the served endpoints are of a direct answer, without any training.
+"""The zero-shot estimator: λ(q) from the confidence of the served endpoints in a direct answer, without training.
 
 The Instruct endpoint answers greedily for a few tokens; their log-probabilities, and in two of the three forms the
 Thinking endpoint's, give a score (see `measures`); a map fitted by `dami calibrate` turns it into λ. Where the model
-itself opens a `<think>` block instead of answering, it is taken to be not sure at all: score 0.
+itself opens a `<think>` block instead of answering, its confidence is zero: score 0.
 
-Forms and degradation: `instruct` asks one endpoint. `discrepancy` and `entropy` ask both. `auto` is the best that the
-servers give: discrepancy, else entropy, else the Instruct endpoint's confidence alone. A form asked for by name is
-not replaced by another. Whatever fails, the router's next estimator is asked. That is ours, as the forms are.
+Forms and degradation: `instruct` calls one endpoint, `discrepancy` and `entropy` call both. `auto` is the best form
+that the servers support: discrepancy, else entropy, else the Instruct endpoint's confidence alone. A form set by name
+is not replaced by another. If the form fails, the router falls back to its next estimator. All of this is ours.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["CHOICES", "Choice", "Confidence", "ConfidenceScore", "digest"]
 Choice = Literal["auto", "instruct", "discrepancy", "entropy"]
 CHOICES: tuple[str, ...] = get_args(Choice)
 _TOP = 5
-"""Likeliest tokens asked for: as many as TGI gives by default."""
+"""Number of likeliest tokens to request: the most that TGI returns by default."""
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -38,7 +38,7 @@ B = TypeVar("B")
 
 @dataclass(frozen=True, slots=True)
 class ConfidenceScore:
-    """A query's score in one form (at least 0, more is surer) with everything that was measured on the way."""
+    """A query's score in one form (≥ 0, higher means more confident), with everything that was measured."""
 
     form: Form
     score: float
@@ -49,8 +49,8 @@ class ConfidenceScore:
 class Confidence:
     """λ(q) from served log-probabilities.
 
-    `tokens`: the probe's longest answer. `map`: from score to λ; without one, λ = 1 − min(score, 1), a rule of ours.
-    `timeout`: seconds for everything. `cache`: how many queries' results are kept, by digest. `servers` come by `bind`.
+    `tokens`: length of the probe. `map`: from score to λ; the default is λ = 1 − min(score, 1), a rule of ours.
+    `timeout`: seconds for an estimate. `cache`: number of results to keep, by digest. `bind` sets `servers`.
     """
 
     form: Choice = "instruct"
@@ -67,31 +67,31 @@ class Confidence:
             object.__setattr__(self, "memo", Memo(self.cache))  # copies share it
 
     def bind(self, servers: Servers) -> Confidence:
-        """Return the estimator with servers to ask; a form is needed that they can give at all."""
+        """Return the estimator with these servers; they must support its form."""
         return replace(self, servers=servers)
 
     async def estimate(self, query: Query) -> Estimate:
-        """Return λ(q) with form, score and what was measured; raises EstimationError where nothing was."""
+        """Return λ(q) with form, score and measurements; raises EstimationError if nothing could be measured."""
         found = await self.measure(query)
         lambda_ = 1.0 - min(found.score, 1.0) if self.map is None else self.map(found.form, found.score)
         return Estimate(lambda_, self.name, {"form": found.form, "score": found.score, **found.evidence})
 
     async def measure(self, query: Query) -> ConfidenceScore:
-        """Return a query's score: the one kept, or a new one; the same query is measured once at a time."""
+        """Return a query's score, cached or new; concurrent calls for one query share one measurement."""
         forms = self._forms()
         key = digest(query, forms[0], self.tokens)
         assert self.memo is not None
-        # A makeshift is not kept: the better form may be there again at the next time.
+        # A fallback form is not cached: the better form may be available again next time.
         return await self.memo.get(key, lambda: self._measure(query, forms), lambda found: found.form == forms[0])
 
     def _forms(self) -> tuple[Form, ...]:
-        """The forms to try, best first: those that somebody asked for, that the map has, that servers may give."""
+        """The forms to try, best first: configured, in the map, and possibly supported by the servers."""
         if self.servers is None:
-            raise EstimationError(f"{self.name}: nobody gave it servers to ask")
+            raise EstimationError(f"{self.name}: has no servers")
         wanted = FORMS if self.form == "auto" else (self.form,)
         forms = tuple(form for form in wanted if (self.map is None or form in self.map.scores) and self._gives(form))
         if not forms:
-            raise EstimationError(f"{self.name}: the servers do not give what `form: {self.form}` needs")
+            raise EstimationError(f"{self.name}: the servers do not support `form: {self.form}`")
         return forms
 
     def _gives(self, form: Form) -> bool:
@@ -125,7 +125,7 @@ class Confidence:
 
 @dataclass(frozen=True)
 class _Asking:
-    """The questions about one query, until `end` (the loop's time)."""
+    """The measurement of one query, until `end` (in the loop's time)."""
 
     servers: Servers
     query: Query
@@ -168,12 +168,12 @@ class _Asking:
 
     def _thinking(self) -> Server:
         if self.servers.thinking is None:
-            raise EstimationError("there is one variant only")
+            raise EstimationError("there is only one variant")
         return self.servers.thinking
 
 
 def digest(query: Query, form: str, tokens: int) -> bytes:
-    """Return what stands for a query in memory and on disk: no text, but the same for the same text."""
+    """Return a key for a query, in memory and on disk: a digest, equal for equal texts."""
     asked = query.prompt if query.prompt is not None else query.chat()
     text = json.dumps([form, tokens, query.prompt is None, asked], sort_keys=True, ensure_ascii=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
@@ -195,7 +195,7 @@ def _measured(form: Form, score: float, probe: Probe, more: Mapping[str, float] 
 
 
 async def _both(first: Awaitable[A], probe: asyncio.Future[B]) -> tuple[A, B]:
-    """Wait for both; the first failure ends the wait and the other question, but never the probe."""
+    """Wait for both; the first failure ends the wait and cancels the other call, but never the probe."""
     task = asyncio.ensure_future(first)
     try:
         pair: list[asyncio.Future[Any]] = [task, probe]
@@ -205,4 +205,4 @@ async def _both(first: Awaitable[A], probe: asyncio.Future[B]) -> tuple[A, B]:
         return await task, probe.result()
     finally:
         if not task.cancel() and not task.cancelled():
-            task.exception()  # seen, so that nobody complains of an exception that was never looked at
+            task.exception()  # retrieved, so that asyncio does not log it as never retrieved

@@ -1,9 +1,9 @@
-"""From the ideal point μ to a variant that pays: a rising step function, fitted on cross-validated μ.
+"""From the ideal point μ to a variant with high utility: a rising step function, fitted on cross-validated μ.
 
-Bradley–Terry averages: a query that needs either little thinking or much gets a μ in between, and there
-may be nothing good in between. So μ only orders the queries; which λ each stretch of that order gets is
-chosen by the mean utility (correct − price·tokens/scale) of the variants on it. Of all step functions that
-never fall, the best one is found exactly, by dynamic programming. The form is ours.
+Bradley–Terry averages: a query that may need little thinking or much gets a μ in between, where no variant
+may be good. So μ only orders the queries; each stretch of that order gets the λ with the highest mean
+utility (correct − price·tokens/scale) on it. Dynamic programming finds the exact optimum among all step
+functions that never fall. The form is ours.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FEWEST_A_BIN = 20
 
 @dataclass(frozen=True)
 class Cuts:
-    """λ is `levels[i]` where i of the `edges` are at most μ; both rise, and there is one level more than edges."""
+    """λ is `levels[i]`, with i the number of `edges` at most μ; both rise, and there is one more level than edges."""
 
     edges: tuple[float, ...]
     levels: tuple[float, ...]
@@ -44,7 +44,7 @@ class Cuts:
 
 
 def _bins(mu: Floats) -> list[NDArray[np.intp]]:
-    """Return the queries in order of μ, in bins of about one size that never part equal ones."""
+    """Return the queries in order of μ, in bins of about equal size; equal μ share a bin."""
     order = np.argsort(mu, kind="stable")
     count = max(1, min(_MOST_BINS, len(mu) // _FEWEST_A_BIN))
     starts = {

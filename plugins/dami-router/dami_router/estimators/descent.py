@@ -1,4 +1,4 @@
-"""L-BFGS: the minimum of a smooth function from its values and gradients, deterministic and without a learning rate."""
+"""L-BFGS: minimise a smooth function from its values and gradients; deterministic, without a learning rate."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _MEMORY = 10
 def minimise(
     function: Callable[[Floats], tuple[float, Floats]], start: Floats, *, steps: int = 150, tolerance: float = 1e-6
 ) -> Floats:
-    """Return where `function` (value, gradient) is smallest, as far as `steps` steps lead; never worse than `start`.
+    """Return the minimiser of `function` (value, gradient) after at most `steps` steps; never worse than `start`.
 
-    Stops where a step gains less than `tolerance` of the value, or none gains anything.
+    Stops when a step gains less than `tolerance` of the value, or nothing.
     """
     x = start
     value, gradient = function(x)

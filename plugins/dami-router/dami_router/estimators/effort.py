@@ -1,4 +1,4 @@
-"""λ from the request's own hint, OpenAI's `reasoning_effort`."""
+"""λ from the request's `reasoning_effort`, as in OpenAI's API."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dami_router.estimators.query import Estimate, Query
 __all__ = ["EFFORTS", "Effort"]
 
 EFFORTS: Mapping[str, float] = MappingProxyType({"none": 0.0, "minimal": 0.1, "low": 0.3, "medium": 0.6, "high": 1.0})
-"""λ for each effort unless the configuration says otherwise; the values are ours."""
+"""Default λ for each effort; the values are ours."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """λ(q) by a table from effort to λ in [0, 1]; nothing to say where the request gives no effort."""
+    """λ(q) from a table of effort to λ in [0, 1]; no result if the request has no effort."""
 
     lambdas: Mapping[str, float] = field(default_factory=lambda: EFFORTS)
     name: str = "effort"
@@ -29,7 +29,7 @@ class Effort:
                 raise MisuseError(f"effort: expected {', '.join(EFFORTS)} with λ in [0, 1], found {effort}: {lambda_}")
 
     async def estimate(self, query: Query) -> Estimate:
-        """Return the table's λ; raises EstimationError without a known effort."""
+        """Return the table's λ; raises EstimationError if the request has no known effort."""
         if query.effort is None or query.effort not in self.lambdas:
-            raise EstimationError("the request names no effort of the table")
+            raise EstimationError("the request has no effort from the table")
         return Estimate(self.lambdas[query.effort], self.name, {"effort": query.effort})

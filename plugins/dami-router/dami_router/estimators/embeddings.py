@@ -1,7 +1,7 @@
 """An encoder behind an OpenAI-style embeddings endpoint: `POST {url}/embeddings`.
 
-Texts leave this process: the address comes from whoever trains or serves, never from a trained
-estimator's folder. A key, where one is needed, is read from DAMI_EMBEDDINGS_KEY.
+Texts leave this process, so the address comes from the user, never from a trained estimator's folder.
+An API key is read from DAMI_EMBEDDINGS_KEY.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MOST_BYTES = 64 << 20
 
 
 class EndpointEncoder:
-    """Embeddings of `model` served at `url` (with its `/v1`); `dimensions` None asks the server once."""
+    """Embeddings of `model` served at `url` (including `/v1`); if `dimensions` is None, the server is queried once."""
 
     remote = True
 
@@ -49,19 +49,19 @@ class EndpointEncoder:
         return self._dimensions
 
     def describe(self) -> Mapping[str, Any]:
-        """Return the kind, the model and the length; not the address."""
+        """Return the kind, the model and the length, without the address."""
         return {"kind": "endpoint", "model": self._model, "dimensions": self.dimensions}
 
     def encode(self, texts: Sequence[str]) -> Floats:
-        """Return one unit vector a text; raises EstimationError where the server gives none that fit."""
+        """Return one unit vector per text; raises EstimationError if the server returns no valid ones."""
         import numpy as np
 
         rows = [row for i in range(0, len(texts), _BATCH) for row in self._ask(list(texts[i : i + _BATCH]))]
         if any(len(row) != self.dimensions for row in rows):
-            raise EstimationError(f"embeddings: `{self._model}` gave vectors of another length than {self.dimensions}")
+            raise EstimationError(f"embeddings: `{self._model}` expected vectors of length {self.dimensions}")
         vectors = np.array(rows, dtype=np.float64).reshape(len(texts), self.dimensions)
         if not np.isfinite(vectors).all():
-            raise EstimationError(f"embeddings: `{self._model}` gave numbers that are not finite")
+            raise EstimationError(f"embeddings: `{self._model}` returned non-finite numbers")
         length = np.linalg.norm(vectors, axis=1, keepdims=True)
         unit: Floats = vectors / np.where(length > 0, length, 1.0)
         return unit
@@ -76,16 +76,16 @@ class EndpointEncoder:
             with urllib.request.urlopen(request, timeout=self._timeout) as response:  # noqa: S310
                 return _vectors(response.read(_MOST_BYTES), len(texts))
         except (OSError, http.client.HTTPException, urllib.error.URLError) as error:
-            raise EstimationError(f"embeddings: {self._url} gives none: {error}") from None
+            raise EstimationError(f"embeddings: {self._url} failed: {error}") from None
 
 
 def _vectors(answer: bytes, count: int) -> list[list[float]]:
-    """Return the vectors in the order of the texts, whatever order the server gave them in."""
+    """Return the vectors in the order of the texts, whatever the order in the response."""
     try:
         items = sorted(json.loads(answer)["data"], key=lambda item: int(item["index"]))
         vectors = [[float(number) for number in item["embedding"]] for item in items]
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise EstimationError("embeddings: the answer is not of the OpenAI form") from None
+        raise EstimationError("embeddings: the response is not in OpenAI's form") from None
     if [int(item["index"]) for item in items] != list(range(count)):
         raise EstimationError(f"embeddings: expected {count} vectors, got {len(vectors)}")
     return vectors

@@ -1,8 +1,8 @@
-"""What an estimator of λ(q) is: the seam between the router and every way of estimating.
+"""The interface of an estimator of λ(q).
 
-An estimator is given a query and answers with λ in [0, 1], the evidence that it rests on, and
-its own name. It may ask servers (hence `async`), and may fail: the router puts a time limit on
-it and walks down a declared chain that ends in a constant.
+An estimator takes a query and returns λ in [0, 1], its evidence, and its own name. It may call
+servers (hence `async`), and may fail: the router sets a timeout and falls back along a declared
+chain that ends in a constant.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ __all__ = ["AsksServers", "EstimationError", "Estimator"]
 
 @runtime_checkable
 class Estimator(Protocol):
-    """Something that estimates λ(q). `name` is what configuration and response headers call it.
+    """Something that estimates λ(q). `name` is its name in configuration and response headers.
 
-    An attribute `timeout` (seconds), where there is one, is the estimator's own limit in place of the chain's.
+    An optional attribute `timeout` (seconds) replaces the chain's timeout.
     """
 
     @property
@@ -28,14 +28,14 @@ class Estimator(Protocol):
         ...
 
     async def estimate(self, query: Query) -> Estimate:
-        """Return λ(q) with its evidence; raises EstimationError where there is nothing to say."""
+        """Return λ(q) with its evidence; raises EstimationError if it has no result."""
         ...
 
 
 @runtime_checkable
 class AsksServers(Protocol):
-    """An estimator that asks servers: before the first query a router calls `bind`, and uses what that returns."""
+    """An estimator that calls servers: the router calls `bind` before the first query, and uses the result."""
 
     def bind(self, servers: Servers) -> Estimator:
-        """Return the estimator with servers to ask."""
+        """Return the estimator with these servers."""
         ...

@@ -1,4 +1,4 @@
-"""What a trained estimator sees of a query: plain numbers, and a vector from an encoder.
+"""The features of a query for a trained estimator: plain numbers, and a vector from an encoder.
 
 The numbers (`statistics`) are lengths and counts that hold for any language. The vector comes from
 an `Encoder`; the default, `HashedText`, counts words and pairs of words in a fixed number of
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["STATISTICS", "Encoder", "HashedText", "statistics"]
 
 LONGEST = 8000
-"""Characters of a query that are looked at; a longer one is seen by its first and last half of these."""
+"""Characters of a query that are read; of a longer one, the first and last half of this many."""
 
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+|[^\w\s]")
 
@@ -32,11 +32,11 @@ STATISTICS = (
     "decimals", "slashes", "commas", "questions", "longest_number", "lines", "capitals", "symbols", "plus", "minus",
     "compared",
 )  # fmt: skip
-"""The names of the plain numbers, in order; counts are taken as log(1 + count)."""
+"""The names of the plain numbers, in order; counts enter as log(1 + count)."""
 
 
 class Encoder(Protocol):
-    """Something that turns texts into vectors of one length."""
+    """Something that turns texts into vectors of a fixed length."""
 
     @property
     def dimensions(self) -> int:
@@ -45,20 +45,20 @@ class Encoder(Protocol):
 
     @property
     def remote(self) -> bool:
-        """Whether `encode` waits for something outside this process."""
+        """Whether `encode` calls anything outside this process."""
         ...
 
     def describe(self) -> Mapping[str, Any]:
-        """Return what is needed to make this encoder again, as JSON: at least its `kind`."""
+        """Return what is needed to recreate this encoder, as JSON: at least its `kind`."""
         ...
 
     def encode(self, texts: Sequence[str]) -> Floats:
-        """Return one row a text, of at most unit length; raises EstimationError where it cannot."""
+        """Return one row per text, of at most unit length; raises EstimationError on failure."""
         ...
 
 
 class HashedText:
-    """Words and pairs of neighbouring words, hashed into `dimensions` buckets with signs; numbers count as one word."""
+    """Words and pairs of neighbouring words, hashed into `dimensions` signed buckets; all numbers count as one word."""
 
     remote = False
 

@@ -1,4 +1,4 @@
-"""The same λ for every query: the end of every chain."""
+"""The same λ for every query; ends every chain."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Estimators by name: a trained one's folder, or one that another distribution brings.
+"""Estimators by name: the folder of a trained one, or one that another distribution provides.
 
-A distribution brings an estimator through the entry-point group `dami.estimators`: a name, and a
+A distribution provides an estimator through the entry-point group `dami.estimators`: a name, and a
 callable that takes options as keyword arguments and returns an `Estimator`. docs/estimators.md has a
-whole example.
+complete example.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ GROUP = "dami.estimators"
 
 
 def installed() -> list[str]:
-    """Return the names of the estimators that other distributions bring."""
+    """Return the names of the estimators that other distributions provide."""
     return sorted({point.name for point in entry_points(group=GROUP)})
 
 
 def named(place: str, *, asks: Estimator | None = None, **options: Any) -> Estimator:
-    """Return the estimator in a folder, or of an installed name.
+    """Return the estimator in a folder, or the installed one of this name.
 
-    `asks` gives a trained estimator its evidence; `options` are for an installed one. Raises MisuseError for what is
-    neither, FailureError where it cannot be made.
+    `asks` provides the evidence of a trained estimator; `options` are for an installed one. Raises MisuseError if
+    `place` is neither, FailureError if the estimator cannot be created.
     """
     point = next((point for point in entry_points(group=GROUP) if point.name == place), None)
     if point is None:
@@ -38,10 +38,10 @@ def named(place: str, *, asks: Estimator | None = None, **options: Any) -> Estim
     try:
         made = point.load()(**options)
     except Exception as error:
-        # A stranger's code may raise anything; the user needs its name and its words.
-        raise FailureError(f"estimator `{place}` cannot be made: {type(error).__name__}: {error}") from error
+        # Third-party code may raise anything; the user needs its name and its message.
+        raise FailureError(f"estimator `{place}` cannot be created: {type(error).__name__}: {error}") from error
     if not isinstance(made, Estimator):
-        raise FailureError(f"`{place}` is no estimator: it needs `name` and `async estimate(query)`")
+        raise FailureError(f"`{place}` is not an estimator: it needs `name` and `async estimate(query)`")
     return made
 
 

@@ -1,7 +1,7 @@
-"""What an estimator may ask of the servers: the two endpoints, their log-probabilities, and nothing else.
+"""What an estimator may call on servers: the log-probabilities of the two endpoints, and nothing else.
 
-A router hands its `Servers` to every estimator that has a method `bind`. Only the facts and protocols are here;
-`endpoints` asks real servers.
+A router passes its `Servers` to every estimator with a method `bind`. This module holds only facts and protocols;
+`upstream.estimator_calls` makes the calls.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 __all__ = ["Ability", "BusyError", "EstimationError", "Probe", "Prompt", "Server", "Servers", "Token", "UnableError"]
 
 Ability = Literal["log_probs", "prompt_log_probs", "top_n"]
-"""What a server may or may not be able to give, by the names under which it was probed."""
+"""The optional abilities of a server, by the names that health checks use."""
 
 
 class EstimationError(FailureError):
-    """An estimator cannot say anything about this query; the next one in the chain is asked."""
+    """An estimator has no result for this query; the chain falls back to the next one."""
 
 
 class BusyError(EstimationError):
-    """No server answers now; one may later."""
+    """No server is available now; one may be later."""
 
 
 class UnableError(EstimationError):
-    """The server answers, and does not give what was asked: not with the way it was started."""
+    """The server lacks an ability, as it was started."""
 
     def __init__(self, message: str, lacks: Ability) -> None:
         super().__init__(message)
@@ -38,9 +38,9 @@ class UnableError(EstimationError):
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One generated token: its text, natural log-probability (≤ 0), and those of the likeliest ones, its own included.
+    """One generated token: its text, natural log-probability (≤ 0), and those of the likeliest tokens, itself included.
 
-    `top` is empty where it was not asked for.
+    `top` is empty if it was not requested.
     """
 
     text: str = field(repr=False)
@@ -63,7 +63,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A query as one server's chat template and tokenizer have it: token ids, and the text where that was given."""
+    """A query after one server's chat template and tokenizer: token ids, and the text if the server returned it."""
 
     ids: tuple[int, ...] = field(repr=False)
     text: str = field(default="", repr=False)
@@ -72,7 +72,7 @@ class Prompt:
 class Server(Protocol):
     """One endpoint, on whichever of its replicas is healthy and least busy.
 
-    All methods raise EstimationError where no replica answers as it should within `timeout` seconds, UnableError where
+    All methods raise EstimationError if no replica gives a valid response within `timeout` seconds, UnableError if
     one lacks an ability.
     """
 
@@ -82,15 +82,15 @@ class Server(Protocol):
         ...
 
     def can(self, ability: Ability) -> bool | None:
-        """Return whether some replica has the ability; None where it is unknown."""
+        """Return whether some replica has the ability; None if unknown."""
         ...
 
     async def probe(self, query: Query, tokens: int, *, top: int = 0, timeout: float) -> Probe:
-        """Generate at most `tokens` tokens greedily, with log-probabilities; `top` likeliest ones of each (0 to 5)."""
+        """Generate at most `tokens` tokens greedily, with log-probabilities and `top` (0 to 5) alternatives."""
         ...
 
     async def prepare(self, query: Query, *, close: bool = False, timeout: float) -> Prompt:
-        """Return the query as the server would read it; `close` ends the `<think>` block that its template opened."""
+        """Return the query as the server reads it; `close` ends the `<think>` block that its template opened."""
         ...
 
     async def score(self, prompt: Prompt, text: str, *, timeout: float) -> tuple[float, ...]:
@@ -99,14 +99,14 @@ class Server(Protocol):
 
 
 class Servers(Protocol):
-    """The endpoints: the variants of the smallest and of the largest λ. None where there is only one variant."""
+    """The endpoints: the variants of the smallest and the largest λ. None if there is only one variant."""
 
     @property
     def instruct(self) -> Server:
-        """The endpoint that answers at once."""
+        """The Instruct endpoint."""
         ...
 
     @property
     def thinking(self) -> Server | None:
-        """The endpoint that thinks."""
+        """The Thinking endpoint."""
         ...

@@ -1,10 +1,10 @@
-"""From log-probabilities to how sure the endpoints are of a direct answer; the forms are ours.
+"""From log-probabilities to the endpoints' confidence in a direct answer; the forms are ours.
 
-All scores are at least 0, and more is surer; λ falls as they rise.
+All scores are at least 0; higher means more confident, and a lower λ.
 
 - own confidence: c = exp(mean log p) of the Instruct model's tokens, in (0, 1];
 - discrepancy: D = mean(log p_I − log p_T) over the tokens of the Instruct model's answer, p_T the Thinking model's
-  probability of them; the score is e^{−D}, how likely they are to one model against the other;
+  probability of them; the score is e^{−D}, the ratio of their likelihoods under the two models;
 - entropies: r = e^{−H_T}/(e^{−H_I} + e^{−H_T}), H the mean entropy of each model's own first tokens, the ratio that
   weighs models in DaWin (arXiv 2410.03782); the score is 1 − r.
 """
@@ -25,10 +25,10 @@ def confidence(probe: Probe) -> float:
 
 
 def discrepancy(probe: Probe, other: Sequence[float]) -> float:
-    """Return D: the answer's mean log-probability by its own model less that by another model, any sign.
+    """Return D: the answer's mean log-probability under its own model minus that under another model; any sign.
 
-    Both are sums over the same text divided by the count of the probe's tokens, so that it also holds where the other
-    server cuts the text into another number of tokens.
+    Both are sums over the same text divided by the number of the probe's tokens, so that D also holds if the other
+    server splits the text into another number of tokens.
     """
     if not other:
         raise EstimationError("no token of the answer was scored")
@@ -39,11 +39,11 @@ def discrepancy(probe: Probe, other: Sequence[float]) -> float:
 def entropy(probe: Probe) -> float:
     """Return the mean entropy of a probe's next-token distributions, in nats.
 
-    Of each distribution the likeliest tokens are known; the rest counts as one outcome, which makes it a lower bound.
-    Raises UnableError where none are known.
+    Only the likeliest tokens of each distribution are known; the rest counts as one outcome, so this is a lower bound.
+    Raises UnableError if none are known.
     """
     if not all(len(token.top) > 1 for token in probe.tokens):
-        raise UnableError("the server gives no likeliest tokens", "top_n")
+        raise UnableError("the server returns no likeliest tokens", "top_n")
     return math.fsum(_entropy(map(math.exp, token.top)) for token in probe.tokens) / len(probe.tokens)
 
 
@@ -54,5 +54,5 @@ def _entropy(probabilities: Iterable[float]) -> float:
 
 
 def entropy_ratio(instruct: float, thinking: float) -> float:
-    """Return e^{−H_T}/(e^{−H_I} + e^{−H_T}) in (0, 1): the Thinking model's share."""
+    """Return e^{−H_T}/(e^{−H_I} + e^{−H_T}) in (0, 1): the Thinking model's weight."""
     return 1.0 / (1.0 + math.exp(min(thinking - instruct, 700.0)))

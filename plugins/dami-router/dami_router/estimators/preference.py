@@ -1,7 +1,7 @@
 """The trained estimator: λ(q) from the text of a query, learned from preferences between graded answers.
 
 μ and κ come from an ideal-point Bradley–Terry model (`bradley_terry`), λ from μ by `cuts`. A trained
-estimator is a folder: `estimator.json` (what it is and how it was made) and `weights.safetensors`. It is
+estimator is a folder: `estimator.json` (its kind and how it was trained) and `weights.safetensors`. It is
 read as untrusted input: sizes, names, shapes and ranges are checked, and nothing in it is executed.
 """
 
@@ -28,7 +28,7 @@ __all__ = ["Preference", "numbers_of"]
 
 Floats = NDArray[np.float64]
 _GAIN = 2.0
-"""How loud the encoder's unit vector is beside the steps of the numbers."""
+"""Scale of the encoder's unit vector relative to the steps of the numbers."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Preference:
     """A trained estimator.
 
     `parameters` are Bradley–Terry's [w, b, v, c] over the features; `evidence` names the numbers beyond the
-    text that it was trained with (`confidence`, or none); `asks` gives them when it estimates. `about` says
-    how it was trained, for people, and on which queries (`trained_on`, fingerprints).
+    text that it was trained with (`confidence`, or none); `asks` provides them for an estimate. `about`
+    describes the training; `trained_on` has the fingerprints of its queries.
     """
 
     encoder: Encoder
@@ -52,15 +52,15 @@ class Preference:
 
     @property
     def timeout(self) -> float | None:
-        """Seconds for an estimate where servers are asked for the evidence; None where a router's limit holds."""
+        """Seconds for an estimate if servers are called for the evidence; None if the router's timeout applies."""
         return getattr(self.asks, "timeout", None) if self.evidence else None
 
     def bind(self, servers: Servers) -> Preference:
-        """Return the estimator with servers to ask for its evidence."""
+        """Return the estimator with servers for its evidence."""
         return replace(self, asks=self.asks.bind(servers)) if isinstance(self.asks, AsksServers) else self
 
     async def estimate(self, query: Query) -> Estimate:
-        """Return λ(q), with μ, κ and what was measured; raises EstimationError where evidence cannot be had."""
+        """Return λ(q), with μ, κ and the evidence; raises EstimationError if the evidence is unavailable."""
         evidence = await self._evidence(query)
         if self.encoder.remote:
             mu, kappa = await asyncio.to_thread(self.ideal, [query.text], [evidence])
@@ -70,7 +70,7 @@ class Preference:
         return Estimate(self.cuts(point), self.name, {"mu": point, "kappa": float(kappa[0]), **evidence})
 
     def ideal(self, texts: Sequence[str], evidence: Sequence[Mapping[str, float]] = ()) -> tuple[Floats, Floats]:
-        """Return μ (any finite number) and κ > 0 for each text; `evidence` has what it is trained with, for each."""
+        """Return μ (any finite number) and κ > 0 for each text; `evidence` has the numbers for each text."""
         numbers = numbers_of(texts, evidence, self.evidence)
         return ideal(self.parameters, features(self.basis, numbers, self.encoder.encode(texts)))
 
@@ -82,7 +82,7 @@ class Preference:
         if not self.evidence:
             return {}
         if self.asks is None:
-            raise EstimationError(f"{self.name}: trained with {', '.join(self.evidence)}, and nobody gives it here")
+            raise EstimationError(f"{self.name}: trained with {', '.join(self.evidence)}, which is not available here")
         found = (await self.asks.estimate(query)).evidence
         return {name: _known(found, name, self.name) for name in self.evidence}
 
@@ -95,7 +95,7 @@ def features(basis: Basis, numbers: Floats, vectors: Floats) -> Floats:
 def numbers_of(texts: Sequence[str], evidence: Sequence[Mapping[str, float]], names: Sequence[str]) -> Floats:
     """Return the plain numbers of each text (queries, statistics and evidence).
 
-    Raises EstimationError where evidence is missing or no finite number.
+    Raises EstimationError if evidence is missing or not a finite number.
     """
     plain = np.array([statistics(text) for text in texts]).reshape(len(texts), len(STATISTICS))
     if not names:
@@ -109,5 +109,5 @@ def numbers_of(texts: Sequence[str], evidence: Sequence[Mapping[str, float]], na
 def _known(evidence: Mapping[str, float | str], name: str, who: str) -> float:
     value = evidence.get(name)
     if not isinstance(value, int | float) or not np.isfinite(value):
-        raise EstimationError(f"{who}: trained with `{name}`, which is not known of this query")
+        raise EstimationError(f"{who}: trained with `{name}`, which is unknown for this query")
     return float(value)

@@ -1,4 +1,4 @@
-"""What an estimator is given and what it returns: a query, and λ(q) with its evidence."""
+"""The input and the output of an estimator: a query, and λ(q) with its evidence."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["Estimate", "Query"]
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What the router knows of a request when it estimates.
+    """What an estimator may know of a request.
 
-    `text` is what the user asks last, as plain text. `effort` is the request's own hint
-    (`none`, `minimal`, `low`, `medium`, `high`), None where it gives none. `messages` is the whole
-    chat as it came; `prompt` the text of a request without a chat, empty where it is not one text.
+    `text` is the last user message, as plain text. `effort` is the request's reasoning effort
+    (`none`, `minimal`, `low`, `medium`, `high`) or None. `messages` is the whole chat as received;
+    `prompt` is the text of a request without a chat, empty if it is not a single text.
     """
 
     text: str
@@ -25,13 +25,13 @@ class Query:
     prompt: str | None = field(default=None, repr=False)
 
     def chat(self) -> list[Mapping[str, Any]]:
-        """Return the messages; where there are none, `text` as the user's only one."""
+        """Return the messages, or `text` as the only user message if there are none."""
         return list(self.messages) if self.messages is not None else [{"role": "user", "content": self.text}]
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """λ(q) in [0, 1], who says so, and why: `evidence` holds numbers and short words, never the query."""
+    """λ(q) in [0, 1], the estimator's name, and the evidence: numbers and short words, never the query."""
 
     lambda_: float
     estimator: str

@@ -1,7 +1,7 @@
 """A trained estimator on disk: `estimator.json` and `weights.safetensors` in one folder, no pickle.
 
-Read as untrusted input: bounded sizes, unknown fields refused, shapes and ranges checked, finite
-numbers only. An embeddings endpoint's address is never read from the folder: whoever loads it says where
+Read as untrusted input: bounded sizes, no unknown fields, checked shapes and ranges, finite numbers
+only. The address of an embeddings endpoint is never read from the folder: the user decides where
 queries may be sent.
 """
 
@@ -61,11 +61,11 @@ class _Description(_Strict):
 
 
 def save(estimator: Preference, folder: Path) -> None:
-    """Write an estimator to a new folder in one step; raises MisuseError where something is there already."""
+    """Write an estimator to a new folder atomically; raises MisuseError if the folder exists."""
     from safetensors.numpy import save as to_bytes
 
     if folder.exists():
-        raise MisuseError(f"{folder}: already there; nothing was written", hint="choose a new folder, or remove it")
+        raise MisuseError(f"{folder}: already exists; nothing was written", hint="choose a new folder, or remove it")
     basis = estimator.basis
     tensors = {
         "parameters": estimator.parameters, "mean": basis.mean, "scale": basis.scale, "knots": basis.knots,
@@ -95,12 +95,12 @@ def save(estimator: Preference, folder: Path) -> None:
 def load(folder: Path, *, asks: Estimator | None = None, embeddings_url: str | None = None) -> Preference:
     """Read an estimator.
 
-    `asks` gives the evidence beyond the text that it was trained with; `embeddings_url` is where its encoder's
-    model is served. Raises MisuseError where there is none, FailureError where it is damaged or not ours.
+    `asks` provides the evidence beyond the text that it was trained with; `embeddings_url` is the address of its
+    encoder's model. Raises MisuseError if there is none, FailureError if it is damaged or not an estimator.
     """
     said = _read_description(folder / DESCRIPTION)
     if said.statistics != list(STATISTICS):
-        raise FailureError(f"{folder}: made for other features than this version's", hint="train it again")
+        raise FailureError(f"{folder}: trained with the features of another version", hint="train it again")
     tensors = _tensors(folder / WEIGHTS)
     encoder = _encoder(said.encoder, embeddings_url)
     basis = Basis(tensors["mean"], tensors["scale"], tensors["knots"], tensors["centre"])
@@ -117,7 +117,7 @@ def load(folder: Path, *, asks: Estimator | None = None, embeddings_url: str | N
         and said.levels == sorted(said.levels)
     )
     if not fits:
-        raise FailureError(f"{folder}: {WEIGHTS} and {DESCRIPTION} do not fit together", hint="train it again")
+        raise FailureError(f"{folder}: {WEIGHTS} and {DESCRIPTION} do not match", hint="train it again")
     return Preference(
         encoder, basis, tensors["parameters"], Cuts(tuple(said.edges), tuple(said.levels)), tuple(said.evidence), asks,
         said.name, said.about, frozenset(said.trained_on),
@@ -177,7 +177,7 @@ def _encoder(said: _Encoder, url: str | None) -> Encoder:
 
     if url is None:
         raise MisuseError(
-            f"trained on embeddings of `{said.model}`; where is that model served?",
-            hint="set DAMI_EMBEDDINGS_URL to its address, such as http://127.0.0.1:8080/v1",
+            f"trained on embeddings of `{said.model}`; the address of that model's server is not set",
+            hint="set DAMI_EMBEDDINGS_URL, for example to http://127.0.0.1:8080/v1",
         )
     return EndpointEncoder(url, said.model or "", said.dimensions)

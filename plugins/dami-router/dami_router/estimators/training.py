@@ -1,6 +1,6 @@
-"""Training the preference estimator: features, cross-validated choice of the ridge, μ, then cuts.
+"""Training of the preference estimator: features, cross-validated choice of the ridge, μ, then cuts.
 
-Nothing is chosen on a query that it was fitted on. The ridge is the one with the smallest loss on held-out
+No choice is made on a query that it was fitted on. The ridge is the one with the smallest loss on held-out
 folds; the cuts are fitted on the μ of the same held-out folds; the estimator is the mean of the folds' models.
 The same rollouts and seed give the same bits.
 """
@@ -30,16 +30,16 @@ Floats = NDArray[np.float64]
 RIDGES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 _STEPS = 60
 _LARGEST = 20_000
-"""Queries that are trained on; of more, a sample of this many. Their features are held as dense rows."""
+"""Most queries to train on; of more, a random sample is taken. Features are held as dense rows."""
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
     """How to train.
 
-    `price` ∈ [0, 1]: accuracy that one mean answer of the dearest variant may cost; `budget` ∈ (0, 1]: at most this
-    share of the dearest variant's mean tokens on held-out folds, whatever the price; `margin` ≥ 0: smaller differences
-    in utility are ties; `knots`: steps for each plain number; `folds` ≥ 2; `seed` ≥ 0 decides how folds fall.
+    `price` ∈ [0, 1]: accuracy that a mean answer of the most expensive variant must gain; `budget` ∈ (0, 1]: at most
+    this fraction of that variant's mean tokens on held-out folds, whatever the price; `margin` ≥ 0: differences in
+    utility below it are ties; `knots`: steps for each plain number; `folds` ≥ 2; `seed` ≥ 0 of the folds.
     """
 
     price: float = 0.05
@@ -67,8 +67,8 @@ def train(
 ) -> Preference:
     """Train on every query of a grid (with texts).
 
-    `use_confidence` None takes Instruct's confidence as a feature where every query has it. Raises MisuseError
-    for fewer than two variants, too few queries, or rollouts that prefer nothing.
+    If `use_confidence` is None, Instruct's confidence is a feature if every query has it. Raises MisuseError
+    for fewer than two variants, too few queries, or rollouts without any preference.
     """
     if len(grid.lambdas) < 2:
         raise MisuseError(f"training needs rollouts of at least two variants, found λ={grid.lambdas[0]:g} alone")
@@ -79,7 +79,7 @@ def train(
 
 
 def evidence_of(grid: Grid, use_confidence: bool | None) -> tuple[str, ...]:
-    """Return which evidence a grid has for every query; raises MisuseError where it is wanted and lacking."""
+    """Return which evidence a grid has for every query; raises MisuseError if it is required but missing."""
     lacking = len(grid.queries) if grid.confidence is None else int(np.isnan(grid.confidence).sum())
     if use_confidence and lacking:
         raise MisuseError(f"{lacking} of {len(grid.queries)} queries have no confidence")
@@ -95,7 +95,7 @@ def _fit(grid: Grid, settings: TrainingSettings, encoder: Encoder, names: tuple[
     pairs = preferences(lambdas, grid.correct, grid.tokens, price=settings.price, margin=settings.margin)
     if pairs.mass == 0:
         raise MisuseError(
-            "these rollouts prefer no variant to another: all are equally right at equal cost",
+            "these rollouts hold no preference: all variants are equally accurate at equal cost",
             hint="add queries that some variants get wrong, or a smaller --margin",
         )
     basis = Basis.fit(numbers, settings.knots)
@@ -109,7 +109,7 @@ def _fit(grid: Grid, settings: TrainingSettings, encoder: Encoder, names: tuple[
 
 
 def _cuts(grid: Grid, mu: Floats, settings: TrainingSettings) -> Cuts:
-    """Return the cuts for the price, or those for the smallest price that keeps to the budget."""
+    """Return the cuts for the price, or for the smallest price within the budget."""
     lambdas = np.array(grid.lambdas)
     if settings.budget is None:
         return Cuts.fit(mu, utility(grid, settings.price), lambdas)
@@ -121,13 +121,13 @@ def _cuts(grid: Grid, mu: Floats, settings: TrainingSettings) -> Cuts:
         if grid.tokens[rows, columns].mean() <= allowed:
             return cuts
     raise MisuseError(
-        f"no choice of λ keeps to {allowed:.1f} tokens, {settings.budget:.0%} of the dearest variant's",
+        f"no choice of λ stays within {allowed:.1f} tokens, {settings.budget:.0%} of the most expensive variant's",
         hint=f"the cheapest variant needs {grid.tokens.mean(axis=0).min():.1f}",
     )
 
 
 def utility(grid: Grid, price: float) -> Floats:
-    """Return correct − price·tokens/scale, (queries, variants); `scale` is the dearest variant's mean tokens."""
+    """Return correct − price·tokens/scale, (queries, variants); `scale` is the most expensive variant's mean tokens."""
     scale = max(float(grid.tokens.mean(axis=0).max()), 1e-9)
     value: Floats = grid.correct - np.minimum(price * grid.tokens / scale, 1.0)
     return value
@@ -136,10 +136,10 @@ def utility(grid: Grid, price: float) -> Floats:
 def _cross_fitted(x: Floats, pairs: Pairs, folds: Sequence[NDArray[np.intp]]) -> tuple[Floats, Floats, float, float]:
     """Return parameters, each query's μ from the fold that it was not in, the best ridge, and its held-out loss.
 
-    The parameters are the mean over the folds' models. One model fitted on everything would be surer of itself
-    than those whose μ the cuts are fitted on.
+    The parameters are the mean over the folds' models. One model fitted on everything would be more
+    confident than the models whose μ the cuts are fitted on.
     """
-    # A bucket that no query fills has no gradient: its parameters stay 0, and need no arithmetic.
+    # A bucket without queries has no gradient: its parameters stay 0 and are left out.
     alive = np.flatnonzero(x.any(axis=0))
     dense = np.ascontiguousarray(x[:, alive])
     mu, losses = np.zeros((len(RIDGES), len(x))), np.zeros(len(RIDGES))
@@ -156,7 +156,7 @@ def _cross_fitted(x: Floats, pairs: Pairs, folds: Sequence[NDArray[np.intp]]) ->
 
 
 def _spread(parameters: Floats, alive: NDArray[np.intp], width: int) -> Floats:
-    """Return [w, b, v, c] over all features from those over the ones that are alive."""
+    """Return [w, b, v, c] over all features from those over the `alive` ones."""
     out = np.zeros((2, width + 1))
     out[:, [*alive, width]] = parameters.reshape(2, -1)
     return out.ravel()

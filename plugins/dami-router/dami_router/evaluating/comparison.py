@@ -1,8 +1,8 @@
-"""Estimators against static variants, random mixing, query length and the oracle, on queries that they never saw.
+"""Comparison of estimators with static variants, random mixing, query length and the oracle, on unseen queries.
 
-The default estimator is trained anew for each fold and asked about the queries outside it. A trained folder, or an
-installed estimator, is asked about queries that it was not trained on; all estimators are compared on the
-same queries.
+The default estimator is trained once per fold and evaluated on the queries outside its training folds. A trained
+folder, or an installed estimator, is evaluated on queries that it was not trained on. All estimators are compared on
+the same queries.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CPT_SHARES = (0.5, 0.8)
 
 @dataclass(frozen=True)
 class Contender:
-    """One way of choosing: λ(q) for each query, and the score that orders them (more: thinks harder)."""
+    """One way of choosing: λ(q) for each query, and the score that orders them (higher: more thinking)."""
 
     name: str
     lambdas: tuple[float, ...]
@@ -44,7 +44,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that was found: a point for each variant, and for each contender its point and metrics."""
+    """The results: a point for each variant, and the point and metrics of each contender."""
 
     grid: Grid
     static: tuple[Point, ...]
@@ -56,7 +56,7 @@ class Comparison:
 
     @property
     def dominated(self) -> tuple[float, ...]:
-        """The λ of variants that another one beats in accuracy or cost, and equals at least in the other."""
+        """The λ of the dominated variants: another one is better in accuracy or cost, and no worse in the other."""
         return tuple(x for x, beaten in zip(self.grid.lambdas, dominated(self.static), strict=True) if beaten)
 
     def as_dict(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Comparison:
 
 
 def cross_validated(grid: Grid, settings: TrainingSettings, folds: int, note: Callable[[str], None]) -> Contender:
-    """Return the default estimator, trained `folds` times, and each query's λ from the time it was left out."""
+    """Return the default estimator, trained `folds` times, with each query's λ from the model that did not see it."""
     parts = folds_of(grid.texts, folds, seed=settings.seed)
     lambdas, score = np.zeros(len(grid.queries)), np.zeros(len(grid.queries))
     names = evidence_of(grid, None)
@@ -91,7 +91,7 @@ def cross_validated(grid: Grid, settings: TrainingSettings, folds: int, note: Ca
 
 
 def length_of_query(grid: Grid, settings: TrainingSettings, folds: int) -> Contender:
-    """Return the query's length as an estimator: longer ones get a larger λ, by cuts fitted on the other folds."""
+    """Return the query's length as an estimator: longer queries get a larger λ, by cuts fitted on the other folds."""
     score = np.array([float(len(text)) for text in grid.texts])
     worth, parts = utility(grid, settings.price), folds_of(grid.texts, folds, seed=settings.seed)
     lambdas = np.zeros(len(score))
@@ -103,19 +103,19 @@ def length_of_query(grid: Grid, settings: TrainingSettings, folds: int) -> Conte
 
 
 def unseen(grid: Grid, estimators: Sequence[Estimator]) -> Grid:
-    """Return the queries that none of these was trained on; raises MisuseError where there are none."""
+    """Return the queries that none of these was trained on; raises MisuseError if none are left."""
     seen = frozenset[str]().union(*(e.trained_on for e in estimators if isinstance(e, Preference)))
     kept = [i for i, text in enumerate(grid.texts) if fingerprint(text) not in seen]
     if not kept:
         raise MisuseError(
-            "every query of these rollouts was trained on",
-            hint="give rollouts of other queries, or leave --estimator out: then training is cross-validated",
+            "every query of these rollouts was used for training",
+            hint="give rollouts of other queries, or omit --estimator to cross-validate",
         )
     return grid.rows(kept)
 
 
 def with_estimator(name: str, estimator: Estimator, grid: Grid) -> Contender:
-    """Return what an estimator says of each query; raises FailureError where it cannot say, or says no λ."""
+    """Return an estimator's λ for each query; raises FailureError if it has none, or one outside [0, 1]."""
     if isinstance(estimator, Preference):
         mu, _ = estimator.ideal(grid.texts, _evidence(grid, evidence_of(grid, bool(estimator.evidence))))
         return Contender(name, tuple(estimator.cuts(float(x)) for x in mu), mu)
@@ -126,7 +126,7 @@ def with_estimator(name: str, estimator: Estimator, grid: Grid) -> Contender:
     found = asyncio.run(ask())
     for query, lambda_ in zip(grid.queries, found, strict=True):
         if not 0.0 <= lambda_ <= 1.0:
-            raise FailureError(f"estimator `{name}` gave λ={lambda_} for query `{query}`; expected 0 to 1")
+            raise FailureError(f"estimator `{name}` returned λ={lambda_} for query `{query}`; expected 0 to 1")
     return Contender(name, tuple(found), np.array(found))
 
 
@@ -167,7 +167,7 @@ def _metrics(
 
 def _two_variants(grid: Grid, contender: Contender) -> dict[str, Any]:
     weak, strong = grid.correct.T
-    # A fold's scores are only ordered among themselves, so that APGR is a mean over folds.
+    # Scores compare only within a fold, so APGR is a mean over folds.
     parts = contender.folds or (np.arange(len(weak)),)
     each = [apgr(contender.score[p], weak[p], strong[p]) for p in parts]
     known = [x for x in each if x is not None]

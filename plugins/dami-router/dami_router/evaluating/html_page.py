@@ -1,4 +1,4 @@
-"""The shell of our HTML reports: one file, no scripts, nothing fetched, readable on a phone."""
+"""HTML of reports: one file, no scripts, no external resources, readable on a phone."""
 
 from __future__ import annotations
 

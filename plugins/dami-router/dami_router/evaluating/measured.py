@@ -1,4 +1,4 @@
-"""Measured accuracy and cost, from rollouts into a family's manifest."""
+"""Writing of measured accuracy and cost from rollouts into a family's manifest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["measured_family", "write_measured"]
 
 
 def measured_family(family: Family, grid: Grid, benchmark: str) -> Family:
-    """Return the family with each variant's accuracy, mean tokens and n on a benchmark; other benchmarks stay."""
+    """Return the family with each variant's accuracy, mean tokens and n on a benchmark; other benchmarks are kept."""
     variants = []
     for variant in family.variants:
         column = next((i for i, x in enumerate(grid.lambdas) if abs(x - variant.lambda_) < 1e-6), None)
@@ -29,7 +29,7 @@ def measured_family(family: Family, grid: Grid, benchmark: str) -> Family:
 
 
 def write_measured(family: Family, manifest: Path, grid: Grid, benchmark: str) -> None:
-    """Write the measured family over its manifest in one step; raises FailureError where that fails."""
+    """Replace the manifest by the measured family's, atomically; raises FailureError if that fails."""
     file = manifest / MANIFEST if manifest.is_dir() else manifest
     partial = file.with_name(f".{file.name}.partial")
     try:

@@ -1,7 +1,7 @@
-"""Places for labels and stars in a picture, so that none hides another.
+"""Placement of labels and stars in a plot, so that none hides another.
 
-All places are computed in pixels after the figure's layout is fixed. Nothing here moves data: a star that would hide
-another mark is drawn beside its point and tied to it, and a label far from its point gets a line to it.
+Placement works in pixels, after the figure's layout is fixed. It never moves data: a star that would hide another
+mark is drawn beside its point with a line to it, and so is a label far from its point.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["Box", "box_of", "fix_layout", "place_labels", "star_shifts"]
 _DIRECTIONS = ((1, -1), (1, 1), (-1, -1), (-1, 1), (0, -1), (0, 1), (1, 0), (-1, 0))
 _DISTANCES = (4, 8, 13, 19, 26, 34, 44, 56, 70)
 _TIED = 8
-"""The nominal distance, in points, from which on a label is tied to its point by a line."""
+"""Labels at this nominal distance or more, in points, get a line to their point."""
 
 
 class Box(NamedTuple):
@@ -45,7 +45,7 @@ class Box(NamedTuple):
 
 
 def fix_layout(figure: Figure) -> None:
-    """Lay the figure out once and keep the result, so that pixels stay where they are."""
+    """Lay the figure out once and keep the result, so that pixel positions stay valid."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axes in figure.axes:
@@ -87,7 +87,7 @@ def _sideways(size: float) -> Iterator[float]:
 def place_labels(
     axes: Any, labels: Sequence[tuple[str, tuple[float, float]]], marks: Sequence[Box], bars: Sequence[Box], colour: str
 ) -> None:
-    """Write each label near its point (in data units), clear of the other labels, of marks and, if possible, of bars.
+    """Draw each label near its point (in data units), clear of other labels, of marks and, if possible, of bars.
 
     `marks` and `bars` are boxes in pixels. The layout must be fixed.
     """
@@ -107,7 +107,7 @@ def place_labels(
 
 
 def _places(x: float, y: float, width: float, height: float, scale: float) -> Iterator[tuple[int, Box]]:
-    """Return the boxes around a point that a label may have, each with its distance in points."""
+    """Yield the candidate boxes of a label around a point, each with its distance in points."""
     for distance in _DISTANCES:
         for right, up in _DIRECTIONS:
             middle_x = x + right * (distance * scale + width / 2)
@@ -116,7 +116,7 @@ def _places(x: float, y: float, width: float, height: float, scale: float) -> It
 
 
 def _cost(distance: int, box: Box, hard: Sequence[Box], soft: Sequence[Box], room: Box) -> float:
-    """Return how bad a place is: hiding something counts most, then crossing a bar, then distance."""
+    """Return the cost of a place: hiding a mark counts most, then crossing a bar, then distance."""
     hidden = sum(box.overlap(other) > 0 for other in hard) + (not box.within(room))
     return 1e6 * hidden + 25.0 * sum(box.overlap(other) > 0 for other in soft) + distance
 

@@ -1,4 +1,4 @@
-"""The report's pictures: the frontier, λ(q), calibration, and what each cost buys."""
+"""The plots of a report: frontier, λ(q), calibration, and accuracy at each cost."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _BLUE = "#1f5f8b"
 _COLOURS = ("#c8553d", "#5a8f3c", "#7a4fa3", "#c28e0e", "#3a7d7c", "#8a5a44")
 _DPI = 150
 _WIDTH, _HEIGHT, _ROW = 6.4, 4.2, 0.21
-"""Inches of a picture, and of each further row of its legend."""
+"""Size of a plot, and of each additional row of its legend, in inches."""
 _STAR = 13
 """The size of a star, in points."""
 _NAME, _LINE = 60, 80
-"""Characters of a name in a legend, and of a line of names."""
+"""Maximum characters of a name in a legend, and of a row of names."""
 
 
 def draw_frontier(
@@ -32,8 +32,8 @@ def draw_frontier(
 ) -> Figure:
     """Draw one point for each static λ (dominated ones hollow) and one star for each other way of choosing.
 
-    Bars are 95 % intervals. Stars that would hide each other or a variant stand beside their point, tied to it by a
-    line. Raises FailureError if matplotlib is not installed.
+    Bars are 95 % intervals. Stars that would hide each other or a variant are drawn beside their point, with a line
+    to it. Raises FailureError if matplotlib is not installed.
     """
     figure, axes = _empty(title, "mean tokens per answer", "accuracy (%)")
     x = [point.tokens.mean for point in static]
@@ -58,7 +58,7 @@ def draw_frontier(
 
 
 def draw_sweep(lambdas: Sequence[float], accuracy: Sequence[float], tokens: Sequence[float], *, title: str) -> Figure:
-    """Draw variants of which only the means are known, as `draw_frontier` draws them: dominated ones hollow."""
+    """Draw variants of which only the means are known, in the style of `draw_frontier`."""
     from dami_router.rollouts.grid import Figure as Mean
 
     points = [Point(Mean(a, a, a), Mean(t, t, t), 0.0, x) for x, a, t in zip(lambdas, accuracy, tokens, strict=True)]
@@ -66,7 +66,7 @@ def draw_sweep(lambdas: Sequence[float], accuracy: Sequence[float], tokens: Sequ
 
 
 def draw_lambdas(estimates: Mapping[str, Sequence[float]], *, title: str) -> Figure:
-    """Draw how many queries each estimator gives which λ."""
+    """Draw a histogram of each estimator's λ(q)."""
     figure, axes = _empty(title, "λ(q)", "queries")
     edges = [i / 20 - 0.025 for i in range(22)]
     for (name, values), colour in zip(estimates.items(), cycle(_COLOURS), strict=False):
@@ -78,7 +78,7 @@ def draw_lambdas(estimates: Mapping[str, Sequence[float]], *, title: str) -> Fig
 def draw_calibration(
     bins: Sequence[tuple[float, float, float, int]], lambdas: tuple[float, float], *, title: str
 ) -> Figure:
-    """Draw, for bins of rising score, the accuracy of smallest and largest λ: (score, small, large, queries)."""
+    """Draw the accuracy of the smallest and the largest λ by bins of rising score: (score, small, large, queries)."""
     figure, axes = _empty(title, "tenth of the queries, by rising score", "accuracy (%)")
     tenths = range(1, len(bins) + 1)
     for column, (lambda_, colour) in enumerate(zip(lambdas, (_BLUE, "#c8553d"), strict=True), 1):
@@ -90,7 +90,7 @@ def draw_calibration(
 def draw_costs(
     static: Sequence[tuple[float, float]], curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str
 ) -> Figure:
-    """Draw accuracy against tokens along each estimator's shifts, over the frontier of random mixing."""
+    """Draw accuracy against tokens for shifts of each estimator's λ(q), with the frontier of random mixing."""
     figure, axes = _empty(title, "mean tokens per answer", "accuracy (%)")
     axes.plot([x for x, _ in static], [100 * y for _, y in static], "--", color="#9aa5b1", label="random mixing")
     for (name, points), colour in zip(curves.items(), cycle(_COLOURS), strict=False):
@@ -101,7 +101,7 @@ def draw_costs(
 
 
 def render(figure: Figure, form: Literal["png", "svg"]) -> bytes:
-    """Return a figure as a file's bytes."""
+    """Return a figure as the bytes of a PNG or SVG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format=form, dpi=_DPI)
     return buffer.getvalue()
@@ -122,7 +122,7 @@ def _empty(title: str, x: str, y: str) -> tuple[Figure, Any]:
 
 
 def _legend(figure: Figure, entries: Sequence[tuple[str, Any]]) -> None:
-    """Name the entries below the axes, where a legend hides nothing."""
+    """Draw the legend below the axes, where it hides nothing."""
     if not entries:
         return
     names = [name if len(name) <= _NAME else f"…{name[1 - _NAME :]}" for name, _ in entries]
@@ -143,7 +143,7 @@ def _star(colour: str) -> Any:
 
 
 def _draw_stars(axes: Any, points: Sequence[tuple[Point, str]], circles: Sequence[Box]) -> list[tuple[Box, Box]]:
-    """Draw a star at each point, or beside it and tied to it; returns each star's box and its bar's, in pixels."""
+    """Draw a star at or beside each point; returns each star's box and its bar's, in pixels."""
     scale = axes.figure.dpi / 72
     size, room = _STAR * scale, Box(*axes.get_window_extent().extents)
     centres = [_pixels(axes, point) for point, _ in points]
@@ -167,7 +167,7 @@ def _pixels(axes: Any, point: Point) -> tuple[float, float]:
 
 
 def _bar(axes: Any, point: Point, shift: float = 0.0) -> Box:
-    """Return the box of a point's error bar, `shift` pixels to the right of its place."""
+    """Return the box of a point's error bar in pixels, shifted right by `shift` pixels."""
     (x, low), (_, high) = axes.transData.transform(
         [(point.tokens.mean, 100 * point.accuracy.low), (point.tokens.mean, 100 * point.accuracy.high)]
     )
@@ -175,14 +175,14 @@ def _bar(axes: Any, point: Point, shift: float = 0.0) -> Box:
 
 
 def _spot(axes: Any, point: Point, colour: str) -> None:
-    """Draw a star's exact place as a dot, and make room for its interval."""
+    """Draw the exact point of a star as a dot, and extend the axes to its interval."""
     x, accuracy = point.tokens.mean, point.accuracy
     axes.plot(x, 100 * accuracy.mean, ".", color=colour, markersize=4, zorder=2)
     axes.update_datalim([(x, 100 * accuracy.low), (x, 100 * accuracy.high)])
 
 
 def _mark(axes: Any, point: Point, marker: str, colour: str, *, hollow: bool = False, shift: float = 0.0) -> None:
-    """Draw a point with its interval, `shift` pixels to the right of its place."""
+    """Draw a point with its interval, shifted right by `shift` pixels."""
     from matplotlib.transforms import ScaledTranslation
 
     accuracy = point.accuracy

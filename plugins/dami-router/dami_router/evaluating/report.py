@@ -1,4 +1,4 @@
-"""The HTML report of `dami eval`: one file, no scripts, nothing fetched, every text escaped."""
+"""The HTML report of `dami eval`: one file, no scripts, no external resources, all text escaped."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def rows(found: Comparison) -> list[tuple[str, ...]]:
 
 
 def calibration(grid: Grid, contender: Contender, bins: int = 10) -> list[tuple[float, float, float, int]]:
-    """Return for bins of the queries, by rising score: mean score, accuracy at smallest and largest λ, queries."""
+    """Return, by bins of rising score: mean score, accuracy at the smallest and the largest λ, number of queries."""
     order = np.argsort(contender.score, kind="stable")
     parts = [part for part in np.array_split(order, bins) if len(part)]
     smallest, largest = grid.correct[:, 0], grid.correct[:, -1]
@@ -44,9 +44,9 @@ def calibration(grid: Grid, contender: Contender, bins: int = 10) -> list[tuple[
 
 
 def write_report(found: Comparison, folder: Path, *, title: str) -> Path:
-    """Write `report.html` and its pictures as PNG into a folder; returns the page.
+    """Write `report.html` and its plots as PNG into a folder; returns the page's path.
 
-    Raises FailureError where the folder cannot be written or matplotlib is missing.
+    Raises FailureError if the folder cannot be written or matplotlib is missing.
     """
     pictures = _pictures(found)
     try:
@@ -60,7 +60,7 @@ def write_report(found: Comparison, folder: Path, *, title: str) -> Path:
 
 
 def _pictures(found: Comparison) -> dict[str, tuple[str, str, bytes]]:
-    """Return each picture's heading, caption and PNG, by the name of its file."""
+    """Return each plot's heading, caption and PNG, by file name."""
     grid = found.grid
     stars = {c.name: p for c, p in zip(found.contenders, found.points, strict=True)} | {"oracle": found.oracle}
     curves = {c.name: [(x, y) for _, x, y in k] for c, k in zip(found.contenders, found.curves, strict=True)}
@@ -76,7 +76,7 @@ def _pictures(found: Comparison) -> dict[str, tuple[str, str, bytes]]:
         "frontier": (
             "Frontier",
             "Accuracy against mean tokens. Bars are 95 % bootstrap intervals over queries. A star that would hide"
-            " another mark stands beside its point, and a line leads to the point.",
+            " another mark is drawn beside its point, with a line to it.",
         ),
         "lambdas": ("λ of the queries", "The number of queries at each λ."),
         "costs": (

@@ -1,10 +1,10 @@
-"""Numbers that say how well routing does, from a grid of rollouts and a score or a choice for each query.
+"""Metrics of routing, from a grid of rollouts and a score or a choice for each query.
 
-Sources. RouteLLM (arXiv 2406.18665) defines, for two models, PGR, the share of the accuracy gap between
-weak and strong that is recovered; APGR, its mean over all shares of calls to the strong model; and CPT(x), the
-smallest share of calls that recovers x. Here APGR is the exact area under the curve, and equal scores count as
-a random order among them, so that a constant score has 0.5. PerfGain, CostSave and ParetoDist go by names
-in common use; their exact forms here are ours and stand at each function.
+Sources. RouteLLM (arXiv 2406.18665) defines, for two models, PGR, the fraction of the accuracy gap between weak
+and strong that is recovered; APGR, its mean over all fractions of calls to the strong model; and CPT(x), the
+smallest fraction of calls that recovers x. Here APGR is the exact area under the curve, and equal scores count as
+a random order among them, so that a constant score has 0.5. PerfGain, CostSave and ParetoDist are names in
+common use; their exact forms here are ours, given at each function.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Floats = NDArray[np.float64]
 
 
 def apgr(score: Floats, weak: Floats, strong: Floats) -> float | None:
-    """Return APGR of a score (more: needs the strong variant more); None where strong is no better than weak."""
+    """Return APGR of a score (higher: needs the strong variant more); None if strong is no better than weak."""
     curve = _recovered(score, weak, strong)
     return None if curve is None else float(np.trapezoid(curve, dx=1 / (len(curve) - 1)))
 
 
 def cpt(score: Floats, weak: Floats, strong: Floats, share: float) -> float | None:
-    """Return the smallest share of calls to the strong variant that recovers `share` ∈ [0, 1] of the gap."""
+    """Return the smallest fraction of calls to the strong variant that recovers `share` ∈ [0, 1] of the gap."""
     curve = _recovered(score, weak, strong)
     if curve is None:
         return None
@@ -45,14 +45,14 @@ def _recovered(score: Floats, weak: Floats, strong: Floats) -> Floats | None:
     values, group = np.unique(-score, return_inverse=True)
     gain = np.bincount(group, weights=strong - weak, minlength=len(values))
     size = np.bincount(group, minlength=len(values))
-    # Among equal scores the order is random: each of them gains their mean.
+    # The order among equal scores is random: each gains their mean.
     each = np.repeat(gain / size, size)
     curve: Floats = np.concatenate([[0.0], np.cumsum(each)]) / gap
     return curve
 
 
 def frontier(grid: Grid) -> tuple[Floats, Floats]:
-    """Return tokens and accuracy of the corners of what static variants and random mixtures of them reach at best."""
+    """Return tokens and accuracy of the corners of the frontier of static variants and their random mixtures."""
     return _hull(grid.tokens.mean(axis=0), grid.correct.mean(axis=0))
 
 
@@ -97,14 +97,14 @@ def over_mixing(grid: Grid, correct: Floats, tokens: Floats) -> Figure | None:
 
 
 def pareto_distance(grid: Grid, accuracy: float, tokens: float) -> float:
-    """Return how far a point is from the frontier of static variants and their mixtures: ours, signed.
+    """Return the signed distance of a point from the frontier of static variants and their mixtures; the form is ours.
 
-    Distances are in the plane of accuracy and tokens as a share of the dearest variant's. Positive: beyond the
-    frontier (better than any mixture); negative: inside.
+    Distances are in the plane of accuracy and tokens as a fraction of the most expensive variant's. Positive: beyond
+    the frontier (better than any mixture); negative: inside.
     """
     scale = max(float(grid.tokens.mean(axis=0).max()), 1e-9)
     x, y = frontier(grid)
-    # The frontier goes on: straight down at the cheapest variant, level after the most accurate.
+    # The frontier continues straight down at the cheapest variant, and level after the most accurate.
     corners = np.array([[x[0] / scale, min(0.0, accuracy)], *zip(x / scale, y, strict=True)])
     corners = np.vstack([corners, [max(1.0, tokens / scale, x[-1] / scale) + 1.0, y[-1]]])
     point = np.array([tokens / scale, accuracy])
@@ -130,14 +130,14 @@ def cost_curve(grid: Grid, estimates: Sequence[float], steps: int = 41) -> list[
 
 
 def saving_at(curve: Sequence[tuple[float, float, float]], accuracy: float, tokens: float) -> float | None:
-    """Return CostSave: the share of `tokens` saved by the cheapest point of a cost curve that reaches an accuracy.
+    """Return CostSave: the fraction of `tokens` saved by the cheapest point of a cost curve that reaches an accuracy.
 
-    The point is chosen in hindsight, on the queries that it is reported on. None where no point reaches it.
+    The point is chosen in hindsight, on the queries that it is reported on. None if no point reaches it.
     """
     enough = [cost for _, cost, reached in curve if reached >= accuracy - 1e-12]
     return 1.0 - min(enough) / tokens if enough and tokens > 0 else None
 
 
 def _below(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
-    """Say whether b is on or below the line from a to c."""
+    """Return whether b is on or below the line from a to c."""
     return (b[1] - a[1]) * (c[0] - a[0]) <= (c[1] - a[1]) * (b[0] - a[0])

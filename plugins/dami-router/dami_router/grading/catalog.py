@@ -1,4 +1,4 @@
-"""Which graders there are, and which one a dataset calls for."""
+"""The graders by name, and the default for a dataset."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GRADERS = ("exact", "numeric", "math-verify", "none")
 
 
 def grader_named(name: str) -> Grader | None:
-    """Return a grader by its name, None for `none`; raises FailureError where its package is not installed."""
+    """Return a grader by its name, None for `none`; raises FailureError if its package is not installed."""
     if name == "math-verify":
         return MathVerify()
     known: dict[str, Grader | None] = {"exact": Exact(), "numeric": Numeric(), "none": None}
@@ -22,7 +22,7 @@ def grader_named(name: str) -> Grader | None:
 
 
 def grader_for(expected: Iterable[str | None]) -> str:
-    """Return the grader that these answers call for: none, numeric where all are numbers, exact otherwise."""
+    """Return the default grader for these answers: none without answers, numeric if all are numbers, else exact."""
     known = list(expected)
     if any(answer is None for answer in known):
         if any(answer is not None for answer in known):

@@ -1,7 +1,7 @@
 """The process that compares expressions: JSON lines in, `true` or `false` out.
 
-Only math-verify's LaTeX reader is used. Its reader of plain expressions ends in sympy's `parse_expr`,
-which evaluates Python, and must never see what a model wrote.
+Only math-verify's LaTeX parser is used. Its parser of plain expressions calls sympy's `parse_expr`,
+which evaluates Python, and must never see a model's output.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _MEMORY = 4 << 30
 
 
 def main() -> None:
-    """Answer until stdin ends."""
+    """Compare until stdin ends."""
     _limit_memory()
-    # Whatever a library prints must not be taken for an answer.
+    # Output of libraries must not mix with the results.
     out = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)
     import math_verify  # noqa: F401 - before the first time limit runs
@@ -33,12 +33,12 @@ def main() -> None:
 
 
 def equal(expected: str, answer: str) -> bool:
-    """Whether an answer holds an expression equal to the expected one; both as text with LaTeX in it."""
+    """Return whether an answer has an expression equal to the expected one; both are text with LaTeX."""
     from math_verify import LatexExtractionConfig, parse, verify
 
     latex = (LatexExtractionConfig(),)
     try:
-        # Who started this process keeps the time: math-verify's own limits are signals.
+        # The parent process enforces the timeout: math-verify's own limits are signals.
         gold, given = (parse(text, extraction_config=latex, parsing_timeout=None) for text in (expected, answer))
         return bool(verify(gold, given, timeout_seconds=None))
     except (MemoryError, RecursionError):

@@ -1,7 +1,7 @@
 """Mathematical equality by math-verify (extra `math`), in a process of its own with limits on time and memory.
 
-sympy can be brought to compute for ever, and math-verify's own time limit is a signal that only works
-in a main thread. So answers go to a worker process; one that takes too long is killed, and the answer counts as wrong.
+sympy can run forever on some input, and math-verify's own timeout is a signal that only works in a main
+thread. So a worker process compares the answers; on a timeout it is killed, and the answer counts as wrong.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _LONGEST = 4000
 
 
 class MathVerify:
-    """Right is what is equal as an expression: `\\frac12` and `0.5`, sets, intervals, equations.
+    """Correct if equal as an expression: `\\frac12` and `0.5`, sets, intervals, equations.
 
-    `seconds` bounds one comparison; `overran` counts those that were stopped.
+    `seconds` bounds one comparison; `overran` counts timeouts.
     """
 
     name = "math-verify"
@@ -40,7 +40,7 @@ class MathVerify:
         self.overran = 0
 
     def unfit(self, expected: str) -> str | None:
-        """Anything short can be compared: what is no mathematics is compared as text."""
+        """Any short text can be compared; text without mathematics is compared as text."""
         return f"is longer than {_LONGEST} characters" if len(expected) > _LONGEST else Exact().unfit(expected)
 
     def grade(self, answer: str, expected: str) -> float:
@@ -53,7 +53,7 @@ class MathVerify:
             return float(self._ask({"expected": f"${expected}$", "answer": given}))
 
     def close(self) -> None:
-        """End the worker."""
+        """Stop the worker."""
         with self._lock:
             self._stop()
 
@@ -68,7 +68,7 @@ class MathVerify:
         except OSError:
             said = b""
         if said not in (b"true\n", b"false\n"):
-            # Too slow, out of memory, or crashed: the next answer gets a fresh worker.
+            # Timeout, out of memory, or crash: the next answer gets a new worker.
             self.overran += 1
             self._stop()
         return said == b"true\n"
@@ -92,7 +92,7 @@ class MathVerify:
 
 
 def _line(worker: subprocess.Popen[bytes], end: float) -> bytes:
-    """Read one short line from a worker; what is there of it when the time is over, or the worker ends."""
+    """Read one short line from a worker, or what has arrived when the time is up or the worker ends."""
     assert worker.stdout is not None
     said = b""
     while not said.endswith(b"\n"):

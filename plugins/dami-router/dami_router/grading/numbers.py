@@ -19,7 +19,7 @@ _TOLERANCE = Fraction(1, 10**6)
 
 
 def only_number(text: str) -> Fraction | None:
-    """Return the number that a text is, with a unit or sign of currency beside it at most; None for anything else."""
+    """Return the number that makes up a text, with at most a unit or currency sign; None for other texts."""
     plain = _plain(text)
     found = _NUMBER.search(plain)
     if found is None or _POWER.search(plain):
@@ -29,7 +29,7 @@ def only_number(text: str) -> Fraction | None:
 
 
 def last_number(text: str) -> Fraction | None:
-    """Return the last number in a text; None where there is none, or where a power is computed behind it."""
+    """Return the last number in a text; None if there is none, or if an exponent follows it."""
     plain = _plain(text[-20_000:])
     found = None
     for found in _NUMBER.finditer(plain):  # noqa: B007 - the last one is wanted
@@ -40,7 +40,7 @@ def last_number(text: str) -> Fraction | None:
 
 
 def same_number(one: Fraction, other: Fraction) -> bool:
-    """Whether whole numbers are equal, others to one part in a million."""
+    """Return whether two numbers are equal: exactly for whole numbers, else to one part in a million."""
     if one.denominator == other.denominator == 1:
         return one == other
     return abs(one - other) <= _TOLERANCE * max(abs(one), abs(other))

@@ -1,1 +1,1 @@
-"""Graded answers: their file, their arrangement as a grid, and folds of their queries."""
+"""Rollouts: the file format, the grid of queries by variants, and folds of queries."""

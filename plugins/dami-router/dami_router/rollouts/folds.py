@@ -1,4 +1,4 @@
-"""Parts of a set of queries such that the same query is never on both sides, under whatever id it comes."""
+"""Folds of queries: a query's text is always in one fold, whatever its ids."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["fingerprint", "folds_of"]
 
 
 def fingerprint(text: str) -> str:
-    """Return 16 hexadecimal digits that name a query's text; case and white space do not matter."""
+    """Return a 16-digit hexadecimal fingerprint of a query's text, ignoring case and white space."""
     return hashlib.sha256(" ".join(text.lower().split()).encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def folds_of(texts: Sequence[str], folds: int, *, seed: int = 0) -> list[NDArray[np.intp]]:
-    """Return the row numbers of each of `folds` parts; rows with the same text are in the same part.
+    """Return the row numbers of each fold; rows with the same text share a fold.
 
-    The parts are as equal as that allows, and depend on texts, order and seed alone. Raises MisuseError for
-    under two folds, or more folds than different texts.
+    Folds are as equal in size as that allows, and depend only on texts, order and seed. Raises MisuseError for
+    fewer than two folds, or more folds than distinct texts.
     """
     groups: dict[str, list[int]] = {}
     for row, text in enumerate(texts):
@@ -30,7 +30,7 @@ def folds_of(texts: Sequence[str], folds: int, *, seed: int = 0) -> list[NDArray
     if folds < 2:
         raise MisuseError(f"expected at least 2 folds, found {folds}")
     if len(groups) < folds:
-        raise MisuseError(f"{len(groups)} different queries cannot be split into {folds} folds")
+        raise MisuseError(f"{len(groups)} distinct queries cannot be split into {folds} folds")
     members = list(groups.values())
     parts: list[list[int]] = [[] for _ in range(folds)]
     for group in np.random.default_rng(seed).permutation(len(members)):

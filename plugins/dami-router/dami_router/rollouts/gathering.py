@@ -1,4 +1,4 @@
-"""Rollouts gathered into a grid, one at a time: a million rows take tens of bytes each, not a record each."""
+"""Gathering of rollouts into a grid, one at a time; a row takes tens of bytes in memory."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = ["Gathering", "grid_of"]
 def grid_of(rollouts: Iterable[Rollout], *, drop_incomplete: bool = False) -> Grid:
     """Arrange rollouts as a grid.
 
-    Raises MisuseError for a query that lacks an answer of some variant (unless `drop_incomplete` leaves such
-    queries out), for two answers of one variant without a `sample` number or with the same one, and for a query
+    Raises MisuseError for a query without an answer of some variant (unless `drop_incomplete` skips such
+    queries), for two answers of one variant without a `sample` number or with the same one, and for a query
     with two texts.
     """
     gathered = Gathering()
@@ -29,7 +29,7 @@ def grid_of(rollouts: Iterable[Rollout], *, drop_incomplete: bool = False) -> Gr
 
 
 class Gathering:
-    """Takes rollouts in any order, and refuses those that contradict each other."""
+    """Collects rollouts in any order, and refuses contradictory ones."""
 
     def __init__(self) -> None:
         self._rows: dict[str, int] = {}
@@ -40,13 +40,13 @@ class Gathering:
         self._values = (array("d"), array("d"), array("d"))  # correct, tokens, think
 
     def add(self, rollout: Rollout) -> None:
-        """Take one rollout; raises MisuseError where its query had another text or confidence before."""
+        """Add one rollout; raises MisuseError if its query had another text or confidence before."""
         row = self._rows.setdefault(rollout.query_id, len(self._rows))
         if row == len(self._texts):
             self._texts.append(rollout.query)
             self._confidence.append(float("nan"))
         elif self._texts[row] != rollout.query:
-            raise MisuseError(f"query `{rollout.query_id}` has two different texts", hint="give each its own query_id")
+            raise MisuseError(f"query `{rollout.query_id}` has two different texts", hint="use one query_id per text")
         if rollout.confidence is not None:
             self._keep_confidence(row, rollout)
         column = self._columns.setdefault(rollout.lambda_, len(self._columns))
@@ -57,7 +57,7 @@ class Gathering:
             values.append(float(value))
 
     def grid(self, *, drop_incomplete: bool = False) -> Grid:
-        """Return everything as a grid; see `grid_of` for what is refused."""
+        """Return the grid; raises as `grid_of` does."""
         if not self._rows:
             raise MisuseError("no rollouts")
         queries, lambdas = list(self._rows), list(self._columns)
@@ -100,23 +100,23 @@ class Gathering:
         first = order[int(np.argmax(same))]
         raise MisuseError(
             f"query `{queries[row[first]]}` has two rollouts at λ={lambdas[column[first]]:g}"
-            f" ({int(same.sum())} rows too many in all)",
-            hint="remove the copies; where they are several answers to one query, number them: `sample`: 0, 1, …",
+            f" ({int(same.sum())} duplicate rows in total)",
+            hint="remove the duplicates, or number several answers to one query with `sample`: 0, 1, …",
         )
 
 
 def _complete(
     counts: NDArray[np.intp], queries: list[str], lambdas: list[float], drop_incomplete: bool
 ) -> NDArray[np.intp]:
-    """Return the rows that every variant answered; raises MisuseError unless others may be dropped."""
+    """Return the rows that every variant answered; raises MisuseError for others, unless they may be dropped."""
     lacking = np.flatnonzero((counts == 0).any(axis=1))
     first = lacking[0]
     if not drop_incomplete:
         lambda_ = min(x for x, count in zip(lambdas, counts[first], strict=True) if not count)
         raise MisuseError(
-            f"query `{queries[first]}` has no rollout at λ={lambda_:g}, others have"
+            f"query `{queries[first]}` has no rollout at λ={lambda_:g}, but others have"
             f" ({len(lacking)} of {len(queries)} queries lack a variant)",
-            hint="answer them too, or leave them out with --drop-incomplete",
+            hint="collect the missing rollouts, or skip these queries with --drop-incomplete",
         )
     if len(lacking) == len(queries):
         raise MisuseError("no query was answered by every variant")

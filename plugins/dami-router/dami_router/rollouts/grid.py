@@ -1,6 +1,6 @@
-"""What a choice of λ for each query would have given, computed from rollouts.
+"""Accuracy and cost of any choice of λ per query, computed from rollouts.
 
-Every query must have been answered by every variant, so that any choice can be looked up.
+The grid has an answer of every variant to every query, so that any choice can be looked up.
 Intervals are percentile bootstraps over queries (fixed seed).
 """
 
@@ -35,7 +35,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Point:
-    """What one way of choosing λ gives: accuracy in [0, 1], tokens an answer, share of answers that think."""
+    """The result of one way of choosing λ: accuracy in [0, 1], tokens per answer, fraction of answers that think."""
 
     accuracy: Figure
     tokens: Figure
@@ -49,10 +49,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Grid:
-    """Rollouts as arrays: one row a query, one column a variant in the order of `lambdas`.
+    """Rollouts as arrays: one row per query, one column per variant in the order of `lambdas`.
 
     A cell is the mean over a variant's samples of a query. `texts` are the queries' texts;
-    `confidence` is Instruct's, NaN where no rollout of the query carries it.
+    `confidence` is Instruct's, NaN if no rollout of the query has it.
     """
 
     queries: tuple[str, ...]
@@ -64,7 +64,7 @@ class Grid:
     confidence: Floats | None = None
 
     def rows(self, index: Sequence[int] | NDArray[np.intp]) -> Grid:
-        """Return some of the queries."""
+        """Return a grid of some of the queries."""
         import numpy as np
 
         kept = np.asarray(index, dtype=np.intp)
@@ -102,7 +102,7 @@ class Grid:
 
 
 def dominated(points: Sequence[Point]) -> list[bool]:
-    """Say of each point whether another is at least as accurate and as cheap, and better in one of the two."""
+    """Return for each point whether another is at least as accurate and as cheap, and better in one of the two."""
 
     def beats(a: Point, b: Point) -> bool:
         accuracy, cost = a.accuracy.mean - b.accuracy.mean, b.tokens.mean - a.tokens.mean
@@ -112,9 +112,9 @@ def dominated(points: Sequence[Point]) -> list[bool]:
 
 
 def figure(values: Floats) -> Figure:
-    """Return the mean of one value a query, with its 95 % percentile interval from resamples of the queries.
+    """Return the mean of one value per query, with its 95 % percentile interval over resamples of the queries.
 
-    2,000 resamples; fewer (never under 200) where there are over 20,000 queries, whose intervals need fewer.
+    2,000 resamples; fewer (at least 200) above 20,000 queries.
     """
     import numpy as np
 
@@ -133,5 +133,5 @@ def figure(values: Floats) -> Figure:
 
 
 def resample_count(queries: int) -> int:
-    """Return how many resamples of this many queries an interval takes."""
+    """Return the number of bootstrap resamples for this many queries."""
     return min(_RESAMPLES, max(_FEWEST, _PICKS // queries))

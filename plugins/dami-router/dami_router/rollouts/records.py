@@ -1,9 +1,9 @@
-"""Rollouts: one answer of one variant to one query, graded; one JSON object a line.
+"""Rollouts: graded answers of one variant to one query, one JSON object per line.
 
 Required: `query_id`, `query`, `lambda`, `correct` (bool, or a score in [0, 1]), `tokens`.
 Optional: `model`, `answer`, `expected`, `latency_s`, `finish_reason`, `think`; `confidence` (in
-[0, 1]: how sure the Instruct variant is of this query, on any of its rows); `sample` (0, 1, … where
-one variant answered a query several times).
+[0, 1]: the Instruct variant's for this query, on any of its rows); `sample` (0, 1, … if one variant
+answered a query several times).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Rollout:
     sample: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the rollout as it stands in a file; fields that are not known are left out."""
+        """Return the rollout as in a file, without the unknown optional fields."""
         data = {key.rstrip("_"): value for key, value in asdict(self).items() if value is not None}
         return {**data, "correct": bool(self.correct) if self.correct in (0.0, 1.0) else self.correct}
 
@@ -56,8 +56,8 @@ _LAMBDA_DIGITS = 6
 def read_rollouts(path: Path) -> Iterator[Rollout]:
     """Yield the rollouts of a .jsonl or .jsonl.gz file.
 
-    Raises MisuseError with file and line for what is no rollout: a missing or unknown field, λ
-    outside [0, 1], a score outside [0, 1], a token count below 0.
+    Raises MisuseError with file and line for an invalid rollout: a missing or unknown field, λ
+    outside [0, 1], a score outside [0, 1], a negative token count.
     """
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
@@ -71,7 +71,7 @@ def read_rollouts(path: Path) -> Iterator[Rollout]:
 
 
 def write_rollouts(rollouts: Iterable[Rollout], path: Path) -> None:
-    """Write rollouts to a .jsonl or .jsonl.gz file in one step; the same rollouts give the same bytes."""
+    """Write rollouts to a .jsonl or .jsonl.gz file atomically; the same rollouts give the same bytes."""
     text = "".join(json.dumps(r.as_dict(), separators=(",", ":"), ensure_ascii=False) + "\n" for r in rollouts)
     data = gzip.compress(text.encode(), compresslevel=9, mtime=0) if path.suffix == ".gz" else text.encode()
     partial = path.with_name(path.name + ".partial")
@@ -80,7 +80,7 @@ def write_rollouts(rollouts: Iterable[Rollout], path: Path) -> None:
 
 
 def parse_rollout(line: str, where: str) -> Rollout:
-    """Read one line; raises MisuseError that begins with `where` for what is no rollout."""
+    """Parse one line; raises MisuseError, beginning with `where`, if it is not a rollout."""
     try:
         data = json.loads(line)
     except (ValueError, RecursionError):
@@ -92,7 +92,7 @@ def parse_rollout(line: str, where: str) -> Rollout:
             near = did_you_mean(key, _FIELDS)
             raise MisuseError(f"{where}: unknown field `{key}`", hint=f"did you mean `{near}`?" if near else None)
     if missing := [key for key in _REQUIRED if key not in data]:
-        hint = "these answers were not graded: add `correct` to each" if missing == ["correct"] else None
+        hint = "these answers are not graded: add `correct` to each" if missing == ["correct"] else None
         raise MisuseError(f"{where}: lacks {listed(missing)}", hint=hint)
     # Rounded, so that 0.1 + 0.2 and 0.3 are one variant.
     lambda_ = round(_number(data.pop("lambda"), "lambda", where, high=1.0), _LAMBDA_DIGITS)
@@ -121,9 +121,9 @@ def _check_optional(data: dict[str, Any], where: str) -> None:
 
 
 def _number(value: object, field: str, where: str, *, high: float = math.inf, true: bool = False) -> float:
-    """Return a number in [0, high]; `true` says whether true and false count as 1 and 0."""
+    """Return a number in [0, high]; with `true`, true and false count as 1 and 0."""
     number = isinstance(value, int | float) and (true or not isinstance(value, bool))
-    # Compared before it is made a float: an integer of a thousand digits has none.
+    # Compared before conversion: an integer of a thousand digits does not fit a float.
     if number and 0 <= value <= min(high, 1e18):  # type: ignore[operator]
         return float(value)  # type: ignore[arg-type]
     expected = "a number in [0, 1]" if high == 1.0 else "a number of at least 0"

@@ -223,7 +223,7 @@ def test_a_stopped_run_goes_on(served: tuple[Path, Path, list[Any]], tmp_path: P
     servers[0].script = works
     before = len(servers[0].calls)
     done = run(config, "--queries", queries, "--mean-lambda", 0.4)
-    kept = int(re.search(r"(\d+) queries were measured before", done.stderr)[1])  # type: ignore[index]
+    kept = int(re.search(r"(\d+) queries were already measured", done.stderr)[1])  # type: ignore[index]
     assert kept > 20
     assert len(servers[0].calls) - before <= len(CHAINS) - kept + 1
 
@@ -233,18 +233,18 @@ def test_nothing_existing_is_overwritten(served: tuple[Path, Path, list[Any]], t
     config, queries, servers = served
     (tmp_path / "confidence.json").write_text("mine")
     done = run(config, "--queries", queries, "--mean-lambda", 0.4, check=2)
-    assert "already there" in done.stderr
+    assert "already exists" in done.stderr
     assert ((tmp_path / "confidence.json").read_text(), servers[0].calls) == ("mine", [])
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "either --mean-lambda or --mean-tokens"),
-        (["--mean-lambda", "0.4", "--mean-tokens", "9"], "either --mean-lambda or --mean-tokens"),
+        ([], "exactly one of --mean-lambda and --mean-tokens"),
+        (["--mean-lambda", "0.4", "--mean-tokens", "9"], "exactly one of --mean-lambda and --mean-tokens"),
         (["--mean-lambda", "1.4"], "0<x<1"),
         (["--mean-lambda", "0.6", "--max-lambda", "0.5"], "not below the largest λ, 0.5"),
-        (["--mean-lambda", "0.4", "--rollouts", "r.jsonl"], "--rollouts is for --mean-tokens"),
+        (["--mean-lambda", "0.4", "--rollouts", "r.jsonl"], "--rollouts needs --mean-tokens"),
         (["--mean-lambda", "0.4", "--form", "instrukt"], "instrukt"),
         (["--mean-lambda", "0.4", "--query-column", "nope"], "nope"),
         (["--mean-lambda", "0.4", "--limit", "5"], "at least 20"),
@@ -261,8 +261,8 @@ def test_a_server_without_log_probabilities_is_one_message(served: tuple[Path, P
     config, queries, servers = served
     servers[0].habits.log_probs = False
     done = run(config, "--queries", queries, "--mean-lambda", 0.4, "--form", "auto", check=1)
-    assert "no log-probabilities" in done.stderr
+    assert "return no log-probabilities" in done.stderr
     assert "--check" in done.stderr
     done = run(config, "--queries", queries, "--mean-lambda", 0.4, "--limit", 30, "--out", config.parent / "m", check=1)
     assert "30 of 30 queries could not be measured" in done.stderr
-    assert "log-probabilities are needed" in done.stderr
+    assert "whether the servers return log-probabilities" in done.stderr

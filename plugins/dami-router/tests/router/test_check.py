@@ -105,7 +105,7 @@ def test_a_section_of_dami_live_is_checked_as_it_reads_it(run: Any) -> None:
     code, _, err = run("estimator: {chian: []}\n")
     assert (code, "did you mean `chain`" in err) == (2, True)
     code, _, err = run("policy: {lambda_min: 0.2}\n", "--probe")
-    assert (code, "names no servers to ask" in err) == (2, True)
+    assert (code, "names no servers" in err) == (2, True)
 
 
 def test_probe_asks_every_server(world: World, run: Any) -> None:

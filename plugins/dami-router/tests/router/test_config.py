@@ -165,7 +165,7 @@ def install(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_another_distribution_s_estimator_decides(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of the entry-point group `dami.estimators`, with options, decides in a proxy; failing, it is passed over."""
+    """One of the entry-point group `dami.estimators`, with options, decides in a proxy; failing, it is skipped."""
     install(tmp_path, monkeypatch)
     servers = zip(
         ("v-l000", "v-l050", "v-l100"), (world.upstream(f"v-l{x}") for x in ("000", "050", "100")), strict=True
@@ -174,7 +174,7 @@ def test_another_distribution_s_estimator_decides(
     found = [client.chat(text) for text in ("prove it", "say it", "crash")]
     decided = [(answer.headers["x-dami-estimator"], answer.variant) for answer in found]
     assert decided == [("mine", "v-l100"), ("fixed", "v-l000"), ("fixed", "v-l000")]
-    with pytest.raises(RecipeError, match=r"router.yml:7: .*`mine` cannot be made: TypeError"):
+    with pytest.raises(RecipeError, match=r"router.yml:7: .*`mine` cannot be created: TypeError"):
         parse_config(GOOD + "estimator: {chain: [mine: {prof: 1}]}", {})
 
 

@@ -248,7 +248,7 @@ def test_half_a_line_is_repaired(config: Path, dataset: Path, tmp_path: Path, ta
     kept = b"".join(out.read_bytes().splitlines(keepends=True)[:5])
     out.write_bytes(kept + tail)
     done = run(config, dataset, out)
-    assert (done.returncode, "half a line" in done.stderr) == (0, True)
+    assert (done.returncode, "removed an incomplete last line" in done.stderr) == (0, True)
     assert out.read_bytes().startswith(kept)
     assert content(out) == content(whole)
 
@@ -310,7 +310,7 @@ def test_a_changed_dataset_is_noticed_and_a_longer_one_goes_on(config: Path, tmp
     write(sums(3))
     assert run(config, dataset, out).returncode == 0
     write([{**row, "answer": "7"} if i == 1 else row for i, row in enumerate(sums(3))])
-    assert "was another question" in run(config, dataset, out).stderr
+    assert "has another text" in run(config, dataset, out).stderr
     write(sums(2))
     assert run(config, dataset, out).returncode == 2
     write(sums(5)[::-1])
@@ -336,7 +336,7 @@ def test_a_file_of_somebody_else_is_left_alone(config: Path, dataset: Path, tmp_
     out = tmp_path / "r.jsonl"
     out.write_text("mine\n")
     done = run(config, dataset, out)
-    assert (done.returncode, "not by `dami rollout`" in done.stderr, out.read_text()) == (2, True, "mine\n")
+    assert (done.returncode, "not from `dami rollout`" in done.stderr, out.read_text()) == (2, True, "mine\n")
     assert run(config, dataset, tmp_path / "r.jsonl.gz").returncode == 2
     assert run(config, dataset, tmp_path / "none" / "r.jsonl").returncode == 1
 
@@ -410,11 +410,11 @@ def test_thoughts_are_told_from_answers_in_all_their_shapes(
 @pytest.mark.parametrize(
     ("reply", "says"),
     [
-        ({"choices": []}, "no chat completion"),
-        (b"\xff{", "no chat completion"),
-        (b"[" * 100_000, "no chat completion"),
-        ({**chat("4"), "usage": None}, "does not say how many tokens"),
-        ({"choices": [{"message": {"content": [1]}}], "usage": {"completion_tokens": 3}}, "no text"),
+        ({"choices": []}, "not a chat completion"),
+        (b"\xff{", "not a chat completion"),
+        (b"[" * 100_000, "not a chat completion"),
+        ({**chat("4"), "usage": None}, "has no token count"),
+        ({"choices": [{"message": {"content": [1]}}], "usage": {"completion_tokens": 3}}, "its content is not text"),
     ],
 )  # fmt: skip
 def test_strange_replies_are_failures(world: World, tmp_path: Path, reply: Any, says: str) -> None:
@@ -445,7 +445,7 @@ def test_without_grading_the_rows_wait_for_a_grader(config: Path, tmp_path: Path
         assert (said["grade"], said["written"], said["lambdas"][0]["accuracy"]) == ("none", written, None)
     assert all("correct" not in row for row in content(out))
     trained = dami("train", out, "--out", tmp_path / "e")
-    assert (trained.returncode, "were not graded: add `correct`" in trained.stderr) == (2, True)
+    assert (trained.returncode, "are not graded: add `correct`" in trained.stderr) == (2, True)
 
 
 def test_answers_that_were_cut_off_are_pointed_out(world: World, tmp_path: Path) -> None:
@@ -465,7 +465,7 @@ def test_answers_that_were_cut_off_are_pointed_out(world: World, tmp_path: Path)
     [
         (("--template", "x"), "has no {query}"),
         (("--body", "[1]"), "expects a JSON object"),
-        (("--body", '{"model": "x"}'), "may not hold `model`"),
+        (("--body", '{"model": "x"}'), "must not set `model`"),
         (("--body", '{"temperature": 1}'), "use --temperature"),
         (("--only", "0.5"), "served: 0 or 1"),
         (("--only", "2"), "outside [0, 1]"),
@@ -488,7 +488,7 @@ def test_expected_answers_that_cannot_be_compared_are_named(config: Path, tmp_pa
     """A missing answer, and one that is no number for --grade numeric, name their line before anything is asked."""
     (tmp_path / "q.jsonl").write_text('{"question": "a", "answer": 4}\n{"question": "b", "answer": "four"}\n')
     done = run(config, tmp_path / "q.jsonl", tmp_path / "r.jsonl", "--grade", "numeric")
-    assert (done.returncode, "q.jsonl:2: the expected answer 'four' is not one number" in done.stderr) == (2, True)
+    assert (done.returncode, "q.jsonl:2: the expected answer 'four' is not a single number" in done.stderr) == (2, True)
     (tmp_path / "q.jsonl").write_text('{"question": "a", "answer": 4}\n{"question": "b"}\n')
     done = run(config, tmp_path / "q.jsonl", tmp_path / "r.jsonl", "--grade", "exact")
     assert (done.returncode, "q.jsonl:2: `answer` is empty" in done.stderr) == (2, True)
