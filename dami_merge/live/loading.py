@@ -77,11 +77,12 @@ def order_of_endpoints(
     name: str | None = None,
 ) -> Order:
     """Read what is said about two endpoints as a recipe would say it; MisuseError for what makes no sense."""
+    refs = _ref(instruct), _ref(thinking)
     made = name or _common_name(instruct, thinking)
     raw = {"name": made, "lambdas": [0], "path": path, "chat_template": chat_template}
     # Through the reader of recipes, so that both say the same things in the same words.
     family = read_family(strict_yaml.parse(json.dumps({"family": raw}), "<arguments>"), raw)
-    return Order(_ref(instruct), _ref(thinking), made, family.path, family.thinking_template_from, dtype)
+    return Order(*refs, made, family.path, family.thinking_template_from, dtype)
 
 
 def order_of_recipe(recipe: Recipe) -> Order:
@@ -135,8 +136,8 @@ def _check_head(pair: Pair, shapes: Mapping[str, Any]) -> None:
 
 
 def _ref(text: str) -> ModelRef:
-    if not text:
-        raise MisuseError("expected a local folder or a Hub id for each endpoint, found an empty name")
+    if not isinstance(text, str) or not text:
+        raise MisuseError(f"expected a local folder or a Hub id for each endpoint, found {text!r:.40}")
     # A folder may have an @ in its name; a Hub id cannot.
     if os.path.isdir(os.path.expanduser(text)):  # noqa: PTH111, PTH112
         return ModelRef(text)
@@ -166,6 +167,6 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise MisuseError(f"device {name!r:.40} is not there: {str(error).splitlines()[0]}") from None
     return device

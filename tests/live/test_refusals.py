@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.live import make_live_pair
 from support.pairs import Pair, make_pair
 
@@ -51,6 +55,66 @@ def test_a_request_that_makes_no_sense_is_refused(asked: dict[str, Any], message
 
 
 @pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"lambda_": "0.5"}, r"λ: expected a number in \[0, 1\], a schedule or None, found '0.5'"),
+        ({"lambda_": True}, "λ: expected a number"),
+        ({"lambda_": 1.0000001}, "found 1.0000001"),
+        ({"prompt": "text"}, "prompt: expected a sequence of token ids, found str"),
+        ({"prompt": [1, "2"]}, "prompt: expected token ids"),
+        ({"prompt": [True]}, "prompt: expected token ids"),
+        ({"prompt": 5}, "prompt: expected a sequence of token ids, found int"),
+        ({"max_new_tokens": "9"}, "max_new_tokens: expected a whole number of at least 1, found '9'"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens: expected a whole number"),
+        ({"temperature": None}, "temperature: expected a number of at least 0, found None"),
+        ({"top_p": "1"}, "top_p: expected a number above 0 and at most 1"),
+        ({"repetition_penalty": 0}, "repetition_penalty: expected a number above 0, found 0"),
+        ({"presence_penalty": 2.5}, "presence_penalty: expected a number of at least -2 and at most 2, found 2.5"),
+        ({"frequency_penalty": "x"}, "frequency_penalty: expected a number"),
+        ({"min_p": -0.1}, "min_p: expected a number of at least 0 and at most 1"),
+        ({"typical_p": 0}, "typical_p: expected a number above 0"),
+        ({"seed": 1.5}, "seed: expected a whole number"),
+        ({"stop": "ab"}, "stop: expected several texts, found 'ab'"),
+        ({"stop": (1,)}, "stop: expected texts"),
+        ({"log_probs": 1}, "log_probs: expected True or False"),
+        ({"prompt_log_probs": True}, "prompt_log_probs: expected a whole number from 0 to 20"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_as_any_other(asked: dict[str, Any], message: str) -> None:
+    """What is no number where one belongs is a MisuseError that names the setting."""
+    with pytest.raises(MisuseError, match=message):
+        Generation(**{"prompt": [1], "lambda_": 0.5, **asked})
+
+
+ODD = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.binary(max_size=2)
+ODDITY = ODD | st.lists(ODD, max_size=3) | st.tuples(ODD) | st.dictionaries(ODD, ODD, max_size=1)
+SETTINGS = [field.name for field in fields(Generation)]
+
+
+@settings(max_examples=200)
+@given(st.dictionaries(st.sampled_from(SETTINGS), ODDITY, min_size=1, max_size=3))
+def test_whatever_is_asked_is_answered_or_refused(engine: Engine, asked: dict[str, Any]) -> None:
+    """Any value of any type for any setting: a MisuseError, or an answer of the engine."""
+    try:
+        generation = Generation(**{"prompt": [1], "lambda_": 0.5, "max_new_tokens": 2, **asked})
+        row = engine.add(generation)
+    except MisuseError:
+        return
+    assert engine.step()
+    engine.remove(row)
+
+
+def test_numbers_of_numpy_are_numbers(engine: Engine) -> None:
+    """λ, counts and token ids may be numpy's."""
+    generation = Generation(
+        [np.int64(3), np.int32(4)], np.float32(0.5), max_new_tokens=np.int64(3), temperature=np.float64(0.0),
+        ignore_eos=True,
+    )  # type: ignore[arg-type, list-item]  # fmt: skip
+    plain = Generation([3, 4], 0.5, max_new_tokens=3, ignore_eos=True)
+    assert engine.complete([generation])[0].tokens == engine.complete([plain])[0].tokens
+
+
+@pytest.mark.parametrize(
     ("generation", "message"),
     [
         (Generation([1, 48], 0.5), "token ids outside 0 to 47"),
@@ -92,12 +156,25 @@ def test_a_schedule_outside_the_segment_is_refused(engine: Engine) -> None:
         ({"max_length": 513}, "max_length: the model was made for 512 tokens, found 513"),
         ({"max_length": 1}, "max_length"),
         ({"max_rows": 0}, "max_rows"),
+        ({"max_rows": "3"}, "max_rows: expected a whole number of at least 1, found '3'"),
+        ({"max_length": "many"}, "max_length: expected a whole number of at least 2"),
+        ({"prefill": 1.5}, "prefill: expected a whole number"),
+        ({"device": 3.5}, "device"),
+        ({"dtype": 16}, "dtype: expected one of bfloat16"),
+        ({"mode": None}, "mode: expected one of auto, mixed, uniform"),
     ],
 )
 def test_bad_options_are_refused(pair: Pair, options: dict[str, Any], message: str) -> None:
     """Every option that makes no sense is named."""
     with pytest.raises(MisuseError, match=message):
         Engine.load(str(pair.instruct), str(pair.thinking), **options)
+
+
+@pytest.mark.parametrize("name", ["", 5, None])
+def test_an_endpoint_that_is_no_name_is_refused(pair: Pair, name: Any) -> None:
+    """Neither an empty text nor another type is a folder or a Hub id."""
+    with pytest.raises(MisuseError, match="expected a local folder or a Hub id"):
+        Engine.load(str(pair.instruct), name)
 
 
 def test_unsupported_modules_are_named_before_anything_is_loaded(

@@ -20,6 +20,7 @@ from support.live_servers import section, served
 
 from dami_merge.build import Options, build_family
 from dami_merge.live import Engine, Event
+from dami_merge.live_server import known_fields
 from dami_merge.recipes.recipe import parse_recipe
 from dami_router.config.router_yml import parse_config
 from dami_router.errors import RecipeError
@@ -30,22 +31,45 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=5,
 )
-NAMES = (
-    "messages prompt max_tokens temperature top_p top_k n seed stop stream stream_options logprobs top_logprobs echo"
-    " prompt_logprobs tools response_format chat_template_kwargs ignore_eos add_generation_prompt inputs parameters"
-    " continue_final_message add_special_tokens model reasoning_effort"
+TABLES = (known_fields.CHAT, known_fields.COMPLETION, known_fields.TGI_PARAMETERS, known_fields.TOKENIZE)
+FIELDS = st.sampled_from(
+    sorted({"inputs", "parameters", "grammar"}.union(*(t.used | t.harmless | set(t.neutral) for t in TABLES)))
 )
-FIELDS = st.sampled_from(NAMES.split(" "))
-PATHS = st.sampled_from(["/v1/chat/completions", "/v1/completions", "/generate", "/generate_stream", "/", "/tokenize"])
-GOOD: dict[str, Any] = {"messages": [{"role": "user", "content": "1+1="}], "prompt": "1+1=", "inputs": "1+1="}
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "tool", ""]) | JSON},
+        optional={"content": JSON, "tool_calls": JSON | st.lists(st.fixed_dictionaries({"function": JSON}))},
+    ),
+    max_size=2,
+)
+ASKED = [{"role": "user", "content": "1+1="}]
+TGI: dict[str, Any] = {"inputs": "1+1=", "parameters": {}}
+GOOD: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": ASKED, "max_tokens": 2},
+    "/v1/completions": {"prompt": "1+1=", "max_tokens": 2},
+    "/tokenize": {"messages": ASKED},
+    "/generate": TGI, "/generate_stream": TGI, "/": TGI,
+}  # fmt: skip
 ENDLESS: dict[str, Any] = {"model": "dami:1", "prompt": "<bos>1+1=", "max_tokens": 250, "ignore_eos": True}
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(PATHS, st.dictionaries(FIELDS, JSON, max_size=4), st.dictionaries(FIELDS, JSON, max_size=3))
-def test_no_body_is_answered_with_500(server: Client, path: str, fields: dict[str, Any], inner: dict[str, Any]) -> None:
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(sorted(GOOD)),
+    st.dictionaries(FIELDS, JSON, max_size=2),
+    st.dictionaries(FIELDS, JSON, max_size=2),
+    MESSAGES,
+)
+def test_no_body_is_answered_with_500(
+    server: Client, path: str, fields: dict[str, Any], inner: dict[str, Any], messages: list[Any]
+) -> None:
     """Whatever a body holds, it is answered, or refused as the client's mistake in the route's own form."""
-    body = {**GOOD, "max_tokens": 2, "parameters": {"max_new_tokens": 2, **inner}, **fields}
+    good = {**GOOD[path]}
+    if "messages" in good and messages:
+        good["messages"] = messages
+    if "parameters" in good:
+        good["parameters"] = {"max_new_tokens": 2, **inner}
+    body = {**good, **fields}
     answer = server.post(path, json.dumps(body, ensure_ascii=True).encode())
     assert answer.status in (200, 400, 404, 422), answer.body
     if answer.status != 200:
