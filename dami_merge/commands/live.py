@@ -25,28 +25,42 @@ if TYPE_CHECKING:
         "dami live lab/instruct lab/thinking --port 8010",
         "dami live lab/instruct lab/thinking --router section.yml --api-key-env DAMI_KEY",
     ),
-    help="Serve every λ in [0, 1] from two checkpoints in memory: folders or Hub ids. OpenAI's routes and TGI's own, "
-    "streaming or not; `dami:0.37` is the model at λ = 0.37, `dami` has λ(q) estimated, the endpoints go by their "
-    "names. Requests are answered together, each at its own λ. Listens on 127.0.0.1 unless told otherwise. "
-    "--router takes a router.yml without `family`, `variants` and `backends`: estimator, policy, limits, keys.",
+    help="Serve every λ in [0, 1] from two checkpoints in memory (folders or Hub ids), through OpenAI's API and TGI's. "
+    "The model `dami:0.37` answers at λ = 0.37, `dami` at an estimated λ(q), and each endpoint under its own name. "
+    "Requests at different λ share a batch. Listens on 127.0.0.1 by default. --router takes a router.yml without "
+    "`family`, `variants` and `backends`: estimator, policy, limits, keys.",
 )
 @click.argument("instruct")
 @click.argument("thinking")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
-@click.option("--port", default=8010, show_default=True, type=click.IntRange(0, 65535), help="The port; 0: a free one.")
+@click.option(
+    "--port", default=8010, show_default=True, type=click.IntRange(0, 65535), help="The port; 0 picks a free one."
+)
 @click.option("--path", default="uniform", show_default=True, help="How λ spreads over layers: uniform, late(0.5), …")
 @click.option("--chat-template", default="instruct", show_default=True, help="instruct, thinking or from(λ).")
-@click.option("--dtype", help="bfloat16, float16, float32 or float64; the files' own where not given.")
-@click.option("--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda or cuda:1.")
+@click.option("--dtype", help="bfloat16, float16, float32 or float64.  [default: the files' own]")
+@click.option("--device", default="cpu", show_default=True, help="The device: cpu, cuda or cuda:1.")
 @click.option(
     "--mode", type=click.Choice(["auto", "mixed", "uniform"]), default="auto", show_default=True,
-    help="mixed: every request at its own λ together; uniform: one λ at a time, merged; auto: what is cheaper.",
+    help="mixed: requests at any λ share a batch; uniform: one λ at a time, merged; auto: the cheaper one.",
 )  # fmt: skip
-@click.option("--max-length", type=click.IntRange(min=2), help="Tokens of prompt and answer together.")
-@click.option("--max-rows", type=click.IntRange(min=1), default=32, show_default=True, help="Answers at once.")
-@click.option("--name", help="What the pair is called; the common part of both names where not given.")
-@click.option("--router", type=click.Path(path_type=Path), help="Settings of the router, as in router.yml.")
-@click.option("--api-key-env", multiple=True, help="The environment variable of a key that clients must send.")
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=2),
+    help="The most tokens of prompt and answer together.  [default: the model's limit]",
+)
+@click.option(
+    "--max-rows",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="The most answers generated at the same time.",
+)
+@click.option("--name", help="The pair's name.  [default: the common part of both names]")
+@click.option("--router", type=click.Path(path_type=Path), help="A file with settings of the router, as in router.yml.")
+@click.option(
+    "--api-key-env", multiple=True, help="An environment variable with a key that clients must send. Repeatable."
+)
 def live(
     output: Output, instruct: str, thinking: str, host: str, port: int, path: str, chat_template: str,
     dtype: str | None, device: str, mode: str, max_length: int | None, max_rows: int, name: str | None,
@@ -61,7 +75,7 @@ def live(
         logging.getLogger(noisy).setLevel(logging.WARNING)
     require_serving()
     keys = tuple(_key(variable) for variable in api_key_env)
-    # What is wrong with these is said at once, not after two models were loaded.
+    # Report errors in these before two models are loaded.
     section = load_section(router)
     require_port(host, port)
     from dami_merge.live import Engine
@@ -76,7 +90,7 @@ def live(
         output.warning(warning)
     config = configure(engine, section, keys)
     if not config.api_keys and host not in ("127.0.0.1", "::1", "localhost"):
-        output.warning(f"{host} can be reached from elsewhere, and no API key is asked for; see --api-key-env")
+        output.warning(f"{host} is reachable from other machines and no API key is required; see --api-key-env")
     run(engine, config, path, host, port, lambda address: _ready(output, engine.name, address))
 
 
@@ -89,4 +103,4 @@ def _key(variable: str) -> str:
     value = os.environ.get(variable, "").strip()
     if value and value.isascii() and value.isprintable():
         return value
-    raise MisuseError(f"--api-key-env: the environment variable {variable:.100} holds no usable key")
+    raise MisuseError(f"--api-key-env: the environment variable {variable:.100} is not set to a usable key")

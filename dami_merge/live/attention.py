@@ -1,11 +1,11 @@
-"""Attention over rows of different lengths in one pass, and the keys and values that they leave behind.
+"""Attention over rows of different lengths in one pass, and the cache of their keys and values.
 
-All tokens of a step stand in one line (1, tokens): first one for each row that writes, then runs of prompts that
-are being read. Linear layers never see padding. Only attention tells rows apart: here. The keys and values of row
-i are slot i of one block a layer, so that all writing rows are one call of PyTorch's attention, with a mask where
-their lengths differ; each run of a prompt is a call of its own.
+A step is one sequence of tokens, (1, tokens): first one token of each row that is generating, then spans of the
+prompts that are being read. Linear layers never see padding. Only attention separates the rows, and that happens
+here. The keys and values of row i are slot i of one block per layer. So one call of PyTorch's attention serves all
+generating rows, with a mask where their lengths differ; each span of a prompt is a call of its own.
 
-Registered with Transformers as an attention implementation, and calls Transformers' own for PyTorch's.
+This is registered with Transformers as an attention implementation, and calls Transformers' own sdpa attention.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class RowSpan:
 
 @dataclass(eq=False)
 class ForwardStep:
-    """One pass: a token for each of the first `len(lengths)` slots, then runs of prompts.
+    """One pass: a token for each of the first `len(lengths)` slots, then spans of prompts.
 
-    `lengths[i]` says how many tokens slot i holds before the pass.
+    `lengths[i]` is the number of tokens that slot i holds before the pass.
     """
 
     lengths: list[int]
@@ -47,7 +47,7 @@ class ForwardStep:
 
     @property
     def tokens(self) -> int:
-        """How many tokens the pass reads."""
+        """The number of tokens in the pass."""
         return len(self.lengths) + sum(run.count for run in self.runs)
 
     def positions(self) -> torch.Tensor:
@@ -58,13 +58,13 @@ class ForwardStep:
         return self._positions
 
     def slots(self) -> torch.Tensor:
-        """Return the slots of the writing rows, (rows,)."""
+        """Return the slots of the generating rows, (rows,)."""
         if self._slots is None:
             self._slots = torch.arange(len(self.lengths), device=self.cache.device)
         return self._slots
 
     def writing_mask(self, window: int | None) -> torch.Tensor | None:
-        """Return which slots' positions each writing row sees, (rows, 1, 1, longest); None where it is all."""
+        """Return which positions each generating row sees, (rows, 1, 1, longest); None if it sees all."""
         key = (None, window)
         if key not in self._masks:
             longest = max(self.lengths) + 1
@@ -76,7 +76,7 @@ class ForwardStep:
         return self._masks[key]
 
     def reading_mask(self, index: int, window: int | None) -> torch.Tensor | None:
-        """Return what each token of a run sees, (1, 1, count, past + count); None where plain causal is right."""
+        """Return what each token of a span sees, (1, 1, count, past + count); None if a causal mask is right."""
         run = self.runs[index]
         if run.past == 0 and (window is None or run.count <= window):
             return None
@@ -89,10 +89,10 @@ class ForwardStep:
 
 
 class KeyValues:
-    """The keys and values of all live rows: two blocks (slots, heads, positions, features) a layer.
+    """The keys and values of all live rows: two blocks (slots, heads, positions, features) per layer.
 
-    Blocks grow with the rows and with the longest of them, one layer at a time. One that has become four times as
-    large as it need be is exchanged, and all are given back when the last row has gone.
+    Blocks grow with the number of rows and with the longest row, one layer at a time. A block that is four times as
+    large as necessary is replaced, and all blocks are freed when the last row is gone.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -103,19 +103,22 @@ class KeyValues:
 
     @property
     def nbytes(self) -> int:
-        """Bytes taken now."""
+        """Bytes in use."""
         return sum(block.nbytes for pair in self._blocks.values() for block in pair)
 
     def reserve(self, slots: int, positions: int) -> None:
-        """Say how many rows of what length the next pass needs; memory is taken in the pass itself."""
+        """Set how many rows of what length the next pass needs; the pass itself allocates the memory."""
         self._slots = slots
         self._positions = -(-positions // _CHUNK) * _CHUNK
 
     def layer(self, index: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a layer's blocks, large enough; `key` and `value` (1, heads, tokens, features) show their form."""
+        """Return a layer's blocks, large enough for the pass.
+
+        `key` and `value`, (1, heads, tokens, features), set the shape and dtype of new blocks.
+        """
         have = self._blocks.get(index)
         if have is None or not self._fits(have[0]):
-            # Where memory ends here, this layer keeps what it had and those before it have grown: both are whole.
+            # If memory runs out here, this layer keeps its block and those before it have grown: both are valid.
             have = (self._grown(have[0] if have else None, key), self._grown(have[1] if have else None, value))
             self._blocks[index] = have
         return have
@@ -124,18 +127,18 @@ class KeyValues:
         slots, _, positions, _ = block.shape
         if slots < self._slots or positions < self._positions:
             return False
-        # A long row that has gone should not go on taking its memory from the others.
+        # A long row that is gone should not keep memory from the others.
         return slots * positions <= _SPARE * self._slots * self._positions
 
     def drop(self, slot: int, live: int) -> None:
-        """Forget a row: those behind it, up to `live` in all, move up by one."""
+        """Remove a row; the rows behind it, of `live` in all, move up by one."""
         for pair in self._blocks.values():
             for block in pair:
                 last = min(live, block.shape[0]) - 1
                 if slot <= last:
                     for i in range(slot, last):
                         block[i].copy_(block[i + 1])
-                    # Stale numbers are masked, but 0·NaN is NaN: nothing of a row may reach a later one.
+                    # Stale numbers are masked, but 0·NaN is NaN: no number of a row may reach a later row.
                     block[last].zero_()
         if live == 1:
             self._blocks.clear()
@@ -143,7 +146,7 @@ class KeyValues:
     def _grown(self, old: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
         slots, positions = self._slots, self._positions
         if old is not None and positions > old.shape[2]:
-            # Some way ahead, so that a long answer does not copy its past every few tokens.
+            # Grow ahead of need, so that a long answer does not copy its past every few tokens.
             positions = max(positions, old.shape[2] * 5 // 4)
         made = like.new_zeros((slots, like.shape[1], positions, like.shape[3]))
         if old is not None:
@@ -153,7 +156,7 @@ class KeyValues:
 
 
 def register() -> None:
-    """Make this attention known to Transformers under its name; harmless when repeated."""
+    """Register this attention with Transformers under its name; calling it again is harmless."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION, _attention)
@@ -191,7 +194,7 @@ def _attention(
         keys[run.slot, :, there], values[run.slot, :, there] = key[0, :, here], value[0, :, here]
         mask = live.reading_mask(index, sliding_window)
         seen = slice(0, run.past + run.count)
-        # Without a mask the run is a whole beginning, and its own keys are all that it sees.
+        # Without a mask the span starts at position 0, and its own keys are all that it sees.
         k = key[:, :, here] if mask is None else keys[run.slot, None, :, seen]
         v = value[:, :, here] if mask is None else values[run.slot, None, :, seen]
         parts.append(_attend(module, query[:, :, here], k, v, mask, scaling, softcap))
@@ -208,7 +211,7 @@ def _attend(
     scaling: float | None,
     softcap: float | None,
 ) -> torch.Tensor:
-    """Attend: (rows, heads, tokens, features) → (rows, tokens, heads, features); without a mask, to all before."""
+    """Attend: (rows, heads, tokens, features) → (rows, tokens, heads, features); causal if there is no mask."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if softcap is not None:
@@ -225,7 +228,7 @@ def _softcapped(
     scaling: float | None,
     softcap: float,
 ) -> torch.Tensor:
-    """Attend with scores bent to ±softcap, which PyTorch's attention cannot do."""
+    """Attend with scores capped at ±softcap, which PyTorch's attention does not support."""
     groups = query.shape[1] // key.shape[1]
     key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)

@@ -1,4 +1,4 @@
-"""Which weights a pass through the model uses: both endpoints' with λ a token, or one set for all tokens."""
+"""Which weights a pass through the model uses: both endpoints' with a λ per token, or one set for all tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Blend", "Lambdas", "PairTensor", "WeightSource"]
 
 
 class WeightSource(Enum):
-    """Where a module takes its weights from."""
+    """Which weights a module uses."""
 
     INSTRUCT = 0
     THINKING = 1
@@ -24,8 +24,8 @@ class WeightSource(Enum):
 class PairTensor:
     """One parameter of both endpoints: `ends` (2, *shape), Instruct's first.
 
-    `group` says which of a row's λ is this parameter's; `merged` (shape) is there once a merge was asked for.
-    The endpoints lie side by side, so that one matrix product reads both and each is still a tensor of its own.
+    `group` is the index of this parameter's λ in a row's vector; `merged` (shape) exists once a merge was requested.
+    The endpoints lie side by side in memory, so one matrix product reads both, and each is still a tensor.
     """
 
     name: str
@@ -45,8 +45,8 @@ class PairTensor:
 class Lambdas:
     """λ of every token of a pass: `values` (groups, tokens, 1).
 
-    `norms` remembers the norms' weights at these λ. A batch keeps its `Lambdas` from one token to the next, so
-    that they are computed once.
+    `norms` caches the norms' weights at these λ. A batch keeps its `Lambdas` from one token to the next, so
+    they are computed once.
     """
 
     values: torch.Tensor
@@ -58,7 +58,7 @@ class Lambdas:
 
 
 class Blend:
-    """What all modules of one model look at: set by the engine before each pass."""
+    """State shared by all modules of one model; the engine sets it before each pass."""
 
     def __init__(self) -> None:
         self.source = WeightSource.INSTRUCT

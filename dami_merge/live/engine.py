@@ -1,4 +1,4 @@
-"""The engine: rows come, get one token a step together, and go."""
+"""The engine: rows join, receive one token per step together, and leave."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _SCORED_AT_ONCE = 64
 
 
 class Engine:
-    """Works on up to `max_rows` sequences at once, each with its own λ; further ones wait their turn.
+    """Works on up to `max_rows` sequences at once, each with its own λ; further ones wait.
 
-    Owned by one thread. `max_length` is the most tokens of a prompt and its answer together, `prefill` how many
-    tokens of prompts one step reads at most, so that a long prompt does not keep the others waiting.
-    `one_lambda` takes a row in only when all live ones have its λ.
+    Use it from one thread. `max_length` limits the tokens of a prompt and its answer together. `prefill` limits
+    the prompt tokens that one step reads, so that a long prompt does not delay the others. With `one_lambda` a
+    row is admitted only when all live rows have its λ.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Engine:
         self.warnings: tuple[str, ...] = ()
         """What loading found: differences of the endpoints, and settings that are left out."""
         self.endpoints: Pair | None = None
-        """Where the weights came from."""
+        """The checkpoints that the weights came from."""
         self._eos = texts.eos if texts else frozenset()
         self._prefill = prefill
         self._one_lambda = one_lambda
@@ -86,11 +86,11 @@ class Engine:
     ) -> Engine:
         """Load two endpoints: local folders, or Hub ids (`id@revision` for one commit).
 
-        `path`, `dtype` (bfloat16, float16, float32, float64; the files' own where there is none) and
-        `chat_template` (instruct, thinking, from(λ)) mean what they mean in a recipe. `mode`: `mixed` uses both
-        endpoints for every token; `uniform` merges for each λ and works on one λ at a time; `auto` does what is
-        cheaper. `max_length` defaults to what the model was made for. Raises CheckpointError where the
-        endpoints do not fit together or hold modules that are not supported, before any weights are read.
+        `path`, `dtype` (bfloat16, float16, float32, float64; default: the files' own) and `chat_template`
+        (instruct, thinking, from(λ)) have the same meaning as in a recipe. `mode`: `mixed` uses both endpoints for
+        every token; `uniform` merges for each λ and works on one λ at a time; `auto` chooses the cheaper one.
+        `max_length` defaults to the model's own limit. Raises CheckpointError if the endpoints do not fit together
+        or the model is not supported, before any weights are read.
         """
         order = order_of_endpoints(
             instruct, thinking, path=path, dtype=dtype, chat_template=chat_template, name=name
@@ -111,7 +111,7 @@ class Engine:
     ) -> Engine:
         """Load a recipe's endpoints, with its dtype and its family's name, path and chat template.
 
-        A request without λ gets the recipe's own `parameters: lambda`, tensor by tensor.
+        A request without λ uses the recipe's own `parameters: lambda`, tensor by tensor.
         """
         loaded = load(order_of_recipe(recipe), device=device, mode=mode)
         return cls._of(loaded, mode=mode, max_length=max_length, max_rows=max_rows, prefill=prefill)
@@ -134,36 +134,36 @@ class Engine:
 
     @property
     def tokenizer(self) -> Any:
-        """The Instruct endpoint's tokenizer, or None where it has none."""
+        """The Instruct endpoint's tokenizer, or None if it has none."""
         return self.texts.tokenizer if self.texts else None
 
     @property
     def rows(self) -> int:
-        """How many rows are being worked on."""
+        """The number of live rows."""
         return len(self._live)
 
     @property
     def waiting(self) -> int:
-        """How many rows wait to be taken in."""
+        """The number of rows that wait to be admitted."""
         return len(self._waiting)
 
     @property
     def free(self) -> int:
-        """How many more rows could be worked on at once."""
+        """How many more rows could be admitted now."""
         return max(self.max_rows - len(self._live) - len(self._waiting), 0)
 
     @property
     def busy(self) -> bool:
-        """Whether a step would do anything."""
+        """Whether any row is live or waiting."""
         return bool(self._live or self._waiting)
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes that the keys and values of live rows take."""
+        """Bytes that hold the keys and values of live rows."""
         return self._cache.nbytes
 
     def add(self, generation: Generation) -> Row:
-        """Queue a sequence. Raises MisuseError where its λ, its prompt or a token id makes no sense."""
+        """Queue a sequence. Raises MisuseError if its λ, its prompt or a token id is invalid for this model."""
         count = len(generation.prompt)
         if count >= self.max_length:
             raise MisuseError(
@@ -177,7 +177,7 @@ class Engine:
         return row
 
     def remove(self, row: Row) -> None:
-        """Forget a row; nothing happens where it has ended already."""
+        """Drop a row; does nothing if it has ended already."""
         self._waiting = deque(live for live in self._waiting if live.row is not row)
         for slot, live in enumerate(self._live):
             if live.row is row:
@@ -186,9 +186,9 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Take waiting rows in, read prompts, and give each row whose prompt is read one more token.
+        """Admit waiting rows, read prompts, and give each row whose prompt has been read one more token.
 
-        Where memory runs out, the newest row ends with an `error` and the others go on.
+        If memory runs out, the newest row ends with an `error` and the others continue.
         """
         failed: list[Event] = []
         while True:
@@ -203,7 +203,7 @@ class Engine:
             failed.append(self._give_up_newest())
 
     def stream(self, generations: Sequence[Generation]) -> Iterator[Event]:
-        """Yield the events of these sequences as they come; what else is live goes on unseen."""
+        """Yield the events of these sequences as they happen; other live rows continue unseen."""
         mine = {self.add(generation) for generation in generations}
         try:
             while mine:
@@ -217,7 +217,7 @@ class Engine:
                 self.remove(row)
 
     def complete(self, generations: Sequence[Generation]) -> list[Completion]:
-        """Return the whole answers, in the order asked."""
+        """Return the complete answers, in the order of the requests."""
         builders: dict[int, CompletionBuilder] = {}
         for event in self.stream(generations):
             builders.setdefault(event.row.id, CompletionBuilder()).events.append(event)
@@ -231,7 +231,7 @@ class Engine:
     ) -> list[Completion]:
         """Return the answers to `prompts` (text, or token ids), each at its own λ; `options` are Generation's."""
         if len(prompts) != len(lambdas):
-            raise MisuseError(f"expected one λ a prompt, found {len(lambdas)} for {len(prompts)}")
+            raise MisuseError(f"expected one λ per prompt, found {len(lambdas)} for {len(prompts)}")
         return self.complete(
             [
                 Generation(self._tokens(prompt), lambda_, **options)
@@ -243,7 +243,7 @@ class Engine:
         if not isinstance(prompt, str):
             return prompt
         if self.texts is None:
-            raise MisuseError("there is no tokenizer here; give token ids")
+            raise MisuseError("this engine has no tokenizer; pass token ids")
         return self.texts.encode(prompt)
 
     def _admit(self) -> None:
@@ -260,7 +260,7 @@ class Engine:
             share.live.take_scores(share.past, _score_prompt(share, logits))
         ready = [share for share in shares if share.whole]
         picked = pick(logits([share.last for share in ready]), [share.live.sampler for share in ready]) if ready else []
-        # Nothing of a row has changed up to here: a step that ran out of memory is made again without the newest.
+        # No row has changed up to here, so a step that ran out of memory can be repeated without the newest row.
         for share in shares:
             share.live.length = share.end
         events = [share.live.write(choice, self._eos) for share, choice in zip(ready, picked, strict=True)]
@@ -281,7 +281,7 @@ class Engine:
         return shares
 
     def _batch(self, shares: Sequence[Share]) -> Batch:
-        # Prompts are read in the order of their slots: rows that write always come first.
+        # Prompts are read in the order of their slots, so generating rows always come first.
         writing = [share.past for share in shares if share.live.read]
         runs = [RowSpan(share.slot, share.past, share.count) for share in shares if not share.live.read]
         return Batch(
@@ -299,13 +299,13 @@ class Engine:
     def _give_up_newest(self) -> Event:
         live = self._live[-1]
         longest = max(row.length for row in self._live)
-        message = f"out of memory with {len(self._live)} rows of up to {longest} tokens; the newest row was given up"
+        message = f"out of memory with {len(self._live)} rows of up to {longest} tokens; the newest row was dropped"
         self._drop(len(self._live) - 1)
         return Event(live.row, None, live.text.finish(), finish_reason="error", error=message)
 
 
 def _score_prompt(share: Share, logits: Logits) -> list[PromptToken]:
-    """Return the scores of the prompt's tokens that follow those of a share; a few at a time, since logits are wide."""
+    """Return the scores of the prompt tokens that follow those of a share; a few at a time, since logits are wide."""
     live = share.live
     if live.scores is None or live.read:
         return []

@@ -1,4 +1,4 @@
-"""What is asked of the engine for one sequence, and what comes back. Plain facts: nothing here needs torch."""
+"""A request to the engine for one sequence, and the reply. Plain data: nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ __all__ = [
 ]
 
 FinishReason = Literal["stop", "length", "error"]
-"""Why a row ended: an end-of-text token or a stop string; its `max_new_tokens` or the engine's
-`max_length`; or no memory was left for it."""
+"""Why a row ended: an end-of-text token or a stop string (`stop`); its `max_new_tokens` or the engine's
+`max_length` (`length`); memory ran out (`error`)."""
 
 MAX_TOP = 20
 MAX_PENALTY = 2.0
@@ -38,11 +38,11 @@ Choice = tuple[int, float]
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What is asked for one sequence. Raises MisuseError, in one sentence, for what makes no sense.
+    """The request for one sequence. Raises MisuseError for an invalid setting.
 
     `prompt`: token ids, at least one. `lambda_`: a number in [0, 1], which the engine's path spreads over the
     layers; a schedule over depth such as `parse_lambda("ramp(0, 1)")`, which is itself λ for every layer; or
-    None for what the engine's recipe says under `parameters: lambda`.
+    None for the `parameters: lambda` of the engine's recipe.
 
     Penalties come first. `repetition_penalty` (above 0; 1: off) divides the logits of all tokens of the prompt and
     of the answer by it, or multiplies them where they are negative, as Transformers does. `frequency_penalty`
@@ -55,11 +55,11 @@ class Generation:
     together reach `typical_p` (1: all); and one drawn. With a `seed` a row draws the same numbers whatever
     shares its batch; without one, different numbers every time.
 
-    `stop`: texts that end the answer and are not part of it. `ignore_eos`: write on after an end-of-text
+    `stop`: texts that end the answer and are not part of it. `ignore_eos`: continue after an end-of-text
     token. `skip_special_tokens`: leave special tokens out of `Event.text`.
 
-    `log_probs`: natural log-probabilities of the tokens written; `top_log_probs`: of that many likeliest
-    alternatives as well (0 to 20). `prompt_log_probs`: those of the prompt's own tokens, with that many
+    `log_probs`: natural log-probabilities of the answer's tokens; `top_log_probs`: also of that many likeliest
+    alternatives (0 to 20). `prompt_log_probs`: log-probabilities of the prompt's tokens, with that many
     alternatives each (None: off). All are the model's own: before penalties and temperature.
     """
 
@@ -106,7 +106,7 @@ class Generation:
 
     def _check_stops(self) -> None:
         if isinstance(self.stop, str) or not isinstance(self.stop, Sequence):
-            raise MisuseError(f"stop: expected several texts, found {self.stop!r:.40}")
+            raise MisuseError(f"stop: expected a sequence of texts, found {self.stop!r:.40}")
         if len(self.stop) > _MAX_STOPS:
             raise MisuseError(f"stop: expected at most {_MAX_STOPS} texts, found {len(self.stop)}")
         if any(not isinstance(text, str) or not 0 < len(text) <= _MAX_STOP_LENGTH for text in self.stop):
@@ -120,7 +120,7 @@ class Generation:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Row:
-    """One sequence that an engine works on. Two rows are equal only if they are the same one."""
+    """One sequence that an engine works on, compared by identity."""
 
     id: int
     generation: Generation
@@ -128,7 +128,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class PromptToken:
-    """A token of the prompt; `log_prob` is None for the first, which nothing precedes."""
+    """A token of the prompt; `log_prob` is None for the first one, which has no predecessor."""
 
     token: int
     log_prob: float | None
@@ -137,12 +137,12 @@ class PromptToken:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A row is one token on, or has ended.
+    """A row has received one token, or has ended.
 
-    `text` is what can be shown by now: never half a character, and nothing that may turn out to begin a stop
+    `text` is what can be shown so far: never half a character, and nothing that may turn out to begin a stop
     text; the rest comes with a later event. The last event of a row has a `finish_reason`. `token` is None only
-    where it is `error`; an end-of-text token counts as a token and has no text. `log_prob` and `top` are
-    there where they were asked for, `prompt_log_probs` on the first event of a row that asked.
+    if that is `error`; an end-of-text token counts as a token and has no text. `log_prob` and `top` are set if
+    they were requested, `prompt_log_probs` on the first event of a row that requested them.
     """
 
     row: Row
@@ -157,7 +157,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer: its events put together."""
+    """A complete answer: its events put together."""
 
     text: str
     tokens: tuple[int, ...]
@@ -175,7 +175,7 @@ class CompletionBuilder:
     events: list[Event] = field(default_factory=list)
 
     def finished(self) -> Completion:
-        """Return the answer; the last event must have come."""
+        """Return the answer, after the last event has arrived."""
         last = self.events[-1]
         assert last.finish_reason is not None
         written = [event for event in self.events if event.token is not None]

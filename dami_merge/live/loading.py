@@ -1,6 +1,6 @@
-"""From two checkpoints, or a recipe, to a model that holds both.
+"""Load two checkpoints, or a recipe's, into a model that holds both.
 
-Everything that can be refused is refused from configs and headers, before weights are downloaded or read.
+Whatever can be refused is refused from configs and headers, before weights are downloaded or read.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SHORTEST_NAME = 3
 
 @dataclass(frozen=True)
 class Order:
-    """What to load. `recipe`, where there is one, says what λ is for requests that do not."""
+    """What to load. `recipe`, if given, sets λ for requests that do not."""
 
     instruct: ModelRef
     thinking: ModelRef
@@ -57,7 +57,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model of both endpoints, what turns text into its tokens, and the warnings that comparing them gave."""
+    """A model of both endpoints, its tokenizer and templates, and the warnings from loading."""
 
     name: str
     model: PairModel
@@ -76,11 +76,11 @@ def order_of_endpoints(
     chat_template: str = "instruct",
     name: str | None = None,
 ) -> Order:
-    """Read what is said about two endpoints as a recipe would say it; MisuseError for what makes no sense."""
+    """Read the arguments about two endpoints as a recipe's; raises MisuseError for invalid ones."""
     refs = _ref(instruct), _ref(thinking)
     made = name or _common_name(instruct, thinking)
     raw = {"name": made, "lambdas": [0], "path": path, "chat_template": chat_template}
-    # Through the reader of recipes, so that both say the same things in the same words.
+    # The reader of recipes checks them, so that both give the same messages.
     family = read_family(strict_yaml.parse(json.dumps({"family": raw}), "<arguments>"), raw)
     return Order(*refs, made, family.path, family.thinking_template_from, dtype)
 
@@ -96,9 +96,9 @@ def order_of_recipe(recipe: Recipe) -> Order:
 
 
 def load(order: Order, *, device: str = "cpu", mode: Mode = "auto", fetch: Fetch = download) -> Loaded:
-    """Load both endpoints; without a dtype in the order the weights keep the files' own.
+    """Load both endpoints; without a dtype in the order, the weights keep the files' own.
 
-    Raises CheckpointError where they do not fit together or are not supported, MisuseError for bad arguments.
+    Raises CheckpointError if they do not fit together or are not supported, MisuseError for invalid arguments.
     """
     if mode not in MODES:
         raise MisuseError(f"mode: expected one of {', '.join(MODES)}, found {mode!r:.40}")
@@ -146,7 +146,7 @@ def _ref(text: str) -> ModelRef:
 
 
 def _common_name(instruct: str, thinking: str) -> str:
-    """Return what both endpoints' names begin with, such as Qwen3-4B; `live` where that is next to nothing."""
+    """Return the common beginning of both endpoints' names, such as Qwen3-4B; `live` if it is shorter than 3."""
     ends = [
         _NOT_IN_NAME.sub("-", text.partition("@")[0].rstrip("/").rsplit("/", 1)[-1]) for text in (instruct, thinking)
     ]
@@ -168,5 +168,5 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise MisuseError(f"device {name!r:.40} is not there: {str(error).splitlines()[0]}") from None
+        raise MisuseError(f"device {name!r:.40} is not available: {str(error).splitlines()[0]}") from None
     return device

@@ -33,7 +33,7 @@ class PairLinear(nn.Module):
         blend, weight, bias = self.blend, self.pair, self.pair_bias
         if blend.source is not WeightSource.MIXED:
             return functional.linear(x, weight.plain(blend.source), None if bias is None else bias.plain(blend.source))
-        # A bias with the weight's own λ goes into the product; one with a λ of its own is added after.
+        # A bias with the same λ as its weight is part of the product; any other is added afterwards.
         together = bias is not None and bias.group == weight.group
         both = functional.linear(x, weight.ends.flatten(0, 1), bias.ends.flatten() if bias and together else None)
         instruct, thinking = both.view(*both.shape[:-1], 2, -1).unbind(-2)
@@ -59,9 +59,9 @@ class PairEmbedding(nn.Module):
 
 
 class PairRMSNorm(nn.Module):
-    """The RMSNorm of Llama and Qwen, over the last dimension: (1, tokens, …, features).
+    """The RMSNorm of Llama and Qwen over the last dimension: (1, tokens, …, features).
 
-    As Transformers computes it: the mean square in fp32, the normalised input rounded to the model's dtype,
+    It computes what Transformers' does: the mean square in fp32, the normalised input rounded to the model's dtype,
     then the gain. Queries and keys are (1, tokens, heads, features), or with `heads_first`
     (1, heads, tokens, features).
     """
@@ -85,16 +85,16 @@ class PairRMSNorm(nn.Module):
 class PairAffine(nn.Module):
     """A module of Transformers whose output is affine in its parameters, run once for each endpoint.
 
-    Norms of every kind, and embeddings with a factor: (1, tokens, …) → (1, tokens, …, features), or, with
-    `heads_first`, (1, heads, tokens, features) where there are heads. The module computes whatever it computes; only
-    its parameters are exchanged. `pairs` has them by name.
+    Used for norms of any kind, and for embeddings with a factor: (1, tokens, …) → (1, tokens, …, features). Queries
+    and keys have one dimension more: (1, tokens, heads, features), or (1, heads, tokens, features) with
+    `heads_first`. The module's own code runs; only its parameters are exchanged. `pairs` has them by name.
     """
 
     def __init__(self, blend: Blend, own: nn.Module, pairs: Mapping[str, PairTensor], *, heads_first: bool) -> None:
         super().__init__()
         self.blend, self.own, self.heads_first = blend, own, heads_first
         self.pairs = dict(pairs)
-        # Plain attributes, which Python finds before the module's parameters.
+        # They become plain attributes, which `_run` sets.
         for name in self.pairs:
             del own._parameters[name]
         groups: dict[int, list[str]] = {}
@@ -111,7 +111,7 @@ class PairAffine(nn.Module):
         swap = not self.heads_first and start.dim() > _HIDDEN_DIMS
         for index, (group, names) in enumerate(self.groups):
             end = self._run(x, instruct | {name: self.pairs[name].ends[1] for name in names})
-            # Usually one group. A bias with a λ of its own adds its own share of the way.
+            # There is usually one group. A bias with a λ of its own adds its own change.
             moved = self._mix(start, end, group, swap=swap)
             out = moved if index == 0 else out + (moved - start)
         return out

@@ -25,9 +25,9 @@ Logits = Callable[[Sequence[int]], torch.Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """The tokens of a step, in its order, and whose they are.
+    """The tokens of a step, in order, and the rows they belong to.
 
-    `owners`: λ and the number of tokens of each row. `ahead`: the most tokens that one of the rows may still write.
+    `owners`: λ and the number of tokens of each row. `ahead`: the most tokens that any row may still generate.
     """
 
     ids: Sequence[int]
@@ -37,11 +37,11 @@ class Batch:
 
 
 class LanguageModel(Protocol):
-    """What the engine needs of a model."""
+    """What the engine needs from a model."""
 
     @property
     def device(self) -> torch.device:
-        """Where tokens and caches belong."""
+        """The device for tokens and caches."""
         ...
 
     @property
@@ -50,16 +50,16 @@ class LanguageModel(Protocol):
         ...
 
     def vector(self, lambda_: float | Schedule | None) -> Vector:
-        """Return λ as the model uses it; MisuseError where it makes no sense."""
+        """Return λ as the model uses it; raises MisuseError for an invalid one."""
         ...
 
     def forward(self, batch: Batch) -> Logits:
-        """Pass the tokens through all layers; the head follows for the places that are asked for."""
+        """Pass the tokens through all layers; the head runs later, for the requested places."""
         ...
 
 
 class PlainModel:
-    """A model of Transformers as it is, loaded with this package's attention: λ makes no difference.
+    """An unchanged model of Transformers, loaded with this package's attention; λ has no effect.
 
     For comparisons: the same loop over one merged checkpoint.
     """
@@ -71,7 +71,7 @@ class PlainModel:
         self.vocabulary = int(model.config.vocab_size)
 
     def vector(self, lambda_: float | Schedule | None) -> Vector:  # noqa: ARG002
-        """Return nothing: there is one set of weights."""
+        """Return an empty vector: there is one set of weights."""
         return ()
 
     def forward(self, batch: Batch) -> Logits:
@@ -111,7 +111,7 @@ class PairModel(PlainModel):
 
     @property
     def nbytes(self) -> dict[str, int]:
-        """Bytes of weights: both `endpoints`, and the `merged` buffer once it is there."""
+        """Bytes of weights: both `endpoints`, and the `merged` buffer if it exists."""
         merged = sum(pair.merged.nbytes for pair in self.pairs if pair.merged is not None)
         return {"endpoints": sum(pair.ends.nbytes for pair in self.pairs), "merged": merged}
 
@@ -121,11 +121,11 @@ class PairModel(PlainModel):
         return self._blend.source
 
     def vector(self, lambda_: float | Schedule | None) -> Vector:
-        """Return λ for each group of parameters; MisuseError where it is out of range."""
+        """Return λ for each group of parameters; raises MisuseError if it is out of range."""
         return self._spread.vector(lambda_)
 
     def forward(self, batch: Batch) -> Logits:
-        """Pass the tokens through all layers, with the weights that the policy chooses."""
+        """Pass the tokens through all layers with the weights that the policy chooses."""
         source = self._source(batch)
         if source is not WeightSource.MIXED:
             self._blend.set(source)
@@ -149,14 +149,14 @@ class PairModel(PlainModel):
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or self.policy.mode == "uniform":
                     raise
-                # Nothing is lost: both endpoints are here. What the buffer took so far goes back to the rows.
+                # Both endpoints are still there. The memory that the buffer took so far goes back to the rows.
                 self.merger.release()
                 self.policy.mode = "mixed"
                 return WeightSource.MIXED
         return decision.source
 
     def _lambdas(self, batch: Batch) -> Lambdas:
-        # The same rows, one token on, is what nearly every pass is.
+        # Nearly every pass has the same rows as the one before.
         if self._known is None or self._known[0] != batch.owners:
             rows = torch.tensor([vector for vector, _ in batch.owners], dtype=self._wide, device=self.device)
             counts = torch.tensor([count for _, count in batch.owners], device=self.device)
@@ -165,10 +165,10 @@ class PairModel(PlainModel):
 
 
 def head_of(model: Any) -> Any:
-    """Return a model from its last hidden state on: Transformers' own forward, with the layers left out.
+    """Return the part of a model after its last hidden state: Transformers' own forward without the layers.
 
-    Whatever a model does between its layers and its logits (a scale, a soft cap) is therefore its own code. What
-    goes in as `inputs_embeds`, (1, tokens, features), comes out as logits, (1, tokens, vocabulary).
+    So whatever a model does between its layers and its logits (a scale, a soft cap) is its own code. It takes the
+    hidden state as `inputs_embeds`, (1, tokens, features), and returns logits, (1, tokens, vocabulary).
     """
     head = copy.copy(model)
     head._modules = {**model._modules, model.base_model_prefix: _NoLayers()}
@@ -176,7 +176,7 @@ def head_of(model: Any) -> Any:
 
 
 class _NoLayers(nn.Module):
-    """In the place of a model's layers: takes their result and hands it on."""
+    """Replaces a model's layers: passes on the result that they gave earlier."""
 
     def forward(self, *, inputs_embeds: torch.Tensor, **_: object) -> _Passed:
         return _Passed(inputs_embeds)
@@ -184,7 +184,7 @@ class _NoLayers(nn.Module):
 
 @dataclass(slots=True)
 class _Passed:
-    """What a head reads of its layers' output. Transformers' own class takes 20 µs to make."""
+    """What a head reads of its layers' output. Transformers' own class takes 20 µs to construct."""
 
     last_hidden_state: torch.Tensor
     past_key_values: None = None
@@ -193,7 +193,7 @@ class _Passed:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error of torch means that there is no memory left; on the CPU it has no class of its own."""
+    """Tell whether an error of torch means that memory ran out; on the CPU such errors have no class of their own."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 

@@ -1,4 +1,4 @@
-"""Both endpoints' weights, read from their safetensors files into pairs, and the one buffer of a merge."""
+"""Both endpoints' weights, read from safetensors files into pairs, and the one buffer for merged weights."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["Merger", "common_dtype", "load_pairs"]
 
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 _BLOCK = {"cpu": 1 << 17, "cuda": 1 << 22}
-"""Elements at once: on a CPU what its caches hold, on a GPU what fills it."""
+"""Elements per block: on a CPU as many as its caches hold, on a GPU enough to occupy it."""
 _SHOWN = 3
 
 
 def common_dtype(sides: Sequence[Checkpoint], names: Sequence[str]) -> torch.dtype:
-    """Return the dtype that holds both endpoints' parameters: their own, or fp32 (fp64) where they differ."""
+    """Return a dtype that holds both endpoints' parameters: their own, or fp32 (fp64) if they differ."""
     found = {_DTYPES[side.tensors[name].dtype] for side in sides for name in names}
     if len(found) == 1:
         return found.pop()
@@ -31,7 +31,7 @@ def common_dtype(sides: Sequence[Checkpoint], names: Sequence[str]) -> torch.dty
 
 
 def check_parameters(side: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse a checkpoint that lacks a parameter of the model, or has it in another shape or an integer dtype."""
+    """Refuse a checkpoint that lacks a parameter of the model, or stores it with another shape or an integer dtype."""
     missing = [name for name in shapes if name not in side.tensors]
     if missing:
         shown = ", ".join(f"`{name}`" for name in missing[:_SHOWN])
@@ -51,9 +51,9 @@ def load_pairs(
     dtype: torch.dtype,
     device: torch.device,
 ) -> dict[str, PairTensor]:
-    """Read every parameter of both endpoints: each goes from the mapped file straight to its place.
+    """Read every parameter of both endpoints, straight from the mapped files into its place.
 
-    Takes two models' memory and no more. Raises CheckpointError where a file cannot be read.
+    Needs the memory of two models and no more. Raises CheckpointError if a file cannot be read.
     """
     pairs = {
         name: PairTensor(name, groups[name], torch.empty((2, *shape), dtype=dtype, device=device))
@@ -81,9 +81,9 @@ def _fill(side: Checkpoint, places: Mapping[str, torch.Tensor]) -> None:
 
 
 class Merger:
-    """Re-interpolates all parameters in place into one buffer of one model's size, taken on first use.
+    """Interpolates all parameters into one buffer of one model's size, allocated on first use.
 
-    The same arithmetic as `dami build`, hence the same bits.
+    It uses the same arithmetic as `dami build`, so it produces the same bits.
     """
 
     def __init__(self, pairs: Sequence[PairTensor], device: torch.device) -> None:
@@ -92,10 +92,10 @@ class Merger:
         self._device = device
         self._interpolator: BlockInterpolator | None = None
         self.holds: Vector | None = None
-        """The λ that the buffer holds; None before the first merge, and after one that broke off."""
+        """The λ that the buffer holds; None before the first merge, and after one that failed."""
 
     def merge(self, vector: Vector) -> None:
-        """Make the buffer hold the weights at these λ, one for each group."""
+        """Fill the buffer with the weights at these λ, one for each group."""
         before, self.holds = self.holds, None
         for pair in self._pairs:
             if pair.merged is None:
@@ -103,13 +103,13 @@ class Merger:
         if self._interpolator is None:
             self._interpolator = BlockInterpolator(self._size, str(self._device))
         for pair in self._pairs:
-            # Along a path some layers have arrived before others set out.
+            # Along a path only some groups change from one λ to the next.
             if before is None or before[pair.group] != vector[pair.group]:
                 self._merge_one(self._interpolator, pair, vector[pair.group])
         self.holds = vector
 
     def release(self) -> None:
-        """Give the buffer back."""
+        """Free the buffer."""
         self.holds = None
         for pair in self._pairs:
             pair.merged = None

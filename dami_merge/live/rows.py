@@ -1,4 +1,4 @@
-"""One sequence while it is worked on."""
+"""The state of one sequence while the engine works on it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["LiveRow", "Share"]
 
 
 class LiveRow:
-    """What is known of a row between two steps.
+    """The state of a row between two steps.
 
-    `tokens`: its prompt and what it wrote; `length`: how many of them have their keys and values stored. `limit`:
-    tokens it may write. `scores`: those of the prompt's tokens so far, None where nobody asked.
+    `tokens`: its prompt and its answer so far; `length`: for how many of them keys and values are stored. `limit`: the
+    most tokens it may generate. `scores`: those of the prompt's tokens so far, None if they were not requested.
     """
 
     def __init__(self, row: Row, vector: Vector, limit: int, tokenizer: Any) -> None:
@@ -35,31 +35,31 @@ class LiveRow:
 
     @property
     def read(self) -> bool:
-        """Whether the whole prompt is read."""
+        """Whether the whole prompt has been read."""
         return self.length >= len(self.row.generation.prompt)
 
     @property
     def written(self) -> int:
-        """How many tokens it has written."""
+        """The number of tokens generated so far."""
         return len(self.tokens) - len(self.row.generation.prompt)
 
     @property
     def left(self) -> int:
-        """How many tokens it may still write."""
+        """The number of tokens it may still generate."""
         return self.limit - self.written
 
     def take_scores(self, past: int, scores: list[PromptToken]) -> None:
-        """Take the scores of the prompt's tokens from `past` + 1 on; those taken before for the same are replaced."""
+        """Store the scores of the prompt's tokens from `past` + 1 on; earlier scores for them are replaced."""
         if scores and self.scores is not None:
             self.scores[past + 1 :] = scores
 
     def write(self, picked: Picked, eos: frozenset[int]) -> Event:
-        """Take the next token; return the event that says so."""
+        """Append the next token; return its event."""
         first = self.written == 0
         self.tokens.append(picked.token)
         self.sampler.advance(picked.token)
         ended = picked.token in eos and not self.row.generation.ignore_eos
-        # The token that ends a text is no part of it, even where special tokens are shown.
+        # The end-of-text token is not part of the text, even if special tokens are shown.
         text = "" if ended else self.text.push(picked.token)
         reason = self._reason(ended)
         return Event(
@@ -80,7 +80,7 @@ class LiveRow:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A row's part of a step: its tokens `past` to `past + count`, which stand from `start` on among all."""
+    """A row's part of a step: its tokens `past` to `past + count`, at `start` among all tokens of the step."""
 
     live: LiveRow
     slot: int
@@ -90,7 +90,7 @@ class Share:
 
     @property
     def end(self) -> int:
-        """How many of the row's tokens have their keys and values stored after the step."""
+        """For how many of the row's tokens keys and values are stored after the step."""
         return self.past + self.count
 
     @property
@@ -100,12 +100,12 @@ class Share:
 
     @property
     def last(self) -> int:
-        """The place of the last one among all tokens of the step."""
+        """The place of the last token among all tokens of the step."""
         return self.start + self.count - 1
 
     @property
     def whole(self) -> bool:
-        """Whether these are the last tokens that the row has: its next one follows from them."""
+        """Whether these are the row's last tokens, so that its next one follows from them."""
         return self.end == len(self.live.tokens)
 
 

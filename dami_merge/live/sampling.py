@@ -1,6 +1,6 @@
-"""The next token of each row from its logits, and log-probabilities.
+"""Choose the next token of each row from its logits, and compute log-probabilities.
 
-A row's draw depends on its own logits and its own random numbers only, whatever shares its batch.
+A row's draw depends only on its own logits and its own random numbers, not on the rest of the batch.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ __all__ = ["Picked", "Sampler", "distribution", "penalise", "pick", "score"]
 
 
 class Sampler:
-    """One row's random numbers, and the tokens that its penalties are about."""
+    """One row's random numbers, and the tokens that its penalties apply to."""
 
     def __init__(self, generation: Generation) -> None:
         self.generation = generation
-        # Seeded with text: Python's hash of numbers gives 1 and 1.0, or −1 and 1, the same stream.
+        # Seeded with text, because Python gives 1 and 1.0, or −1 and 1, the same stream.
         self._random = random.Random(None if generation.seed is None else f"dami:{generation.seed}")  # noqa: S311
         self.number = self._random.random()
         """The row's next number in [0, 1)."""
         self._written: list[int] = []
-        """Tokens that `_counts` does not know yet."""
+        """Tokens that `_counts` does not include yet."""
         self._counts: torch.Tensor | None = None
         self._prompt: torch.Tensor | None = None
 
     def advance(self, token: int) -> None:
-        """Move on to the next number: `token` is written. A pass that failed can be repeated with the same number."""
+        """Move on to the next number: `token` was generated. A failed pass is repeated with the same number."""
         self.number = self._random.random()
         if self.generation.penalised:
             self._written.append(token)
 
     def counts(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return how often each token was written, and whether the prompt or the answer holds it: (vocabulary,) each.
+        """Return how often the answer holds each token, and whether prompt or answer hold it: (vocabulary,) each.
 
-        They are kept on the logits' device from one token to the next.
+        Both are kept on the logits' device from one token to the next.
         """
         if self._counts is None or self._prompt is None:
             self._counts = torch.zeros(like.shape[-1], dtype=like.dtype, device=like.device)
@@ -54,7 +54,7 @@ class Sampler:
 
 @dataclass(frozen=True, slots=True)
 class Picked:
-    """A row's next token, with what was asked about it."""
+    """A row's next token, with its log-probability and alternatives if they were requested."""
 
     token: int
     log_prob: float | None = None
@@ -79,7 +79,7 @@ def pick(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[Picked]:
 
 
 def score(logits: torch.Tensor, tokens: Sequence[int], top: int) -> list[Picked]:
-    """Return the log-probability of one token a row, with the `top` likeliest of the row beside it."""
+    """Return the log-probability of one token per row, and the `top` likeliest tokens of each row."""
     log_probs = logits.float().log_softmax(dim=-1) if logits.dtype != torch.float64 else logits.log_softmax(dim=-1)
     chosen = log_probs.gather(-1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
     if not top:
@@ -107,20 +107,20 @@ def penalise(logits: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
     chosen = torch.where(seen, torch.where(chosen < 0, chosen * factor, chosen / factor), chosen)
     chosen -= _column([g.frequency_penalty for g in asked], logits).to(logits.dtype) * counts
     chosen -= _column([g.presence_penalty for g in asked], logits).to(logits.dtype) * (counts > 0)
-    # The row's own log-probabilities are taken from the logits as they are.
+    # A copy: the reported log-probabilities come from the logits without penalties.
     penalised = logits.clone()
     penalised[rows] = chosen
     return penalised
 
 
 def _draw(logits: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
-    """Draw one token a row."""
+    """Draw one token for each row."""
     probabilities, order = distribution(logits, [sampler.generation for sampler in samplers])
     cumulative = probabilities.cumsum(dim=-1)
     marks = _column([sampler.number for sampler in samplers], logits) * cumulative[:, -1:]
     rank = torch.searchsorted(cumulative, marks, right=True)
-    # Rounding may put the mark at the very end, where tokens have no probability left. A model that has lost its
-    # numbers (NaN) leaves nothing to choose from; its row goes on with any token, the others with theirs.
+    # Rounding may put the mark at the very end, where tokens have no probability left. Logits that are NaN leave
+    # nothing to choose from; that row continues with any token, and the others are not affected.
     ranks = torch.arange(logits.shape[-1], device=logits.device)
     last = torch.where(probabilities > 0, ranks, 0).amax(dim=-1, keepdim=True)
     return order.gather(-1, rank.minimum(last))[:, 0]
@@ -133,15 +133,15 @@ def distribution(logits: torch.Tensor, asked: Sequence[Generation]) -> tuple[tor
     """
     temperatures = _column([g.temperature for g in asked], logits)
     size = logits.shape[-1]
-    # From the likeliest on, which is 0 at any temperature. Stable, so that equal logits keep their order.
+    # Relative to the likeliest token, which is 0 at any temperature. Stable, so that equal logits keep their order.
     ordered, order = logits.double().sort(dim=-1, descending=True, stable=True)
     scaled = (ordered - ordered[:, :1]) / temperatures
     ranks = torch.arange(size, device=logits.device)
     kept = ranks < _column([float(g.top_k or size) for g in asked], logits)
-    # fp64: a running sum of 150,000 probabilities in fp32 would be off by more than the unlikely ones weigh.
+    # fp64: the rounding error of 150,000 summed fp32 probabilities exceeds the unlikely ones.
     probabilities = scaled.masked_fill(~kept, -torch.inf).softmax(dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities
-    # Measured before the token itself: the one that crosses top_p is in, and so is always the first.
+    # The sum excludes the token itself, so the token that crosses top_p is kept, and the first one always is.
     dropped = (before >= _column([g.top_p for g in asked], logits)) & (ranks > 0)
     if any(g.min_p for g in asked):
         dropped |= (scaled.exp() < _column([g.min_p for g in asked], logits)) & (ranks > 0)

@@ -1,4 +1,4 @@
-"""What an endpoint's generation_config.json says about sampling, and which of it the engine cannot do."""
+"""The sampling settings of an endpoint's generation_config.json, and those that the engine does not support."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dami_router.errors import MisuseError
 __all__ = ["SamplingDefaults", "read_defaults"]
 
 _WARPERS = ("temperature", "top_p", "top_k", "min_p", "typical_p")
-"""Settings that count only where `do_sample` is true, for Transformers too."""
+"""Settings that count only with `do_sample: true`, as in Transformers."""
 _ALWAYS = ("repetition_penalty", "presence_penalty", "frequency_penalty", "max_new_tokens")
 _HARMLESS = frozenset({
     "_from_model_config", "assistant_confidence_threshold", "assistant_early_exit", "assistant_lookbehind",
@@ -26,7 +26,7 @@ _HARMLESS = frozenset({
     "return_legacy_cache", "target_lookbehind", "transformers_version", "trust_remote_code", "use_cache",
     "use_model_defaults",
 })  # fmt: skip
-"""Settings that do not change an answer, or that are read elsewhere."""
+"""Settings that do not change an answer, or are read elsewhere."""
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "diversity_penalty": (0,), "dola_layers": (), "early_stopping": (False,), "encoder_no_repeat_ngram_size": (0,),
     "encoder_repetition_penalty": (1,), "epsilon_cutoff": (0,), "eta_cutoff": (0,), "guidance_scale": (1,),
@@ -34,19 +34,19 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "num_beam_groups": (1,), "num_beams": (1,), "num_return_sequences": (1,), "penalty_alpha": (0,),
     "token_healing": (False,),
 }  # fmt: skip
-"""Values that ask for nothing. Settings that are in neither table are told, whatever their value."""
+"""Values that have no effect. A setting in none of these tables is reported, whatever its value."""
 
 
 @dataclass(frozen=True)
 class SamplingDefaults:
-    """Sampling settings for requests that leave them open, by their names in `Generation`; and what was left out."""
+    """Sampling settings for requests that do not set them, by their names in `Generation`, and warnings."""
 
     values: Mapping[str, float]
     warnings: tuple[str, ...] = field(default=())
 
 
 def read_defaults(side: Checkpoint) -> SamplingDefaults | None:
-    """Return a local endpoint's sampling defaults, greedy where it does not say; None where it has no file."""
+    """Return a local endpoint's sampling defaults, greedy by default; None if it has no generation_config.json."""
     found = sampling_of(side)
     if found is None:
         return None
@@ -72,7 +72,7 @@ def _checked(name: str, value: Any) -> float:
         return 0
     if name == "top_k" and isinstance(value, float) and value.is_integer():
         value = int(value)
-    # A generation knows what it takes.
+    # `Generation` checks types and ranges.
     Generation([0], 0.0, **{name: value})
     number: float = value
     return number

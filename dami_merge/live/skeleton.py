@@ -1,4 +1,4 @@
-"""A model without weights whose modules hold pairs instead; whatever is not supported is refused by name.
+"""Build a model without weights and replace its modules by pairs; unsupported models are refused by name.
 
 Transformers builds the model on the meta device from the Instruct endpoint's config, so attention, rotary
 embeddings and the order of operations are its own. No memory is taken and no file is read before the model's class
@@ -43,13 +43,15 @@ def skeleton(side: Checkpoint) -> Any:
     config = _config(side)
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if kind is None:
-        raise CheckpointError(f"{side.ref}: {type(config).__name__} describes no language model that Transformers has")
+        raise CheckpointError(
+            f"{side.ref}: {type(config).__name__} is not the config of a language model that Transformers has"
+        )
     _check_rope(side, config)
     with torch.device("meta"):
         try:
             model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
-        except Exception as error:  # a config is untrusted: Transformers may fail on it anywhere
-            raise CheckpointError(f"{side.ref}: config.json makes no model: {error}") from None
+        except Exception as error:  # a config is untrusted: Transformers can fail on it anywhere
+            raise CheckpointError(f"{side.ref}: Transformers cannot build a model from config.json: {error}") from None
     _refuse_modules(side, model)
     _refuse_class(side, model)
     return model.eval().requires_grad_(False)
@@ -61,9 +63,9 @@ def parameter_names(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def longest(config: Any) -> int:
-    """Return how many tokens a row may have: what the model was made for; 0 where its config does not say.
+    """Return how many tokens a row may have: the model's own limit; 0 if its config does not set one.
 
-    A rotary embedding that changes beyond some length ends there: rows of one batch would change each other.
+    If the rotary embedding changes beyond some length, that is the limit: rows of one batch would affect each other.
     """
     positions = int(getattr(config, "max_position_embeddings", 0) or 0)
     for rope in _ropes(config):
@@ -74,14 +76,14 @@ def longest(config: Any) -> int:
 
 
 def exchange(model: Any, blend: Blend, pairs: Mapping[str, PairTensor], device: torch.device) -> None:
-    """Put pair modules in the places of a skeleton's own, and its buffers on the device."""
+    """Replace a skeleton's modules by pair modules, and create its buffers on the device."""
     for path, module in list(model.named_modules()):
         if made := _pair_module(path, module, blend, pairs, model):
             model.set_submodule(path, made)
             if type(module).__name__ in AFFINE_EMBEDDINGS:
                 module.embed_scale = torch.tensor(module.scalar_embed_scale, device=device)
         elif _buffers(module):
-            # Rotary tables are computed, never stored: made again from the config, off the meta device.
+            # Rotary tables are computed, never stored: compute them again from the config, off the meta device.
             model.set_submodule(path, type(module)(model.config).to(device))
 
 
@@ -115,12 +117,12 @@ def _config(side: Checkpoint) -> Any:
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise CheckpointError(
             f"{side.ref}: model_type {kind!r:.60} is unknown to Transformers",
-            hint="models that bring their own code are not supported: it would have to be run",
+            hint="models with their own code are not supported, because dami runs no code of a checkpoint",
         )
     try:
         return CONFIG_MAPPING[kind].from_dict({k: v for k, v in side.config.items() if k != "auto_map"})
-    except Exception as error:  # a config is untrusted: Transformers may fail on it anywhere
-        raise CheckpointError(f"{side.ref}: config.json is not understood: {error}") from None
+    except Exception as error:  # a config is untrusted: Transformers can fail on it anywhere
+        raise CheckpointError(f"{side.ref}: Transformers cannot read config.json: {error}") from None
 
 
 def _ropes(config: Any) -> list[Mapping[str, Any]]:
@@ -135,8 +137,8 @@ def _check_rope(side: Checkpoint, config: Any) -> None:
         kind = rope.get("rope_type", "default")
         if kind not in ROPES + SHORT_ROPES:
             raise CheckpointError(
-                f"{side.ref}: rotary embedding `{kind!s:.40}` is not supported: rows of one batch might change each"
-                f" other. Supported: {', '.join(ROPES + SHORT_ROPES)}"
+                f"{side.ref}: rotary embedding `{kind!s:.40}` is not supported: rows of one batch might affect"
+                f" each other. Supported: {', '.join(ROPES + SHORT_ROPES)}"
             )
 
 
@@ -155,7 +157,7 @@ def _refuse_class(side: Checkpoint, model: Any) -> None:
     kind = type(model).__name__
     if kind not in CAUSAL_MODELS:
         raise CheckpointError(
-            f"{side.ref}: {kind} is not among the models that were compared with Transformers; supported:"
+            f"{side.ref}: {kind} is not supported with two endpoints in memory; supported are"
             f" {', '.join(sorted(name.removesuffix('ForCausalLM') for name in CAUSAL_MODELS))}",
             hint="`dami build` makes variants of any model",
         )

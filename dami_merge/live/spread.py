@@ -1,6 +1,6 @@
-"""λ of every parameter for what a request says: a number along a path, a schedule, or a recipe's own setting.
+"""λ of every parameter for a request's λ: a number along a path, a schedule, or a recipe's own setting.
 
-Parameters that always have the same λ form a group, so that a row's λ is a short vector.
+Parameters that always share a λ form a group, so a row's λ is a short vector.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _REMEMBERED = 4096
 
 
 class Spread:
-    """From what a request says about λ to one λ for each group of parameters.
+    """Turns a request's λ into one λ for each group of parameters.
 
-    `names` are the parameters as the checkpoint calls them; `path` is a family's; `recipe`, where there is one,
-    says what λ is for requests that do not.
+    `names` are the parameters' names in the checkpoint; `path` is the family's; `recipe`, if given, sets λ for
+    requests that do not.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Spread:
         self._cached = lru_cache(_REMEMBERED)(self._vector)
 
     def vector(self, lambda_: float | Schedule | None) -> Vector:
-        """Return λ for each group; MisuseError where it is outside [0, 1], or unsaid and there is no recipe."""
+        """Return λ for each group; raises MisuseError if it is outside [0, 1], or missing without a recipe."""
         cached: Callable[[Any], Vector] = self._cached
         return cached(lambda_)
 

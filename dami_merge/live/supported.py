@@ -1,8 +1,8 @@
-"""Which models of Transformers the engine runs, and what it knows about their modules.
+"""The models of Transformers that the engine runs, and facts about their modules.
 
-A model is supported when its class is listed here. A test builds every listed class, and compares the engine's
+A model is supported if its class is listed here. A test builds every listed class and compares the engine's
 log-probabilities with those of Transformers on merged weights. A class that is not listed is refused by name, even
-where all its modules are known: what a model does outside its modules cannot be seen from them.
+if all its modules are known, because they do not show what the model computes outside of them.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ AFFINE_EMBEDDINGS = frozenset({
 HEADS_FIRST = frozenset({
     "Exaone4ForCausalLM", "Gemma3ForCausalLM", "HunYuanDenseV1ForCausalLM", "PhiForCausalLM",
 })  # fmt: skip
-"""Models that norm queries and keys as (1, heads, tokens, features); the others as (1, tokens, heads, features)."""
+"""Models that normalise queries and keys as (1, heads, tokens, features); others do as (1, tokens, heads, features)."""
 
 ROPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings that do not depend on the longest sequence of a batch."""
 SHORT_ROPES = ("longrope", "dynamic")
-"""Rotary embeddings that do not depend on it up to the length the model was first trained for."""
+"""Rotary embeddings that do not depend on it up to the length of the model's original training."""

@@ -1,4 +1,4 @@
-"""From tokens to text that can be shown at once: whole characters only, and nothing of a stop text."""
+"""Turn tokens into text that can be shown at once: whole characters only, and no part of a stop text."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ __all__ = ["VisibleText"]
 
 _UNFINISHED = "\ufffd"
 _LONGEST_CHARACTER = 8
-"""Tokens after which an unfinished character is taken for a broken one; UTF-8 has at most four bytes."""
+"""Tokens after which an unfinished character is treated as invalid; UTF-8 has at most four bytes."""
 
 
 class VisibleText:
     """The text of one row as it grows.
 
-    `decode` turns token ids into text. What is not yet sure (half a character, the beginning of a stop text)
-    is held back until it is.
+    `decode` turns token ids into text. Text that is not certain yet (half a character, the possible beginning of a
+    stop text) is held back until it is.
     """
 
     def __init__(self, decode: Callable[[list[int]], str], stop: Sequence[str] = ()) -> None:
@@ -28,19 +28,19 @@ class VisibleText:
         """Whether a stop text was found; nothing comes after it."""
 
     def push(self, token: int) -> str:
-        """Take the next token and return what can be shown now."""
+        """Append the next token and return the text that can be shown now."""
         self._ids.append(token)
         return self._release(self._fresh(), last=False)
 
     def finish(self) -> str:
-        """Return what was held back: the row has ended."""
+        """Return the text that was held back, because the row has ended."""
         if self.stopped:
             return ""
         return self._release(self._fresh(last=True), last=True)
 
     def _fresh(self, *, last: bool = False) -> str:
-        # Some tokenizers write a token differently at the beginning of a text: both decodings begin alike, with
-        # tokens that were shown before.
+        # Some tokenizers decode a token differently at the beginning of a text, so both decodings begin with the
+        # same tokens, which were shown before.
         known, all_ = self._decode(self._ids[: self._read]), self._decode(self._ids)
         waiting = len(self._ids) - self._read
         if all_.endswith(_UNFINISHED) and not last and waiting <= _LONGEST_CHARACTER:

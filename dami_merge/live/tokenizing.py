@@ -1,4 +1,4 @@
-"""Text to tokens and back, chat templates and sampling defaults, as the variants of a family would have them."""
+"""Tokenizer, chat templates and sampling defaults, as the variants of a family would have them."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Tokenizing:
         self._templates = [_text(template_of(side)) for side in (instruct, thinking)]
         self._defaults = [read_defaults(side) for side in (instruct, thinking)]
         self.warnings = tuple(text for found in self._defaults if found for text in found.warnings)
-        """What the endpoints' generation_config.json set and the engine leaves out."""
+        """Settings of the endpoints' generation_config.json that the engine ignores."""
         self.eos = _eos(self.tokenizer, instruct, thinking)
         """The ids of all tokens that end a text, at either endpoint."""
 
     def template(self, lambda_: float) -> str | None:
-        """Return the chat template of rows at λ, or None where neither endpoint has one."""
+        """Return the chat template for rows at λ, or None if neither endpoint has one."""
         first, second = reversed(self._templates) if lambda_ >= self._thinking_from else self._templates
         return first if first is not None else second
 
@@ -40,24 +40,24 @@ class Tokenizing:
         return opens_think(self.template(lambda_))
 
     def sampling(self, lambda_: float) -> Mapping[str, float]:
-        """Return the sampling defaults of rows at λ: Thinking's for λ > 0, Instruct's for λ = 0.
+        """Return the sampling defaults for rows at λ: Thinking's for λ > 0, Instruct's for λ = 0.
 
-        Names and values are those of a `Generation`. Without a generation_config.json: none, which is greedy.
+        Names and values are those of a `Generation`; empty, which means greedy, without a generation_config.json.
         """
         first, second = reversed(self._defaults) if lambda_ > 0.0 else self._defaults
         found = first if first is not None else second
         return found.values if found else {}
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Return a text's token ids; `special`: with the tokens that the tokenizer puts around a text."""
-        # Quietly: the caller knows the engine's limit, which is what counts, not the tokenizer's.
+        """Return a text's token ids; `special`: with the tokens that the tokenizer adds around a text."""
+        # No warning about the tokenizer's own limit: the engine's is the one that counts.
         ids: list[int] = self._needed().encode(text, add_special_tokens=special, verbose=False)
         return ids
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], lambda_: float, **arguments: Any) -> list[int]:
-        """Return the token ids of a conversation, ready for the answer; `arguments` go to the template.
+        """Return the token ids of a conversation, ready for the answer; `arguments` are passed to the template.
 
-        Raises MisuseError where there is no template, or where it refuses the conversation.
+        Raises MisuseError if there is no template, or if it rejects the conversation.
         """
         template = self.template(lambda_)
         if template is None:
@@ -67,13 +67,13 @@ class Tokenizing:
                 list(messages), chat_template=template, **{"add_generation_prompt": True, **arguments},
                 tokenize=True, return_dict=False, tokenizer_kwargs={"verbose": False},
             )  # fmt: skip
-        except Exception as error:  # a template is untrusted code in a sandbox: it may fail in any way
+        except Exception as error:  # a template is untrusted code in a sandbox: it can fail in any way
             raise MisuseError(f"the chat template refuses this conversation: {error}") from None
         return ids
 
     def _needed(self) -> Any:
         if self.tokenizer is None:
-            raise MisuseError("the Instruct endpoint has no tokenizer; send token ids")
+            raise MisuseError("the Instruct endpoint has no tokenizer", hint="send token ids")
         return self.tokenizer
 
 

@@ -1,4 +1,4 @@
-"""Which weights a pass should use: an endpoint's own, a merged buffer, or both endpoints with λ a token."""
+"""Choose the weights for a pass: an endpoint's own, a merged buffer, or both endpoints with a λ per token."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Mode = Literal["auto", "mixed", "uniform"]
 MODES: tuple[Mode, ...] = ("auto", "mixed", "uniform")
 
 PATIENCE = 8
-"""What a merge costs, in readings of one model: it reads two and writes one, and has to compute them. Measured on a CPU
-it was 8 (docs/benchmarks.md); where memory is all that counts it is 3."""
+"""The cost of a merge, in readings of one model: it reads two, writes one, and computes. Measured on a CPU: 8
+(docs/benchmarks.md); if only memory bandwidth counted it would be 3."""
 
 TOKENS_A_READING = 64
-"""A pass of that many tokens takes about as long to compute as the model takes to read; a compromise between CPUs
+"""Computing a pass of this many tokens takes about as long as reading the model once; a compromise between CPUs
 (about 16) and GPUs (about 200)."""
 
 
@@ -32,7 +32,7 @@ class WeightsChoice:
 
 
 class Policy:
-    """Chooses by what the rows of a pass ask for, and by how long they have asked for the same."""
+    """Chooses by the λ of a pass's rows, and by how long they have stayed the same."""
 
     def __init__(self, mode: Mode, *, patience: int = PATIENCE) -> None:
         self.mode = mode
@@ -43,10 +43,10 @@ class Policy:
     def choose(self, vectors: Set[Vector], holds: Vector | None, *, tokens: int, ahead: int) -> WeightsChoice:
         """Choose for a pass of `tokens` over rows with these λ.
 
-        `holds` is what the buffer is merged for; `ahead` the most tokens that a row may still write. A pass with
-        both endpoints costs one model more than one with merged weights. `auto` merges when so much has been
-        spent on one λ as a merge costs, which is at most twice as dear as knowing the future, and only where as
-        much may lie ahead.
+        `holds` is the λ of the merged buffer; `ahead` is the most tokens that a row may still generate. A pass with
+        both endpoints reads one model more than a pass with merged weights. `auto` merges once the extra cost at
+        one λ has reached the cost of a merge, and only if as much may still lie ahead. So it never costs more than
+        twice the best choice in hindsight.
         """
         if self.mode == "mixed" or len(vectors) > 1:
             self._last = None

@@ -1,7 +1,7 @@
 """The server around the live engine: `dami serve`'s proxy with one backend, which is this process itself.
 
-- `jobs`: the engine's thread; requests go in, tokens come out.
-- `asked`, `fields`: what a request asks for, and what is refused because it would change the answer.
+- `jobs`: the engine's thread, and the requests that it works on.
+- `asked`, `fields`, `known_fields`: read a request, and refuse fields that are unknown or not supported.
 - `openai_form`, `tgi_form`: replies, whole and streamed, in both languages.
 - `calls`: the router's calls, answered here instead of over HTTP.
 - `describing`: what `/info` says, so that a router can tell one pair from another.

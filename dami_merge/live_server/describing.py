@@ -1,7 +1,7 @@
-"""What a live server says of itself at `/info`: TGI's fields, and under `live` which pair it holds and what it can do.
+"""The content of a live server's `/info`: TGI's fields, and under `live` the pair and the server's capabilities.
 
-A router compares the pair with what it expects: names, commits, and sha256 of the weights. Those of files from
-the Hub's cache are known by their names there; others are read in the background, and told once they are known.
+A router compares the pair with the one it expects: names, commits, and sha256 of the weights. Files in the Hub's
+cache have their hash as their name; others are hashed in the background and reported once known.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ _ABLE = {"log_probs": True, "prompt_log_probs": True, "top_n": True}
 
 @dataclass
 class Description:
-    """Describes an engine; `path` is how its family spreads λ, as a manifest says it."""
+    """Describes an engine; `path` is how its family spreads λ, as written in a manifest."""
 
     engine: Engine
     path: object
     files: dict[str, dict[str, str]] = field(default_factory=lambda: {"instruct": {}, "thinking": {}})
 
     def start(self) -> None:
-        """Begin to read the files' hashes in the background."""
+        """Start hashing the files in the background."""
         threading.Thread(target=self.hash, name="dami-hash", daemon=True).start()
 
     def hash(self) -> None:
-        """Find out the sha256 of all weight files."""
+        """Determine the sha256 of all weight files."""
         for side, checkpoint in self._sides().items():
             found = {name: _sha256(checkpoint, name) for name in sorted({t.file for t in checkpoint.tensors.values()})}
             self.files[side] = {name: digest for name, digest in found.items() if digest}
 
     def info(self) -> Mapping[str, Any]:
-        """Return what `/info` says."""
+        """Return the content of `/info`."""
         engine = self.engine
         sides = {side: self._endpoint(side, checkpoint) for side, checkpoint in self._sides().items()}
         texts = engine.texts
@@ -70,7 +70,7 @@ class Description:
 
 
 def name_of(checkpoint: Checkpoint) -> str:
-    """Return an endpoint's name for strangers: its Hub id, or its folder's own name without the way there."""
+    """Return an endpoint's public name: its Hub id, or the name of its folder without the path."""
     path = checkpoint.ref.path
     return path if checkpoint.commit else Path(path).expanduser().resolve().name
 
@@ -84,12 +84,12 @@ def _sha256(checkpoint: Checkpoint, name: str) -> str | None:
     try:
         return file_sha256(path)
     except OSError as error:
-        _LOG.warning("%s: cannot be read: %s; routers are not told its sha256", path, error.strerror)
+        _LOG.warning("%s: cannot be read: %s; /info leaves out its sha256", path, error.strerror)
         return None
 
 
 def _opens_think_from(texts: Tokenizing) -> float | None:
-    """Return the least λ whose chat template opens a `<think>` block in the prompt; None where none does."""
+    """Return the smallest λ whose chat template opens a `<think>` block in the prompt; None if none does."""
     if not texts.opens_think(1.0):
         return None
     low, high = 0.0, 1.0

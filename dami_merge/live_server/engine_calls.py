@@ -30,13 +30,13 @@ __all__ = ["EngineCalls"]
 T = TypeVar("T")
 _TGI = ("/generate", "/generate_stream", "/")
 _LARGE = 1 << 16
-"""Bytes of a body from which on it is read in a thread: its tokens take a while to count."""
+"""Bodies of more bytes are read in a thread, because tokenizing them takes a while."""
 _JSON = ((b"content-type", b"application/json"),)
 _EVENTS = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"))
 
 
 class EngineCalls:
-    """Answers whatever the router asks of its one backend. `describe` says what `/info` says."""
+    """Answers the router's calls to its one backend. `describe` returns the content of `/info`."""
 
     def __init__(self, engine: Engine, timeouts: Timeouts, describe: Callable[[], Mapping[str, Any]]) -> None:
         self.thread = EngineThread(engine)
@@ -47,11 +47,11 @@ class EngineCalls:
         self.thread.start()
 
     async def close(self) -> None:
-        """Stop it; what is under way is dropped."""
+        """Stop the thread; running requests are dropped."""
         await asyncio.to_thread(self.thread.stop)
 
     async def send(self, replica: Replica, request: Request, lambda_: float, *, fresh: bool = False) -> Reply:  # noqa: ARG002
-        """Answer a request at λ: whole, or a stream from its first token on."""
+        """Answer a request at λ: completely, or as a stream once its first token is there."""
         shape: Shape = "tgi" if request.path in _TGI else "openai"
         try:
             asked = await self._read(request.path, request.body, lambda_)
@@ -90,7 +90,7 @@ class EngineCalls:
         return await asyncio.to_thread(work) if len(body) > _LARGE else work()
 
     async def tokenize(self, body: bytes) -> tuple[int, Any]:
-        """Answer `/tokenize` as vLLM does: a prompt's tokens, or a conversation's."""
+        """Answer `/tokenize` as vLLM does, for a prompt or a conversation."""
         try:
             return 200, await self._apart(body, lambda: self._tokens(_object(body)))
         except (BadFieldError, MisuseError) as error:
@@ -126,7 +126,7 @@ class EngineCalls:
         *,
         fresh: bool = True,  # noqa: ARG002
     ) -> tuple[int, Any]:
-        """Answer an estimator's question."""
+        """Answer an estimator's call."""
         body = _json(data)
         if path == "/tokenize":
             return await self.tokenize(body)
@@ -139,7 +139,7 @@ class EngineCalls:
 
 @dataclass(frozen=True)
 class _Whole:
-    """A reply that is there."""
+    """A complete reply."""
 
     status: int
     headers: Sequence[tuple[bytes, bytes]]
@@ -151,11 +151,11 @@ class _Whole:
         yield b""
 
     def close(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing: the reply is complete."""
 
 
 class _Stream:
-    """A reply whose first token is there."""
+    """A streamed reply whose first token has arrived."""
 
     status = 200
     headers: Sequence[tuple[bytes, bytes]] = _EVENTS

@@ -1,4 +1,4 @@
-"""What a request asks for: generations for the engine, and the form of the reply."""
+"""Turn a request into generations for the engine, and the form of the reply."""
 
 from __future__ import annotations
 
@@ -29,34 +29,34 @@ MAX_TEMPERATURE = 100.0
 MAX_REPETITION = 100.0
 _LEAST = 1e-9
 MOST = 128
-"""Generations of one request at most: prompts times `n`."""
+"""The most generations of one request: prompts times `n`."""
 _OURS = ("add_generation_prompt", "chat_template", "continue_final_message", "conversation", "messages", "padding",
          "return_dict", "return_tensors", "tokenize", "tokenizer_kwargs", "truncation")  # fmt: skip
 
 
 class Form(Protocol):
-    """How answers are written down."""
+    """Formats the replies to one request."""
 
     def whole(self, answers: Sequence[Completion]) -> Any:
-        """Return the whole reply, for JSON."""
+        """Return the complete reply, for JSON."""
         ...
 
     def opening(self) -> bytes:
-        """Return what a stream begins with."""
+        """Return the beginning of a stream."""
         ...
 
     def event(self, index: int, event: Event) -> bytes:
-        """Return what a stream says of one event; nothing where there is nothing to say yet."""
+        """Return the part of a stream for one event; empty if there is nothing to send yet."""
         ...
 
     def closing(self) -> bytes:
-        """Return what a stream ends with."""
+        """Return the end of a stream."""
         ...
 
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """A request that makes sense."""
+    """A valid request."""
 
     generations: tuple[Generation, ...]
     stream: bool
@@ -64,20 +64,20 @@ class EngineRequest:
 
 
 def texts_of(engine: Engine) -> Tokenizing:
-    """Return what turns text into tokens; a loaded engine has it."""
+    """Return an engine's tokenizer and templates; a loaded engine has them."""
     assert engine.texts is not None
     return engine.texts
 
 
 def sampled(fields: Fields, texts: Tokenizing, lambda_: float) -> dict[str, Any]:
-    """Return a generation's sampling settings and penalties: the request's, and what it leaves open by default.
+    """Return a generation's sampling settings and penalties: the request's, and defaults for the others.
 
-    The defaults are those of the generation_config.json of the side that λ belongs to, as for a built variant.
+    The defaults come from the generation_config.json of the endpoint that λ belongs to, as for a built variant.
     """
     default = texts.sampling(lambda_)
     return {
         "temperature": fields.number("temperature", default.get("temperature", 0.0), 0.0, MAX_TEMPERATURE),
-        # 0 keeps the likeliest token, as the smallest number above 0 does.
+        # 0 keeps the likeliest token, and so does any tiny number above 0.
         "top_p": fields.number("top_p", default.get("top_p", 1.0), 0.0, 1.0) or _LEAST,
         "top_k": max(fields.whole("top_k", int(default.get("top_k", 0)), -1, NO_LIMIT), 0),
         "min_p": fields.number("min_p", default.get("min_p", 0.0), 0.0, 1.0),
@@ -88,7 +88,7 @@ def sampled(fields: Fields, texts: Tokenizing, lambda_: float) -> dict[str, Any]
 
 
 def penalties(fields: Fields, texts: Tokenizing, lambda_: float) -> dict[str, float]:
-    """Return a generation's penalties, which count in greedy answers too."""
+    """Return a generation's penalties, which apply to greedy answers too."""
     default = texts.sampling(lambda_)
     repetition = fields.number("repetition_penalty", default.get("repetition_penalty", 1.0), 0.0, MAX_REPETITION)
     if not repetition:
@@ -100,7 +100,7 @@ def penalties(fields: Fields, texts: Tokenizing, lambda_: float) -> dict[str, fl
 
 
 def fitting(engine: Engine, prompt: Sequence[int]) -> Sequence[int]:
-    """Return a prompt that leaves room for an answer; raises TooLongError for others."""
+    """Return the prompt; raises TooLongError if it leaves no room for an answer."""
     if not prompt:
         raise BadFieldError("the prompt is empty")
     if len(prompt) >= engine.max_length:
@@ -111,15 +111,15 @@ def fitting(engine: Engine, prompt: Sequence[int]) -> Sequence[int]:
 
 
 def copies(generations: Sequence[Generation], n: int) -> tuple[Generation, ...]:
-    """Return each generation `n` times; with a seed, each copy has its own."""
+    """Return each generation `n` times; if there is a seed, each copy gets a different one."""
     if len(generations) * n > MOST:
-        raise BadFieldError(f"at most {MOST} answers to one request, found {len(generations) * n}")
+        raise BadFieldError(f"at most {MOST} answers per request, found {len(generations) * n}")
     seeded = [(g, None if g.seed is None else g.seed + i) for g in generations for i in range(n)]
     return tuple(replace(g, seed=seed) for g, seed in seeded)
 
 
 def chat_tokens(engine: Engine, fields: Fields, lambda_: float) -> list[int]:
-    """Return a conversation's tokens as the pair's chat template has them; raises MisuseError where it refuses."""
+    """Return a conversation's tokens from the pair's chat template; raises MisuseError if it rejects them."""
     going_on = fields.flag("continue_final_message")
     arguments = _template_arguments(fields)
     begin = fields.flag("add_generation_prompt", not going_on)
@@ -135,7 +135,7 @@ def _template_arguments(fields: Fields) -> dict[str, Any]:
     given = Fields.of(value, "chat_template_kwargs").data
     for name in given:
         if name in _OURS or not name.isidentifier():
-            raise BadFieldError("`chat_template_kwargs` holds a name that is no variable of a template")
+            raise BadFieldError("`chat_template_kwargs` holds a name that is not a template variable")
     return dict(given)
 
 
@@ -186,7 +186,7 @@ def _content(content: object) -> str:
         raise BadFieldError("`content` of a message must be a text or a list of parts")
     for part in content:
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise BadFieldError("only parts of type `text` are understood in `content`")
+            raise BadFieldError("only parts of type `text` are supported in `content`")
     return "\n".join(part["text"] for part in content)
 
 
@@ -199,7 +199,7 @@ def prompts(engine: Engine, fields: Fields) -> list[list[int]]:
     if not isinstance(value, list) or not value:
         raise BadFieldError("`prompt` must be a text, a list of token ids, or a list of these")
     if len(value) > MOST:
-        raise BadFieldError(f"at most {MOST} prompts in one request, found {len(value)}")
+        raise BadFieldError(f"at most {MOST} prompts per request, found {len(value)}")
     return [tokens_of(engine, prompt, special) for prompt in value]
 
 

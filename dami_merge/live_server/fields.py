@@ -26,19 +26,19 @@ class TooLongError(BadFieldError):
 
 @dataclass(frozen=True)
 class Fields:
-    """The members of a JSON object; null is the same as not given."""
+    """The fields of a JSON object; null means the same as not given."""
 
     data: Mapping[str, Any]
 
     @classmethod
     def of(cls, value: object, what: str) -> Fields:
-        """Take a value as an object."""
+        """Return the fields of a value that must be an object."""
         if not isinstance(value, dict):
             raise BadFieldError(f"`{what}` must be an object")
         return cls(value)
 
     def has(self, name: str) -> bool:
-        """Say whether a field is given."""
+        """Tell whether a field is given."""
         return self.data.get(name) is not None
 
     def number(self, name: str, default: float, low: float = -math.inf, high: float = math.inf) -> float:
@@ -69,14 +69,14 @@ class Fields:
         return value
 
     def text(self, name: str) -> str:
-        """Return a text that must be there."""
+        """Return a required text."""
         value = self.data.get(name)
         if not isinstance(value, str):
             raise BadFieldError(f"`{name}` must be a text")
         return value
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """Return a list of texts that are not empty; one text is a list of one."""
+        """Return a list of texts, none of them empty; a single text counts as a list of one."""
         value = self.data.get(name)
         values = [value] if isinstance(value, str) else [] if value is None else value
         if not isinstance(values, list) or not all(isinstance(text, str) and text for text in values):
@@ -84,27 +84,27 @@ class Fields:
         return tuple(values)
 
     def seed(self) -> int | None:
-        """Return `seed`; None where there is none."""
+        """Return `seed`, or None if it is not given."""
         value = self.data.get("seed")
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise BadFieldError("`seed` must be a whole number")
         return value
 
     def accept(self, known: KnownFields) -> None:
-        """Refuse every field that this server does not know, or that asks for what it cannot do."""
+        """Refuse every field that is unknown, or has a value that is not supported."""
         for name, value in self.data.items():
             if value is None or name in known.used or name in known.harmless:
                 continue
             if name not in known.neutral:
                 near = did_you_mean(name, known.used)
                 hint = f"did you mean `{near}`?" if near else "it might change the answer; leave it out"
-                raise BadFieldError(f"`{name:.60}` is not a field that this server knows; {hint}")
+                raise BadFieldError(f"`{name:.60}` is not a field of this API; {hint}")
             if not any(same(value, neutral) for neutral in known.neutral[name]):
                 raise BadFieldError(f"`{name}` is not supported here, and would change the answer; leave it out")
 
 
 def same(value: object, other: object) -> bool:
-    """Compare JSON values: true is not 1, but 1.0 is."""
+    """Tell whether JSON values are equal: 1 equals 1.0, but not true."""
     return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 

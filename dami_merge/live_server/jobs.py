@@ -1,7 +1,7 @@
-"""The engine's thread, and jobs: what one request asks of the engine, answered on an event loop.
+"""The engine's thread, and jobs: the generations of one request, with their events on an event loop.
 
-An engine belongs to one thread. Orders (begin a job, end it) go to that thread through a queue and are
-carried out between two steps; the events of a step come back to the loop in one call.
+An engine is used from one thread. Orders (begin a job, end it) reach that thread through a queue and are carried
+out between two steps; the events of a step return to the loop in one call.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ __all__ = ["EngineThread", "Job", "Told"]
 _LOG = logging.getLogger(__name__)
 
 Told = tuple[int, Event]
-"""Which of a job's generations, and what happened to it."""
+"""The index of one of a job's generations, and its event."""
 
 
 class Job:
-    """Some generations under way. `cancel` it, or read it to its end."""
+    """The running generations of one request. Read it to its end, or `cancel` it."""
 
     def __init__(self, thread: EngineThread, generations: Sequence[Generation]) -> None:
         self.generations = tuple(generations)
@@ -38,7 +38,7 @@ class Job:
         self._open = len(self.generations)
 
     async def next(self) -> list[Told]:
-        """Wait for the next events; an empty list once all have ended. Raises what kept the job from going on."""
+        """Wait for the next events; an empty list once all have ended. Raises the error that stopped the job."""
         if not self._open:
             return []
         told = await self._told.get()
@@ -49,7 +49,7 @@ class Job:
         return told
 
     async def completions(self) -> list[Completion]:
-        """Wait for all answers, in the order asked."""
+        """Wait for all answers, in the order of the generations."""
         builders = [CompletionBuilder() for _ in self.generations]
         while told := await self.next():
             for index, event in told:
@@ -57,18 +57,18 @@ class Job:
         return [builder.finished() for builder in builders]
 
     def cancel(self) -> None:
-        """Free the rows that are still worked on; safe to repeat."""
+        """Free the rows that are still live; safe to repeat."""
         if self._open:
             self._open = 0
             self._thread.end(self)
 
     def tell(self, told: list[Told] | DamiError) -> None:
-        """Take news; called on the loop."""
+        """Receive events or an error; called on the loop."""
         self._told.put_nowait(told)
 
 
 class EngineThread:
-    """Runs an engine in a thread of its own, from `start` to `stop`. `submit` from an event loop."""
+    """Runs an engine in its own thread, from `start` to `stop`. Call `submit` from an event loop."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -79,30 +79,30 @@ class EngineThread:
 
     @property
     def alive(self) -> bool:
-        """Whether work is done."""
+        """Whether the thread is running."""
         return self._thread is not None and self._thread.is_alive()
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="dami-engine", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the step that is under way; what is left is dropped."""
+        """Stop after the current step; unfinished work is dropped."""
         if self._thread is not None:
             self._orders.put(self._stop)
             self._thread.join()
             self._thread = None
 
     def submit(self, generations: Sequence[Generation]) -> Job:
-        """Give the engine work."""
+        """Start a job for these generations."""
         job = Job(self, generations)
         self._orders.put(partial(self._begin, job))
         return job
 
     def end(self, job: Job) -> None:
-        """Drop what is left of a job."""
+        """Drop the unfinished rows of a job."""
         self._orders.put(partial(self._end, job))
 
     def _run(self) -> None:
@@ -112,7 +112,7 @@ class EngineThread:
                 self._step()
 
     def _obey(self) -> None:
-        """Carry out all orders there are; wait for one where there is nothing else to do."""
+        """Carry out all waiting orders; wait for one if there is nothing else to do."""
         while not self._stopping:
             try:
                 order = self._orders.get(block=not self.engine.busy)
@@ -133,7 +133,7 @@ class EngineThread:
             self._end(job)
             self._tell(job, error)
         except Exception:
-            _LOG.exception("the engine does not take a request")
+            _LOG.exception("the engine failed to add a request")
             self._fail(job)
 
     def _end(self, job: Job) -> None:
@@ -145,18 +145,18 @@ class EngineThread:
         try:
             self.engine.remove(row)
         except Exception:
-            _LOG.exception("the engine does not let go of a row")
+            _LOG.exception("the engine failed to remove a row")
 
     def _fail(self, job: Job) -> None:
         self._end(job)
-        self._tell(job, FailureError("the engine failed in the middle of this request"))
+        self._tell(job, FailureError("the engine failed during this request"))
 
     def _step(self) -> None:
         try:
             events = self.engine.step()
         except Exception:
-            # Whatever broke, the rows of this step cannot go on; those that come later can.
-            _LOG.exception("the engine failed; the requests under way are given up")
+            # The rows of this step cannot continue; later ones can.
+            _LOG.exception("the engine failed; running requests are dropped")
             for job in {job for job, _ in self._owners.values()}:
                 self._fail(job)
             return
@@ -174,8 +174,8 @@ class EngineThread:
         self._tell_all({job: news})
 
     def _tell_all(self, told: Mapping[Job, list[Told] | DamiError]) -> None:
-        """Bring news to the loop: one call for all jobs of a step, since each wakes it."""
-        # Every job is of the loop that the server runs in; one that has been closed has nobody left who waits.
+        """Send events to the loop: one call for all jobs of a step, because each call wakes it."""
+        # All jobs belong to the server's loop. If it is closed, nothing waits for them any more.
         if told:
             with suppress(RuntimeError):
                 next(iter(told)).loop.call_soon_threadsafe(_tell_jobs, told)

@@ -1,6 +1,6 @@
-"""Every field that a request may hold: used, harmless, or accepted only where it asks for nothing.
+"""The fields that a request may hold: used, harmless, or accepted only at a value that has no effect.
 
-A field that is in none of these tables is refused by name: it might change the answer.
+A field in none of these tables is refused by name, because it might change the answer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["CHAT", "COMPLETION", "STREAM_OPTIONS", "TGI_BODY", "TGI_PARAMETERS",
 
 @dataclass(frozen=True)
 class KnownFields:
-    """The fields of one kind of request. `neutral`: the values, besides null, that ask for nothing."""
+    """The fields of one kind of request. `neutral`: unsupported fields, with the values that have no effect."""
 
     used: frozenset[str]
     harmless: frozenset[str]
@@ -30,7 +30,7 @@ _OPENAI = _SAMPLING | {
     "skip_special_tokens",
 }  # fmt: skip
 _TEMPLATE = frozenset({"messages", "chat_template_kwargs", "add_generation_prompt", "continue_final_message"})
-# Who asks, how the request is accounted for, and how λ is chosen, which the router has done by now.
+# The user, accounting, scheduling, and the router's own fields, which it has used by now.
 _HARMLESS = frozenset({
     "cache_salt", "metadata", "prediction", "priority", "prompt_cache_key", "prompt_cache_retention", "reasoning",
     "reasoning_effort", "request_id", "safety_identifier", "service_tier", "store", "user",
@@ -50,7 +50,7 @@ _NO_TOOLS: Mapping[str, tuple[Any, ...]] = {
 
 CHAT = KnownFields(
     _OPENAI | _TEMPLATE | {"max_completion_tokens", "top_logprobs"},
-    # TGI's clients send their default tool prompt without any tools.
+    # TGI's clients send their default tool prompt even without tools.
     _HARMLESS | {"tool_prompt"},
     {**_NEUTRAL, **_NO_TOOLS, "add_special_tokens": (False,), "echo": (False,)},
 )
@@ -67,7 +67,7 @@ STREAM_OPTIONS = KnownFields(
 """`stream_options` of OpenAI's routes."""
 
 TGI_BODY = KnownFields(frozenset({"inputs", "parameters", "stream", "model"}), frozenset({"options"}), {})
-"""TGI's routes: the request itself. `options` is of Hugging Face's former Inference API."""
+"""TGI's routes: the request itself. `options` comes from Hugging Face's former Inference API."""
 
 TGI_PARAMETERS = KnownFields(
     _SAMPLING

@@ -20,11 +20,11 @@ from dami_router.proxy.server import serve
 __all__ = ["configure", "make_proxy", "run"]
 
 _TIMEOUTS = Timeouts(first_byte=600.0, total=3600.0)
-"""A model of four billion parameters on a CPU takes its time; `timeouts` in the router's section says otherwise."""
+"""Long enough for a model of four billion parameters on a CPU; `timeouts` in the router's section overrides them."""
 
 
 def configure(engine: Engine, section: RouterConfig, keys: tuple[str, ...] = ()) -> RouterConfig:
-    """Return the proxy's configuration: the endpoints by their names, and what `load_section` has read."""
+    """Return the proxy's configuration: the endpoints by name, and the settings that `load_section` has read."""
     timeouts = _TIMEOUTS if section.timeouts == Timeouts() else section.timeouts
     return replace(
         section, name=engine.name, variants=_variants(engine), timeouts=timeouts, api_keys=(*section.api_keys, *keys)
@@ -47,7 +47,7 @@ def run(engine: Engine, config: RouterConfig, path: object, host: str, port: int
 
 
 def _variants(engine: Engine) -> tuple[VariantSpec, ...]:
-    """The endpoints by their own names; two of the same name are `instruct` and `thinking`."""
+    """Return the endpoints under their own names, or `instruct` and `thinking` if these are the same."""
     pair = engine.endpoints
     names = [name_of(side).rsplit("/", 1)[-1] for side in (pair.instruct, pair.thinking)] if pair else []
     if len(set(names)) < len(("instruct", "thinking")) or set(names) & {LIVE, "dami"}:
@@ -56,13 +56,13 @@ def _variants(engine: Engine) -> tuple[VariantSpec, ...]:
 
 
 class _Rows(Collector):
-    """The engine's state at the moment of asking."""
+    """The engine's current state."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def collect(self) -> Iterable[Metric]:
         engine = self._engine
-        yield GaugeMetricFamily("dami_live_rows", "Sequences that are worked on.", value=engine.rows)
-        yield GaugeMetricFamily("dami_live_waiting", "Sequences that wait to be taken in.", value=engine.waiting)
-        yield GaugeMetricFamily("dami_live_cache_bytes", "Memory of keys and values.", value=engine.cache_bytes)
+        yield GaugeMetricFamily("dami_live_rows", "Live sequences.", value=engine.rows)
+        yield GaugeMetricFamily("dami_live_waiting", "Sequences that wait to be admitted.", value=engine.waiting)
+        yield GaugeMetricFamily("dami_live_cache_bytes", "Bytes of keys and values.", value=engine.cache_bytes)

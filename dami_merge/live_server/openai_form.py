@@ -34,7 +34,7 @@ from dami_router.messages.pinning import pin
 __all__ = ["read_chat", "read_completion"]
 
 _TEXT_TOKENS = 16
-"""What OpenAI writes of a text completion where the request sets no limit."""
+"""OpenAI's limit for text completions whose request sets none."""
 
 
 def read_chat(data: Mapping[str, Any], engine: Engine, lambda_: float) -> EngineRequest:
@@ -45,7 +45,7 @@ def read_chat(data: Mapping[str, Any], engine: Engine, lambda_: float) -> Engine
     top = fields.whole("top_logprobs", 0, 0, MAX_TOP)
     if top and not fields.flag("logprobs"):
         raise BadFieldError("`top_logprobs` needs `logprobs: true`")
-    # As vLLM: what generation_config.json says, or as far as there is room.
+    # As in vLLM: the limit in generation_config.json, or whatever fits.
     most = int(texts_of(engine).sampling(lambda_).get("max_new_tokens") or engine.max_length)
     limit = _limit(fields, ("max_completion_tokens", "max_tokens"), max(most, 1))
     one = _generation(fields, engine, lambda_, prompt, limit, fields.flag("logprobs"), top)
@@ -97,7 +97,7 @@ def _asked(
 ) -> EngineRequest:  # fmt: skip
     stream = fields.flag("stream")
     if stream and (fields.flag("echo") or fields.has("prompt_logprobs")):
-        raise BadFieldError("`echo` and `prompt_logprobs` are not given in a stream; leave `stream` out")
+        raise BadFieldError("`echo` and `prompt_logprobs` are not available in a stream; leave `stream` out")
     n = fields.whole("n", 1, 1, MOST)
     generations = copies(many, n)
     options = Fields.of(
@@ -205,7 +205,7 @@ class _Form:
     def _logprobs(
         self, tokens: Sequence[int], values: Sequence[float | None], tops: Sequence[Any], index: int
     ) -> dict[str, Any]:
-        # Where no alternatives were asked for, the engine lists none.
+        # The engine lists alternatives only if they were requested.
         tops = tops if len(tops) == len(tokens) else [()] * len(tokens)
         if self.kind == "chat":
             return self.written.chat_logprobs(tokens, [v or 0.0 for v in values], tops)

@@ -1,8 +1,8 @@
 """Text Generation Inference's own routes: `/generate`, `/generate_stream` and `/`, and their replies.
 
-As TGI does: `parameters` left out means sampling, given without any sampling parameter it means greedy; the
-prompt's log-probabilities are `details.prefill`, for `decoder_input_details`, and not in a stream. Unlike
-TGI, a stop text is no part of the answer, and log-probabilities are the model's own, before temperature.
+As in TGI, a request without `parameters` is sampled, and `parameters` without a sampling setting mean greedy; the
+prompt's log-probabilities are in `details.prefill`, for `decoder_input_details`, but not in a stream. Unlike in
+TGI, a stop text is not part of the answer, and log-probabilities are the model's own, before temperature.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _truncated(fields: Fields, prompt: list[int]) -> list[int]:
 def _sampled(fields: Fields, engine: Engine, lambda_: float) -> dict[str, Any]:
     if fields.flag("do_sample") or any(fields.has(name) for name in _SAMPLING):
         found = sampled(fields, texts_of(engine), lambda_)
-        # Asked to sample, it samples, even where generation_config.json would not.
+        # A request to sample wins over a greedy generation_config.json.
         return found if fields.has("temperature") else {**found, "temperature": found["temperature"] or 1.0}
     return {"temperature": 0.0, "seed": fields.seed(), **penalties(fields, texts_of(engine), lambda_)}
 
@@ -94,7 +94,7 @@ class _Form:
         self._text.append(event.text)
         self._count += 1
         token = event.token or 0
-        # Clients leave special tokens out and put the others' texts together; what a token releases is its text.
+        # Clients join the texts of all tokens that are not special, so a token's text is the text that it releases.
         special = self.written.special(token) and not event.text
         said = {**self._token(token, event.log_prob or 0.0, None if special else event.text), "special": special}
         end = None

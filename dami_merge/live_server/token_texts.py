@@ -1,4 +1,4 @@
-"""Tokens and their log-probabilities as replies write them."""
+"""Format tokens and their log-probabilities for replies."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from dami_merge.live import Choice
 __all__ = ["Written"]
 
 _LEAST = -9999.0
-"""JSON has no −∞; vLLM writes this."""
+"""vLLM's stand-in for −∞, which JSON does not have."""
 
 
 class Written:
-    """Writes tokens down with one tokenizer."""
+    """Formats tokens with one tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Return the text of some tokens, special ones included."""
+        """Return the text of tokens, including special ones."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=False))
 
     def special(self, token: int) -> bool:
-        """Say whether a token is a special one."""
+        """Tell whether a token is special."""
         return token in self._tokenizer.all_special_ids
 
     def chat_logprobs(
         self, tokens: Sequence[int], values: Sequence[float], tops: Sequence[Sequence[Choice]]
     ) -> dict[str, Any]:
-        """Return `logprobs` of a chat's choice."""
+        """Return the `logprobs` of a chat choice."""
         rows = zip(tokens, values, tops, strict=True)
         return {
             "content": [
@@ -43,7 +43,7 @@ class Written:
     def text_logprobs(
         self, tokens: Sequence[int], values: Sequence[float | None], tops: Sequence[Sequence[Choice]], offset: int
     ) -> dict[str, Any]:
-        """Return `logprobs` of a text completion's choice; the first token of a prompt has none."""
+        """Return the `logprobs` of a text completion's choice; the first token of a prompt has none."""
         texts = [self.text([token]) for token in tokens]
         offsets = [offset]
         for text in texts:
@@ -61,7 +61,7 @@ class Written:
     def prompt_entry(self, token: int, value: float | None, top: Sequence[Choice]) -> dict[str, Any] | None:
         """Return one token of vLLM's `prompt_logprobs`: itself and its alternatives, by id; None for the first.
 
-        `rank` is known where the token is among the alternatives that were asked for.
+        `rank` is known only if the token is among the requested alternatives.
         """
         if value is None:
             return None
@@ -78,11 +78,11 @@ class Written:
     def _named(self, choices: Sequence[Choice]) -> dict[str, float]:
         found: dict[str, float] = {}
         for token, value in choices:
-            # Two tokens may have one text, such as two broken characters: the likelier one stands.
+            # Two tokens may share a text, for example two incomplete characters: keep the likelier one.
             found.setdefault(self.text([token]), finite(value))
         return found
 
 
 def finite(value: float) -> float:
-    """Return a log-probability that JSON can hold."""
+    """Return a log-probability that JSON can represent."""
     return max(value, _LEAST)

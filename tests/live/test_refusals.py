@@ -74,7 +74,7 @@ def test_a_request_that_makes_no_sense_is_refused(asked: dict[str, Any], message
         ({"min_p": -0.1}, "min_p: expected a number of at least 0 and at most 1"),
         ({"typical_p": 0}, "typical_p: expected a number above 0"),
         ({"seed": 1.5}, "seed: expected a whole number"),
-        ({"stop": "ab"}, "stop: expected several texts, found 'ab'"),
+        ({"stop": "ab"}, "stop: expected a sequence of texts, found 'ab'"),
         ({"stop": (1,)}, "stop: expected texts"),
         ({"log_probs": 1}, "log_probs: expected True or False"),
         ({"prompt_log_probs": True}, "prompt_log_probs: expected a whole number from 0 to 20"),
@@ -149,8 +149,8 @@ def test_a_schedule_outside_the_segment_is_refused(engine: Engine) -> None:
     [
         ({"mode": "fast"}, "mode: expected one of auto, mixed, uniform"),
         ({"dtype": "int8"}, "dtype: expected one of bfloat16"),
-        ({"device": "cuda:7"}, "device 'cuda:7' is not there"),
-        ({"device": "toaster"}, "device 'toaster' is not there"),
+        ({"device": "cuda:7"}, "device 'cuda:7' is not available"),
+        ({"device": "toaster"}, "device 'toaster' is not available"),
         ({"path": "late(-1)"}, "expected a number of at least 0"),
         ({"chat_template": "both"}, "expected instruct, thinking or from"),
         ({"max_length": 513}, "max_length: the model was made for 512 tokens, found 513"),
@@ -193,7 +193,7 @@ def test_unsupported_modules_are_named_before_anything_is_loaded(
 @pytest.mark.parametrize(
     ("kind", "config", "message"),
     [
-        ("gpt_neox", {}, "GPTNeoXForCausalLM is not among the models .* supported: .*Qwen3"),
+        ("gpt_neox", {}, "GPTNeoXForCausalLM is not supported .* supported are .*Qwen3"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "Gemma3Attention that is not causal"),
         ("apertus", {}, "XIELUActivation"),
         ("gpt_oss", {}, "GptOssAttention"),
@@ -225,12 +225,12 @@ def changed(pair: Pair, folder: Path, **config: Any) -> Pair:
     ("config", "message"),
     [
         ({"model_type": "mystery"}, "model_type 'mystery' is unknown to Transformers"),
-        ({"model_type": "vit"}, "ViTConfig describes no language model"),
+        ({"model_type": "vit"}, "ViTConfig is not the config of a language model"),
         ({"model_type": ["qwen3"]}, "is unknown to Transformers"),
         ({"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}}, "rotary embedding `proportional`"),
         ({"num_hidden_layers": 5, "layer_types": None}, "lacks .* of the model's .* tensors, such as `model.layers.3"),
         ({"intermediate_size": 64}, r"`model.layers.0.mlp.gate_proj.weight` is \[48, 32\]; its config.json makes it"),
-        ({"hidden_act": "no_such"}, "config.json makes no model"),
+        ({"hidden_act": "no_such"}, "Transformers cannot build a model from config.json"),
     ],
 )
 def test_configs_that_do_not_fit_are_refused(pair: Pair, tmp_path: Path, config: dict[str, Any], message: str) -> None:

@@ -86,7 +86,7 @@ def test_tgi_s_routes_refuse_by_name_too(server: Client, name: str) -> None:
 def test_a_near_miss_is_suggested(server: Client) -> None:
     """A mistyped name is told with the one that was meant."""
     message = server.post(CHAT, {**BODIES[CHAT], "temprature": 1}).json["error"]["message"]
-    assert message == "`temprature` is not a field that this server knows; did you mean `temperature`?"
+    assert message == "`temprature` is not a field of this API; did you mean `temperature`?"
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
