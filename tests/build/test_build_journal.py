@@ -120,7 +120,7 @@ def test_a_lock_file_is_not_for_everybody_to_write(tmp_path: Path) -> None:
     with locked(lock, tmp_path):
         assert lock.read_text() == "kept"
     with locked(tmp_path / "new", tmp_path):
-        assert (tmp_path / "new").stat().st_mode & 0o022 == 0
+        assert (tmp_path / "new").stat().st_mode & 0o133 == 0
 
 
 Facts = dict[str, object]

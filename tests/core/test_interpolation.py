@@ -161,6 +161,28 @@ def test_blocks_for_many_lambda_have_the_bits_of_one(
         assert torch.equal(thinking, before[1])
 
 
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+def test_blocks_copy_the_endpoints_bit_for_bit(dtype: torch.dtype) -> None:
+    """λ=0 and λ=1 are copies, not sums: infinities, NaN and the sign of zero stay."""
+    odd = torch.tensor([float("inf"), -0.0, float("nan"), 1.0], dtype=dtype)
+    other = torch.tensor([1.0, 2.0, 3.0, float("inf")], dtype=dtype)
+    for instruct, thinking in ((odd, other), (other, odd)):
+        out = [torch.full((4,), 7.0, dtype=dtype) for _ in range(3)]
+        BlockInterpolator(4).write(instruct, thinking, [0.0, 0.5, 1.0], out)
+        for made, expected in ((out[0], instruct), (out[2], thinking)):
+            assert made.view(torch.uint8).tolist() == expected.view(torch.uint8).tolist()
+
+
+@pytest.mark.parametrize("dtype", FLOATING_DTYPES)
+def test_blocks_are_computed_on_the_device_that_was_asked_for(dtype: torch.dtype) -> None:
+    """Torch refuses to mix devices, so that `meta`, which holds no numbers, shows where the memory lies."""
+    instruct, thinking = (torch.empty(4, dtype=dtype, device="meta") for _ in range(2))
+    out = torch.empty(4, dtype=torch.float16, device="meta")
+    BlockInterpolator(4, "meta").write(instruct, thinking, [0.3], [out])
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        BlockInterpolator(4).write(instruct, thinking, [0.3], [out])
+
+
 @given(
     seed=SEEDS,
     lambda_=st.sampled_from([0.0, 0.3, 0.5, 0.8, 1.0]),

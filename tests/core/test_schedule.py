@@ -139,11 +139,38 @@ def test_a_misspelt_schedule_says_how_to_write_it(text: str, advice: str) -> Non
     assert advice in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["window(0, 5)", "window(-1, 2)", "step(0, 1, at=5)", "step(0, 1, at=1.5)"])
-def test_layers_beyond_the_model_are_refused(text: str) -> None:
-    """A layer index that the model does not have is refused with the range it has."""
-    with pytest.raises(MisuseError, match="layer index from 0 to 4"):
+@pytest.mark.parametrize(
+    ("text", "what", "found"),
+    [
+        ("window(0, 5)", "window: `last`", "5"),
+        ("window(-1, 2)", "window: `first`", "-1"),
+        ("window(0.5, 2)", "window: `first`", "0.5"),
+        ("step(0, 1, at=5)", "step: `at`", "5"),
+        ("step(0, 1, at=1.5)", "step: `at`", "1.5"),
+    ],
+)
+def test_layers_beyond_the_model_are_refused(text: str, what: str, found: str) -> None:
+    """A layer index that the model does not have is refused with its name, the range there is, and the way out."""
+    with pytest.raises(MisuseError) as caught:
         at(text, layer(2, 5))
+    assert caught.value.message == f"{what}: expected a layer index from 0 to 4, found {found}"
+    assert "5 layers" in (caught.value.hint or "")
+    assert "filter" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "text", ["window(0, 0)", "window(4, 4)", "window(2, 2)", "step(0, 1, at=0)", "step(0, 1, at=4)"]
+)
+def test_the_first_and_the_last_layer_are_layers(text: str) -> None:
+    """A window of one layer, and a step at either end."""
+    values = [at(text, layer(i, 5)) for i in range(5)]
+    assert len(set(values)) == (1 if text == "step(0, 1, at=0)" else 2)
+
+
+def test_a_steep_sigmoid_is_a_step() -> None:
+    """However small the width, the curve is computed on both sides without an overflow."""
+    values = [at("sigmoid(0.2, 0.8, center=0.5, width=0.0001)", layer(i, 5)) for i in range(5)]
+    assert values == pytest.approx([0.2, 0.2, 0.5, 0.8, 0.8])
 
 
 @given(text=st.text(max_size=40) | st.from_regex(r"[a-z]{1,8}\([0-9., a-z=-]{0,20}\)", fullmatch=True))
@@ -173,5 +200,24 @@ def test_lambda_range(value: float) -> None:
         if inside or (allowed and math.isfinite(value)):
             assert check_lambda(value, allow_extrapolation=allowed) == value
         else:
-            with pytest.raises(MisuseError, match="expected"):
-                check_lambda(value, allow_extrapolation=allowed)
+            with pytest.raises(MisuseError, match=r"^here: expected"):
+                check_lambda(value, allow_extrapolation=allowed, where="here")
+
+
+def test_both_ends_of_the_range_are_in_it_and_the_way_out_is_told() -> None:
+    """0 and 1 pass; just beyond them the message shows the number, and the hint how to allow it."""
+    assert (check_lambda(0.0), check_lambda(1.0)) == (0.0, 1.0)
+    for value in (-0.001, 1.001):
+        with pytest.raises(MisuseError) as caught:
+            check_lambda(value)
+        assert caught.value.message == f"lambda: expected a number in [0, 1], found {value:g}"
+        assert "allow_extrapolation: true" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("value", ["nan", "rmap(0, 1)", None])
+def test_messages_begin_with_the_place(value: object) -> None:
+    """The recipe's own place where it is known, else the word `lambda`."""
+    for where in ("lambda", "recipe.yml:7"):
+        with pytest.raises(MisuseError) as caught:
+            parse_lambda(value) if where == "lambda" else parse_lambda(value, where=where)
+        assert caught.value.message.startswith(f"{where}: ")

@@ -9,8 +9,8 @@ that survived.
 
 mutmut leaves decorated functions alone, and would change the words of messages. So the copies are
 rewritten first, without changing what they do: `@property def f` becomes `f = property(plain_f)`,
-and a string of several words becomes an f-string, which mutmut does not change. Constants of modules
-and fields of classes are not changed at all.
+and a string of several words, or the name of an encoding, becomes an f-string, which mutmut does not
+change. Constants of modules and fields of classes are not changed at all.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ class Plain(cst.CSTTransformer):
         return cst.FlattenSentinel([updated_node.with_changes(name=plain, decorators=[]), line])
 
     def leave_SimpleString(self, original_node: cst.SimpleString, updated_node: cst.SimpleString) -> Any:
-        if updated_node.prefix or len(updated_node.quote) > 1 or not re.search(r"\w,? \w", updated_node.raw_value):
+        prose = re.search(r"\w,? \w|^utf-8$", updated_node.raw_value)
+        if updated_node.prefix or len(updated_node.quote) > 1 or not prose:
             return updated_node
         text = updated_node.raw_value.replace("{", "{{").replace("}", "}}")
         quote = updated_node.quote
@@ -111,6 +112,9 @@ def stage(room: Room) -> Path:
     start = whole.index("[tool.pytest.ini_options]")
     following = whole.find("\n[", start)
     options = whole[start:] if following < 0 else whole[start:following]
+    # An encoding that is left out shows, whatever the machine's own is.
+    ours = '"ignore::EncodingWarning", "error::EncodingWarning:dami_.*"'
+    options = options.replace('filterwarnings = [\n  "error",', f'filterwarnings = [\n  "error", {ours},')
     settings = {
         "source_paths": list(PACKAGES), "only_mutate": list(room.modules), "also_copy": list(COPIED),
         "pytest_add_cli_args_test_selection": list(room.tests), "process_isolation": "forkserver",
@@ -128,7 +132,10 @@ def run(room: Room, jobs: int) -> Path:
     """Run mutmut over a room; exits where its tests do not pass on unchanged code."""
     project = stage(room)
     # Processes that tests start import the same copy.
-    environment = {**os.environ, "PYTHONPATH": str(project / "mutants"), "DAMI_NO_AUTOLOAD": "1"}
+    environment = {
+        **os.environ, "PYTHONPATH": str(project / "mutants"), "DAMI_NO_AUTOLOAD": "1",
+        "PYTHONWARNDEFAULTENCODING": "1",
+    }  # fmt: skip
     with (project / "mutmut.log").open("w") as log:
         command = [str(Path(sys.executable).with_name("mutmut")), "run", "--max-children", str(jobs)]
         done = subprocess.run(command, cwd=project, env=environment, stdout=log, stderr=subprocess.STDOUT)

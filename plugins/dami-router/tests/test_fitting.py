@@ -59,6 +59,7 @@ def test_a_mean_lambda_that_can_be_had_is_met_closely(share: float, largest: flo
     assert found.fitted == pytest.approx(wish.mean, abs=largest / 1000)
     assert max(value for value, _ in found.histogram) <= largest
     assert found.map.max_lambda == largest
+    assert found.wish == wish
     assert 0 < found.map.mean_lambda < largest
 
 
