@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow test-tgi test-vllm test-litellm lint bench docs clean
+.PHONY: setup demo test test-slow test-tgi test-vllm test-litellm lint bench docs mutants clean
 
 setup: $(STAMP)
 
@@ -73,9 +73,17 @@ bench: $(STAMP)
 	  then $(BIN)/python benchmarks/proxy.py --seconds 2 --rounds 2; \
 	  else echo 'benchmarks/proxy.py was not run: it needs nginx and wrk (on Debian: nginx-light, wrk)' >&2; fi
 
+# Mutation testing of the rooms in tests/mutants/rooms.toml: half an hour for all, `make mutants ROOMS=choosing` for one.
+$(VENV)/.mutants: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt mutmut==3.8.1
+	@touch $@
+
+mutants: $(VENV)/.mutants
+	$(BIN)/python tests/mutants/run.py $(ROOMS)
+
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/schema.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dami-demo
+	rm -rf $(VENV) build/mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis dami-demo

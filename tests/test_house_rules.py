@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,14 @@ def _public_names() -> dict[str, list[str]]:
 def test_a_name_has_one_meaning() -> None:
     """No module file name and no public class name is used twice across the distributions."""
     assert {name: places for name, places in _public_names().items() if len(places) > 1} == {}
+
+
+def test_mutation_testing_names_modules_and_tests_that_are_there() -> None:
+    """A module or test file that is renamed is renamed in tests/mutants/rooms.toml too."""
+    rooms = tomllib.loads((ROOT / "tests" / "mutants" / "rooms.toml").read_text(encoding="utf-8"))
+    packages = {"dami_router": ROOT / "plugins" / "dami-router", "dami_merge": ROOT}
+    for room in rooms.values():
+        for module in room["modules"]:
+            assert (packages[module.split("/")[0]] / module).is_file(), module
+        for test in room["tests"]:
+            assert (ROOT / test).is_file(), test
