@@ -171,7 +171,7 @@ def parse_family(text: str | bytes, where: str = MANIFEST) -> Family:
             )
         return Family.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
+        first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the top"
         raise CheckpointError(f"{where}: {place[:200]}: {first['msg']}", hint="not a family manifest?") from None
     except (ValueError, RecursionError):
