@@ -84,6 +84,16 @@ def test_the_text_is_for_people_and_for_diffs() -> None:
     assert text.endswith("\n}\n")
 
 
+@pytest.mark.parametrize("value", ["left out", "carried"])
+def test_custom_code_is_written_only_where_there_is_any(value: str) -> None:
+    """A family without any has the manifest that it always had; one with it says what became of the code."""
+    assert "custom_code" not in json.loads(parse_family(json.dumps(manifest())).text())
+    text = parse_family(json.dumps(manifest(custom_code=value))).text()
+    assert json.loads(text)["custom_code"] == value
+    assert parse_family(text).text() == text
+    assert refusal(manifest(custom_code="maybe")).message.startswith("x/dami_family.json: custom_code: ")
+
+
 def test_a_number_that_is_none_is_never_written() -> None:
     """NaN cannot come in by reading, and does not go out by a copy that was made without checks."""
     family = parse_family(json.dumps(manifest()))
@@ -233,6 +243,7 @@ def test_a_manifest_over_sixteen_mebibytes_is_not_read(tmp_path: Path, size: int
 def test_the_schema_is_that_of_the_file() -> None:
     """It speaks of `lambda`, as the file does, and of no field that the file has not."""
     schema = json_schema()
-    assert set(schema["properties"]) == set(manifest())
+    assert set(schema["required"]) == set(manifest())
+    assert set(schema["properties"]) == {*manifest(), "custom_code"}
     assert set(schema["$defs"]["Variant"]["properties"]) == set(variant(0))
     assert schema["additionalProperties"] is False
