@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from dami_merge.build.old_spellings import PARTS, flat_text_config, old_spellings
 from dami_merge.checkpoints.checkpoint import Checkpoint
 from dami_merge.checkpoints.custom_code import AUTO_MAP, code_files
 from dami_merge.checkpoints.small_files import read_small_file
@@ -29,7 +30,7 @@ from dami_merge.checkpoints.templates import (
 from dami_merge.checkpoints.tying import untied as untied_config
 from dami_router.manifest.family import ChatTemplate, Sampling
 
-__all__ = ["Companions", "make_companions"]
+__all__ = ["Companions", "make_companions", "readable_config"]
 
 _COPIED = (
     "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model",
@@ -70,7 +71,7 @@ def make_companions(
     """
     files = {name: data for name in _COPIED if (data := read_small_file(instruct, name)) is not None}
     config = untied_config(instruct.config) if untied else instruct.config
-    files["config.json"] = _json(_config(config, _TORCH_NAMES.get(dtype, "float32"), with_code))
+    files["config.json"] = _json(readable_config(config, _TORCH_NAMES.get(dtype, "float32"), with_code))
     if with_code:
         files |= code_files(instruct)
     else:
@@ -98,26 +99,25 @@ def _pick(instruct: Checkpoint, thinking: Checkpoint, prefer_thinking: bool, rea
     return None, None
 
 
-def _config(config: Mapping[str, Any], dtype: str, with_code: bool) -> dict[str, Any]:
+def readable_config(config: Mapping[str, Any], dtype: str, with_code: bool = False) -> dict[str, Any]:
+    """Return a variant's config.json: an endpoint's, with the variant's dtype, readable by Transformers 4.51 too."""
     made = _readable_by_old(dict(config), dtype)
     if not with_code:
         made.pop(AUTO_MAP, None)
     made.pop("quantization_config", None)  # fp8 endpoints are read as bf16
     made.pop("_name_or_path", None)
-    if isinstance(made.get("text_config"), Mapping):
-        made["text_config"] = _readable_by_old(dict(made["text_config"]), dtype)
-    return made
+    for key in PARTS:
+        if isinstance(made.get(key), Mapping):
+            made[key] = _readable_by_old(dict(made[key]), dtype if key == "text_config" else None)
+    return flat_text_config(made) | made
 
 
-def _readable_by_old(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    rope = config.get("rope_parameters")
-    if isinstance(rope, Mapping) and "rope_theta" in rope:
-        config["rope_theta"] = rope["rope_theta"]
-        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-        config["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
-    config["torch_dtype"] = dtype
-    if "dtype" in config:
-        config["dtype"] = dtype
+def _readable_by_old(config: dict[str, Any], dtype: str | None) -> dict[str, Any]:
+    config |= old_spellings(config)
+    if dtype is not None:
+        config["torch_dtype"] = dtype
+        if "dtype" in config:
+            config["dtype"] = dtype
     return config
 
 

@@ -78,7 +78,9 @@ def _same(a: Any, b: Any) -> bool:
 
 def _settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten a config: dotted place → value, without what changes nothing."""
-    found = _flat(_rope(config), prefix)
+    text = config.get("text_config")
+    repeated = isinstance(text, Mapping) and _rope(text) == _rope(config)
+    found = {} if repeated else _flat(_rope(config), prefix)
     for key, value in _without_rope(config).items():
         if _IRRELEVANT.match(str(key)):
             continue
@@ -97,7 +99,13 @@ def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _without_rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    text = config.get("text_config")
+    inner = text if isinstance(text, Mapping) else {}
     left = {key: value for key, value in config.items() if key not in _ROPE}
+    # Variants repeat text settings at the top for old readers; layer types say all that a pattern says.
+    left = {key: value for key, value in left.items() if key not in inner or inner[key] != value}
+    if "layer_types" in left:
+        left.pop("sliding_window_pattern", None)
     if config.get("use_sliding_window") is False:
         for key in ("sliding_window", "max_window_layers"):
             left.pop(key, None)

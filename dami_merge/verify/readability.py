@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dami_merge.build.old_spellings import PARTS, flat_text_config, old_spellings
 from dami_merge.checkpoints.checkpoint import Checkpoint
 from dami_merge.checkpoints.templates import TEMPLATE_FILE
 
@@ -34,20 +35,22 @@ def unreadable(variant: Checkpoint) -> Iterator[tuple[str, str]]:
 
 
 def _config(config: Mapping[str, Any]) -> Iterator[str]:
-    for part, where in ((config, ""), (config.get("text_config"), "text_config: ")):
-        if not isinstance(part, Mapping):
-            continue
-        rope = part.get("rope_parameters")
-        if isinstance(rope, Mapping) and "rope_theta" in rope and part.get("rope_theta") != rope["rope_theta"]:
-            yield (
-                f"{where}rope_theta is {rope['rope_theta']} in rope_parameters, {part.get('rope_theta', 'absent')} at"
-                " the top level, the only place where 4.51 looks (it would take 10000)"
-            )
-        if "dtype" in part and part.get("torch_dtype") != part["dtype"]:
-            old = part.get("torch_dtype", "absent")
-            yield f"{where}dtype is {part['dtype']}, torch_dtype {old}: 4.51 reads the latter"
+    yield from _part(config, "", {**old_spellings(config), **flat_text_config(config)})
+    for key in PARTS:
+        part = config.get(key)
+        if isinstance(part, Mapping):
+            yield from _part(part, f"{key}: ", old_spellings(part))
     if "torch_dtype" not in config and "dtype" not in config:
         yield "torch_dtype is absent: 4.51 would load the weights as float32"
+
+
+def _part(part: Mapping[str, Any], where: str, expected: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in expected.items():
+        if part.get(key) != value:
+            found = part.get(key, "absent")
+            yield f"{where}{key} is {found}, the only place where 4.51 looks; Transformers 5 reads {value}"
+    if "dtype" in part and part.get("torch_dtype") != part["dtype"] and where in ("", "text_config: "):
+        yield f"{where}dtype is {part['dtype']}, torch_dtype {part.get('torch_dtype', 'absent')}: 4.51 reads the latter"
 
 
 def _tokenizer(config: Mapping[str, Any]) -> Iterator[str]:
