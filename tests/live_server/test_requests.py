@@ -261,4 +261,4 @@ def test_a_built_family_s_manifest_is_held_against_a_live_server(
     shutil.copytree(pair[1], changed)
     weights = load_file(changed / "model.safetensors")
     save_file({name: tensor + 1 for name, tensor in weights.items()}, changed / "model.safetensors")
-    assert "whose model.safetensors is not the one of the family" in trouble("uniform", str(changed))
+    assert "whose model.safetensors differs from the family's" in trouble("uniform", str(changed))

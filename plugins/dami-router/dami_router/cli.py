@@ -1,8 +1,7 @@
-"""The `dami` command: a shell whose commands come from the installed distributions.
+"""The `dami` command. Its subcommands come from the installed distributions.
 
-Commands register through the entry-point group `dami.commands` and are imported only when
-called, so that `dami --help` stays fast. A command that belongs to a distribution which is
-not installed is still known by name, and says what to install.
+Commands register through the entry-point group `dami.commands`. A command is imported only when it is called, so that
+`dami --help` stays fast. A command of a distribution that is not installed says what to install.
 """
 
 from __future__ import annotations
@@ -25,25 +24,25 @@ from dami_router.version import __version__
 __all__ = ["COMMANDS", "Shell", "command", "main"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "check": ("dami-router", "Find what is wrong with a recipe or a router.yml before anything is merged or served."),
+    "check": ("dami-router", "Find mistakes in a recipe or a router.yml before anything is merged or served."),
     "explain": ("dami-merge", "Show λ for every layer and module of a recipe."),
     "build": ("dami-merge", "Build a family of variants in one pass; resumable."),
-    "verify": ("dami-merge", "Prove that a built family is what its manifest says."),
+    "verify": ("dami-merge", "Verify that a built family is what its manifest says."),
     "push": ("dami-merge", "Publish a family on the Hugging Face Hub; resumable."),
-    "pull": ("dami-merge", "Fetch a family from the Hub and check every file."),
+    "pull": ("dami-merge", "Download a family from the Hub and verify every file."),
     "merge": ("dami-merge", "Run mergekit-yaml with the method `dami` registered."),
     "serve": ("dami-router", "Serve a family behind one address, each query at its own λ."),
-    "route": ("dami-router", "Show which λ and which variant a query would get, and why."),
-    "ask": ("dami-router", "Answer one query with the variant of its λ."),
-    "rollout": ("dami-router", "Ask every question of every variant, and grade the answers; resumable."),
+    "route": ("dami-router", "Show the λ and the variant that a query would get, and why."),
+    "ask": ("dami-router", "Answer one query with the variant for its λ."),
+    "rollout": ("dami-router", "Run every query on every variant and grade the answers; resumable."),
     "train": ("dami-router", "Train an estimator of λ(q) on graded rollouts."),
-    "calibrate": ("dami-router", "Fit confidence to a wanted mean λ or mean tokens; no labels; resumable."),
-    "eval": ("dami-router", "Say what an estimator is worth, against every static λ and the oracle."),
+    "calibrate": ("dami-router", "Fit confidence to a target mean λ or mean tokens, without labels; resumable."),
+    "eval": ("dami-router", "Evaluate an estimator against every static λ and the oracle."),
     "live": ("dami-merge", "Serve any λ, per request, from two checkpoints in memory."),
     "lab": ("dami-merge", "Write the tiny Instruct/Thinking pair into a folder."),
     "demo": ("dami-merge", "Merge, answer, route and report on the tiny pair, end to end."),
 }
-"""Our own commands: name → distribution that brings it, and one line on what it does."""
+"""Our own commands: name → the distribution that has it, and what it does in one line."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -51,8 +50,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def command(name: str, *, examples: Sequence[str], help: str) -> Callable[[F], click.Command]:
     """Declare a `dami` command: a click command with examples and --json.
 
-    The decorated function receives `output`, an `Output`, as its first argument, and may return
-    an exit code. `examples` are whole command lines; --help and the generated reference show them.
+    The decorated function gets an `Output` as its first argument and may return an exit code. `examples` are complete
+    command lines, which --help and the generated reference show.
     """
 
     def wrap(function: F) -> click.Command:
@@ -74,14 +73,14 @@ def command(name: str, *, examples: Sequence[str], help: str) -> Callable[[F], c
 
 
 class Shell(click.Group):
-    """The group behind `dami`: lists known commands and loads one when it is called."""
+    """The group behind `dami`: lists the known commands, and imports one when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """Return our commands in the order of a day's work, then those of strangers."""
+        """Return our commands in the order in which they are used, then those of other packages."""
         return [*COMMANDS, *sorted(set(_installed()) - set(COMMANDS))]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """Import and return one command; None when nobody knows the name."""
+        """Import and return one command; None for an unknown name."""
         found = _installed().get(cmd_name)
         if found is not None:
             loaded: click.Command = found.load()
@@ -93,7 +92,7 @@ class Shell(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command to run; an unknown name gets the nearest known one as advice."""
+        """Find the command to run; for an unknown name, the error suggests the nearest known one."""
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None:
             near = did_you_mean(name, self.list_commands(ctx))
@@ -143,16 +142,16 @@ def _missing(name: str) -> click.Command:
 )
 @click.version_option(__version__)
 def dami() -> None:
-    """Hold the commands; does nothing itself."""
+    """Hold the commands."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0 done, 1 failed, 2 misused.
+    """Run the command line and exit: 0 for success, 1 for a failure, 2 for a usage error.
 
-    Errors meant for the user are one message without traceback, unless DAMI_DEBUG=1. DAMI_PROGRAM is
-    the name to appear under, where another command runs this one.
+    An error is one message without a traceback, unless DAMI_DEBUG=1. DAMI_PROGRAM is the name that help and errors
+    show, for a command that runs this one.
     """
-    atexit.register(gc.freeze)  # the process ends: to look for garbage in torch takes half a second
+    atexit.register(gc.freeze)  # a last garbage collection takes half a second with torch loaded
     try:
         given = list(arguments) if arguments is not None else None
         program = os.environ.get("DAMI_PROGRAM") or "dami"
@@ -175,13 +174,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if os.environ.get("DAMI_DEBUG") == "1":
             raise
         Output().note(
-            f"error: {type(error).__name__}: {error}\n"
-            "  hint: this is a bug in dami; DAMI_DEBUG=1 shows where it happened"
+            f"error: {type(error).__name__}: {error}\n  hint: this is a bug in dami; DAMI_DEBUG=1 shows the traceback"
         )
         sys.exit(1)
     sys.exit(code or 0)
 
 
 def _silence_stdout() -> None:
-    # The reader of our pipe has gone; Python would complain again when it flushes at exit.
+    # The reader of our pipe is gone. Without this, Python fails again when it flushes at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

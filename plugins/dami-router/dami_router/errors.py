@@ -1,9 +1,9 @@
-"""Every error that a user can meet.
+"""Every error that a user can see.
 
 DamiError
-├── MisuseError      what the user wrote is wrong: exit code 2
-│   └── RecipeError  ... in a YAML file, with the line
-└── FailureError     the input was understood, but it cannot be done: exit code 1
+├── MisuseError      the command line, a file or an argument is wrong: exit code 2
+│   └── RecipeError  ... in a YAML file; the message has the line
+└── FailureError     the input is valid, but the command failed: exit code 1
     └── CheckpointError  ... because of a model's files
 """
 
@@ -15,7 +15,7 @@ __all__ = ["CheckpointError", "DamiError", "FailureError", "MisuseError", "Recip
 
 
 class DamiError(Exception):
-    """An error whose message is written for the user, with an optional way out."""
+    """An error with a message for the user, and an optional hint on how to fix it."""
 
     exit_code: ClassVar[int] = 1
 
@@ -29,18 +29,18 @@ class DamiError(Exception):
 
 
 class MisuseError(DamiError):
-    """The command line, a file or an argument says something that has no meaning."""
+    """The command line, a file or an argument is wrong."""
 
     exit_code = 2
 
 
 class RecipeError(MisuseError):
-    """A YAML file (recipe or configuration) is wrong; the message names file and line."""
+    """A YAML file (recipe or router.yml) is wrong; the message names file and line."""
 
 
 class FailureError(DamiError):
-    """The request is sound but cannot be carried out."""
+    """The input is valid, but the command failed."""
 
 
 class CheckpointError(FailureError):
-    """A model's files are missing, damaged or do not fit together."""
+    """A model's files are missing or damaged, or do not fit together."""

@@ -1,7 +1,7 @@
-"""The one place where a command speaks: results to stdout, talk to stderr.
+"""Where commands print: results on stdout, everything else on stderr.
 
-A command gets an `Output` and never prints. `--json` turns the result into one JSON
-object; notes, warnings and hints stay on stderr in both modes.
+A command gets an `Output` and never prints itself. With `--json`, the result is one JSON object; notes and warnings
+stay on stderr.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["Output", "table"]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out rows under a header in columns; columns of numbers are aligned right."""
+    """Return a text table; columns of numbers are right-aligned."""
     columns = list(zip(header, *rows, strict=True))
     widths = [max(len(cell) for cell in column) for column in columns]
     right = [bool(rows) and all(_numeric(cell) for cell in column[1:]) for column in columns]
@@ -35,26 +35,26 @@ def _numeric(cell: str) -> bool:
 
 @dataclass(frozen=True)
 class Output:
-    """Where a command writes: `as_json` chooses one JSON object over text on stdout."""
+    """What a command writes to. With `as_json`, the result is one JSON object instead of text."""
 
     as_json: bool = False
     stdout: TextIO | None = None
     stderr: TextIO | None = None
 
     def result(self, text: str, data: Mapping[str, Any]) -> None:
-        """Write the command's result: `text` for people, `data` under --json."""
+        """Write the command's result: `text`, or `data` under --json."""
         body = json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False) if self.as_json else text
         print(body, file=self.stdout or sys.stdout)
 
     def note(self, text: str) -> None:
-        """Say what is going on."""
+        """Write a line about progress."""
         print(text, file=self.stderr or sys.stderr)
 
     def warning(self, text: str) -> None:
-        """Say what may be wrong though the command goes on."""
+        """Write a warning; the command continues."""
         self.note(f"warning: {text}")
 
     def hint(self, text: str) -> None:
-        """Say what to do next; silent under --json, where nobody reads it."""
+        """Suggest the next command; not under --json, since a program reads that output."""
         if not self.as_json:
             self.note(f"next: {text}")

@@ -1,1 +1,1 @@
-"""router.yml: read strictly into frozen facts."""
+"""router.yml: its schema, and the configuration that it gives."""

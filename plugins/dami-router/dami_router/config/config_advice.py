@@ -1,4 +1,4 @@
-"""What a valid router.yml will do that its author may not expect."""
+"""Warnings about a valid router.yml: settings that do something unexpected, or nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HERE = ("127.0.0.1", "::1", "localhost")
 
 @dataclass(frozen=True)
 class Advice:
-    """One warning, in the form of `dami check`'s findings about recipes."""
+    """One warning, in the same form as `dami check`'s findings about recipes."""
 
     code: str
     message: str
@@ -35,12 +35,12 @@ class Advice:
 
 
 def advise(config: RouterConfig) -> list[Advice]:
-    """Return the warnings about a configuration, without asking any server."""
+    """Return the warnings about a configuration; no server is queried."""
     return [*_about_variants(config), *_about_servers(config), *_about_estimators(config), *_about_limits(config)]
 
 
 def left_out(config: RouterConfig) -> list[str]:
-    """Return the variants that are never chosen, since by the manifest's figures another is as good and no dearer."""
+    """Return the dominated variants by the manifest's figures: they are only a last fallback."""
     if not config.policy.drop_dominated:
         return []
     return sorted(dominated({variant.id: variant.figures for variant in config.variants}))
@@ -52,21 +52,21 @@ def _about_variants(config: RouterConfig) -> Iterator[Advice]:
         return
     known = [variant for variant in config.variants if variant.id in served]
     if lacking := ", ".join(variant.id for variant in config.variants if variant.id not in served):
-        yield Advice("no_server", f"never asked, since without a server: {lacking}", "add one under `backends`")
+        yield Advice("no_server", f"variants without a server, never used: {lacking}", "add servers under `backends`")
     if len(known) == 1:
-        yield Advice("one_variant", f"only {known[0].id} is served: every query gets the same λ")
+        yield Advice("one_variant", f"only {known[0].id} has a server: every query gets the same λ")
     low, high = config.policy.lambda_min, config.policy.lambda_max
     if not any(low <= variant.lambda_ <= high for variant in known):
-        yield Advice("out_of_limits", f"no served variant has a λ from {low:g} to {high:g}; the nearest is taken")
+        yield Advice("out_of_limits", f"no variant with a server has a λ from {low:g} to {high:g}; the nearest is used")
 
 
 def _about_servers(config: RouterConfig) -> Iterator[Advice]:
     for backend in config.backends:
         url = urlsplit(backend.url)
         if backend.api_key and url.scheme == "http" and url.hostname not in _HERE:
-            yield Advice("key_in_clear", f"{backend.url}: the key for it travels unencrypted", "use https")
+            yield Advice("key_in_clear", f"{backend.url}: its key is sent unencrypted", "use https")
         if not backend.identity:
-            yield Advice("identity_off", f"{backend.url}: nobody checks that it serves {backend.variant}")
+            yield Advice("identity_off", f"{backend.url}: not checked that it serves {backend.variant}")
 
 
 def _about_estimators(config: RouterConfig) -> Iterator[Advice]:
@@ -74,13 +74,13 @@ def _about_estimators(config: RouterConfig) -> Iterator[Advice]:
     last = config.estimator.last.lambda_
     if not names:
         yield Advice(
-            "constant", f"no estimator: every query that pins nothing gets λ = {last:g}", "see estimator.chain"
+            "constant", f"no estimator: every query that does not pin λ gets λ = {last:g}", "see estimator.chain"
         )
     if config.effort_shift and "effort" in names:
-        yield Advice("shift_unused", "effort_shift does nothing behind the estimator `effort`", "leave one of them out")
+        yield Advice("shift_unused", "effort_shift has no effect on the estimator `effort`", "remove one of them")
 
 
 def _about_limits(config: RouterConfig) -> Iterator[Advice]:
     times = config.timeouts
     if times.first_byte > times.total:
-        yield Advice("first_byte", f"first_byte ({times.first_byte:g} s) is never reached: total is {times.total:g} s")
+        yield Advice("first_byte", f"first_byte ({times.first_byte:g} s) has no effect: total is {times.total:g} s")

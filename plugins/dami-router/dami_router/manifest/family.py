@@ -1,8 +1,7 @@
-"""The family manifest `dami_family.json`: what a family is, for every tool that uses one.
+"""The family manifest `dami_family.json`: the variants of one pair, and where they come from.
 
-Written by `dami build`, read by the router and by `dami verify`, `push` and `pull`. It is
-untrusted on read: unknown fields, names that leave the folder, NaN and oversized files are
-refused. The JSON Schema is published as docs/family.schema.json.
+`dami build` writes it; the router, `dami verify`, `push` and `pull` read it. It is untrusted input: unknown fields,
+file names that leave the folder, NaN and oversized files are refused. Its JSON Schema is docs/family.schema.json.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ MANIFEST = "dami_family.json"
 """The manifest's file name, next to the variants."""
 
 MAX_MANIFEST_BYTES = 16 << 20
-"""A manifest larger than this is refused unread."""
+"""A larger manifest is refused before it is read."""
 
-# One path component that starts with a letter, a digit or `_`: no separators, no `..`, nothing hidden.
+# One path component that starts with a letter, a digit or `_`: no separator, no `..`, no hidden file.
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}$")]
 VariantId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,126}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -49,14 +48,14 @@ class CreatedWith(_Strict):
 
 
 class Endpoint(_Strict):
-    """One of the two checkpoints, as the recipe names it, and what its files were."""
+    """One of the two checkpoints: its name in the recipe, and its files."""
 
     source: Text = Field(description="Hub id or folder, as in the recipe.")
     commit: Commit | None = Field(default=None, description="The Hub commit that was read; null for a local folder.")
     architecture: Text
     parameters: int = Field(ge=0)
     dtype: Text = Field(description="The dtype of most weights, in safetensors' spelling: BF16.")
-    files: dict[FileName, Sha256] = Field(description="sha256 of every file that the variants were made from.")
+    files: dict[FileName, Sha256] = Field(description="sha256 of every file that the variants were built from.")
 
 
 class Endpoints(_Strict):
@@ -74,7 +73,7 @@ class PathChoice(_Strict):
 
 
 class LambdaGroup(_Strict):
-    """Neighbouring layers whose module has one λ; `first` and `last` are null outside the layers."""
+    """Adjacent layers in which a module has one λ; `first` and `last` are null outside the layers."""
 
     stack: str = Field(max_length=4096)
     first: int | None = Field(ge=0)
@@ -85,7 +84,7 @@ class LambdaGroup(_Strict):
 
 
 class ChatTemplate(_Strict):
-    """Whose chat template a variant carries."""
+    """Which endpoint's chat template a variant has."""
 
     source: Literal["instruct", "thinking"]
     sha256: Sha256 | None = Field(description="Hash of the template's text (of its JSON where it has several).")
@@ -93,21 +92,21 @@ class ChatTemplate(_Strict):
 
 
 class Sampling(_Strict):
-    """Sampling defaults, and which endpoint's generation_config.json they are from."""
+    """Sampling defaults, and the endpoint whose generation_config.json they come from."""
 
     source: Literal["instruct", "thinking"] | None
     values: dict[str, bool | int | float | None]
 
 
 class HubPlace(_Strict):
-    """Where a variant was pushed: the commit of a repository on the Hub that holds its files."""
+    """Where a variant was pushed: a repository on the Hub, and the commit that holds its files."""
 
     repo: RepoId
     revision: Commit
 
 
 class Measured(_Strict):
-    """Quality and cost on one benchmark: accuracy in [0, 1], mean tokens of an answer, n queries."""
+    """Quality and cost on one benchmark: accuracy in [0, 1], mean tokens per answer, n queries."""
 
     benchmark: Text
     accuracy: Share
@@ -153,15 +152,15 @@ class Family(_Strict):
         return self
 
     def text(self) -> str:
-        """Return the manifest as it is written: JSON that depends on the content alone."""
+        """Return the manifest as JSON text; the same content gives the same text."""
         data = self.model_dump(mode="json", by_alias=True)
         if self.custom_code is None:
-            del data["custom_code"]  # what no family had before is only there where it says something
+            del data["custom_code"]  # absent from most manifests, as before it was added
         return json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
 
 
 def parse_family(text: str | bytes, where: str = MANIFEST) -> Family:
-    """Read a manifest from its JSON text; raises CheckpointError that names the first bad field."""
+    """Read a manifest from JSON text; raises CheckpointError that names the first invalid field."""
     try:
         data = json.loads(text)
         version = data.get("schema_version") if isinstance(data, dict) else None
@@ -175,14 +174,13 @@ def parse_family(text: str | bytes, where: str = MANIFEST) -> Family:
         place = ".".join(str(part) for part in first["loc"]) or "the top"
         raise CheckpointError(f"{where}: {place[:200]}: {first['msg']}", hint="not a family manifest?") from None
     except (ValueError, RecursionError):
-        raise CheckpointError(f"{where}: not valid JSON", hint="build the family again to write it anew") from None
+        raise CheckpointError(f"{where}: not valid JSON", hint="build the family again") from None
 
 
 def load_family(path: Path) -> Family:
-    """Read the manifest at `path`, a file or the folder that holds it.
+    """Read the manifest at `path`, a file or its folder.
 
-    Raises MisuseError where there is none, CheckpointError where it cannot be read or is not
-    a manifest.
+    Raises MisuseError if it does not exist, CheckpointError if it cannot be read or is not a manifest.
     """
     file = path / MANIFEST if path.is_dir() else path
     try:

@@ -1,4 +1,4 @@
-"""The two checkpoints behind a live server: what router.yml or a manifest expects, and what a server says it has."""
+"""The pair behind a live server: what router.yml or a manifest expects, against what the server reports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["EndpointSpec", "PairSpec"]
 
 @dataclass(frozen=True)
 class EndpointSpec:
-    """One checkpoint: its Hub id or folder, and, where a manifest says so, commit and sha256 of its files."""
+    """One checkpoint: its Hub id or folder; from a manifest also its commit and the sha256 of its files."""
 
     name: str
     commit: str | None = None
@@ -21,13 +21,13 @@ class EndpointSpec:
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> EndpointSpec:
-        """Take an endpoint from a manifest."""
+        """Return the endpoint that a manifest names."""
         return cls(endpoint.source, endpoint.commit, endpoint.files)
 
     def difference(self, served: object) -> str | None:
-        """Say what contradicts a server's description `{name, commit, files}`; None where nothing does.
+        """Return how a server's description `{name, commit, files}` differs; None if it does not.
 
-        A folder is known by its last part. Commits and files are compared where both sides know them.
+        Folders are compared by their last part. Commits and files are compared if both sides have them.
         """
         told: Mapping[str, Any] = served if isinstance(served, dict) else {}
         name, commit, files = str(told.get("name")), told.get("commit"), told.get("files")
@@ -37,12 +37,12 @@ class EndpointSpec:
             return f"is {name:.200} at commit {commit:.40}, expected {self.commit}"
         hashes = files if isinstance(files, dict) else {}
         other = sorted(file for file, digest in self.files.items() if hashes.get(file, digest) != digest)
-        return f"is {name:.200}, whose {other[0]} is not the one of the family" if other else None
+        return f"is {name:.200}, whose {other[0]} differs from the family's" if other else None
 
 
 @dataclass(frozen=True)
 class PairSpec:
-    """What a live server must hold: both endpoints, and the path as a manifest has it (None: any)."""
+    """What a live server must hold: both endpoints, and the manifest's path (None: any path)."""
 
     instruct: EndpointSpec
     thinking: EndpointSpec
@@ -50,12 +50,12 @@ class PairSpec:
 
     @classmethod
     def of(cls, family: Family) -> PairSpec:
-        """Take the pair that a family was built from."""
+        """Return the pair that a family was built from."""
         path = family.path if isinstance(family.path, str) else [choice.model_dump() for choice in family.path]
         return cls(EndpointSpec.of(family.endpoints.instruct), EndpointSpec.of(family.endpoints.thinking), path)
 
     def difference(self, served: Mapping[str, Any]) -> str | None:
-        """Say what contradicts a live server's description; None where nothing does."""
+        """Return how a live server's description differs; None if it does not."""
         for side, endpoint in (("instruct", self.instruct), ("thinking", self.thinking)):
             if wrong := endpoint.difference(served.get(side)):
                 return f"its {side} endpoint {wrong}"

@@ -1,1 +1,1 @@
-"""Small tools that know nothing of routing: strict YAML, durable files, a memo, suggestions."""
+"""Small tools that do not depend on routing: strict YAML and its models, durable files, a cache, suggestions."""

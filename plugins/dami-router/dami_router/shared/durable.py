@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, also after a crash."""
+"""Files that are complete or absent, also after a crash."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["sync", "write_atomically"]
 
 
 def write_atomically(path: Path, content: bytes, *, work: Path | None = None) -> None:
-    """Write a file in one step: under a temporary name first, on the disk when this returns.
+    """Write a file in one step: under a temporary name, synced, then renamed. On return it is on the disk.
 
-    The temporary file lies in the folder `work`, which must be on the same file system; without
-    one, beside `path`. A failure leaves what was at `path`, and no temporary file.
+    The temporary file is in the folder `work`, on the same file system; by default beside `path`. After a failure,
+    `path` is as it was, and there is no temporary file.
     """
     temporary = (work or path.parent) / f"{path.name}.tmp"
     try:
@@ -28,7 +28,7 @@ def write_atomically(path: Path, content: bytes, *, work: Path | None = None) ->
 
 
 def sync(path: Path) -> None:
-    """Bring a file's content, or a folder's entries, to the disk."""
+    """Flush a file's content, or a folder's entries, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Results kept by a key: bounded, and computed once even when many ask at the same time."""
+"""A bounded cache of results; concurrent requests for one key share one computation."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class _Flight(Generic[V]):
 
 
 class Memo(Generic[V]):
-    """The last `size` results; the longest unused one goes first. Size 0 keeps nothing, but still computes once.
+    """An LRU cache of `size` results. Size 0 keeps none, but concurrent requests still share a computation.
 
-    Failures are not kept. A computation that nobody waits for any more is cancelled.
+    Failures are not kept. A computation is cancelled when its last waiter leaves.
     """
 
     def __init__(self, size: int) -> None:
@@ -34,9 +34,9 @@ class Memo(Generic[V]):
         return len(self._kept)
 
     async def get(self, key: bytes, make: Callable[[], Awaitable[V]], keep: Callable[[V], bool] = lambda _: True) -> V:
-        """Return the result for a key: the kept one, the one that is being made, or a new one of `make`.
+        """Return the result for a key: from the cache, from a running computation, or from `make`.
 
-        A result that `keep` refuses goes to those who wait for it and is forgotten.
+        A result for which `keep` is false goes to its waiters but is not cached.
         """
         if key in self._kept:
             self._kept.move_to_end(key)
@@ -65,7 +65,7 @@ class Memo(Generic[V]):
         return made
 
     def _landed(self, key: bytes) -> None:
-        # Whoever asks from now on starts anew, even while a cancelled computation still unwinds.
+        # From now on a request starts a new computation, even while a cancelled one still unwinds.
         flight = self._flights.get(key)
         if flight is not None and (flight.task is asyncio.current_task() or not flight.waiting):
             del self._flights[key]

@@ -1,4 +1,4 @@
-"""The "did you mean" part of an error message."""
+"""Suggestions in error messages: "did you mean"."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ __all__ = ["did_you_mean", "listed"]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """Return the known word nearest to `word`, or None when nothing is near."""
+    """Return the known word that is most like `word`, or None if none is similar."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return near[0] if near else None
 
 
 def listed(words: Iterable[str]) -> str:
-    """Join words for a sentence: `a, b or c`."""
+    """Join words in a sentence: `a, b or c`."""
     items = list(words)
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " or " + items[-1]

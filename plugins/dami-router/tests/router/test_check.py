@@ -13,6 +13,7 @@ from fakes.world import World, router_yml
 
 from dami_router.cli import main
 from dami_router.commands import check as checking
+from dami_router.config.router_schema import RouterFile
 
 GOOD = """\
 variants: [{id: a, lambda: 0}, {id: b, lambda: 1, opens_think: true}]
@@ -134,6 +135,12 @@ def test_the_keys_tell_recipes_and_routers_apart() -> None:
         "{family: x}": "recipe",
     }
     assert {text: checking.kind_of(yaml.safe_load(text)) for text in kinds} == kinds
+
+
+def test_every_key_of_a_router_yml_tells_it_from_a_recipe() -> None:
+    """A file with any one key of the schema is taken for a router.yml; `family` alone could be either."""
+    keys = [field.alias or name for name, field in RouterFile.model_fields.items() if name != "family"]
+    assert {key: checking.kind_of({key: None}) for key in keys} == dict.fromkeys(keys, "router")
 
 
 def test_without_dami_merge_a_recipe_is_nobodys(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

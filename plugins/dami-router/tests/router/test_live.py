@@ -222,7 +222,7 @@ def test_pairs_are_told_apart_by_all_that_both_sides_know(name: str, other: str,
     assert pair.difference({**told, "path": "power(2)"}) is not None
     assert (pair.difference({**told, "thinking": {"name": other}}) is None) == (name == other)
     assert "commit" in str(pair.difference({**told, "instruct": {"name": name, "commit": "2" * 40}}))
-    assert "not the one" in str(pair.difference({**told, "instruct": {"name": name, "files": {"f": "y"}}}))
+    assert "differs from" in str(pair.difference({**told, "instruct": {"name": name, "files": {"f": "y"}}}))
     assert pair.difference({**told, "instruct": {"name": name, "files": {"f": "x", "g": "y"}}}) is None
     assert pair.difference({"instruct": None}) is not None
 
