@@ -9,10 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.pairs import Pair, make_pair
+from support.public_pairs import ROWS, dequantised, write_public_pair
 
 from dami_merge.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from dami_merge.checkpoints.kinship import weight_gap
+from dami_merge.checkpoints.kinship import _numbers, weight_gap
 from dami_merge.checkpoints.model_ref import ModelRef
+from dami_merge.interpolation.module_kind import module_of
 
 
 def opened(pair: Pair) -> tuple[Checkpoint, Checkpoint]:
@@ -73,3 +75,28 @@ def test_endpoints_on_the_hub_are_not_measured(tmp_path: Path) -> None:
     instruct, thinking = opened(make_pair(tmp_path))
     assert weight_gap(instruct, replace(thinking, folder=None)) is None
     assert weight_gap(replace(instruct, folder=None), thinking) is None
+
+
+@pytest.mark.parametrize("twist", ["fp8", "fp8_instruct"])
+def test_fp8_weights_count_with_their_scales(tmp_path: Path, twist: str) -> None:
+    """The distance of fp8 endpoints is that of the values they stand for, in blocks and with one scale a tensor."""
+    row = next(row for row in ROWS if twist in row.twists)
+    pair = write_public_pair(row, tmp_path)
+    gap = weight_gap(*opened(pair))
+    instruct, thinking = (dequantised(side) for side in pair)
+    names = [name for name in instruct if module_of(name) == "mlp"]
+    ours, theirs = (torch.cat([side[n].double().flatten() for n in names]) for side in (instruct, thinking))
+    assert gap is not None
+    assert gap.modules["mlp"] == pytest.approx(
+        float((ours - theirs).abs().sum() / (ours.abs().sum() + theirs.abs().sum())), rel=0.03
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu])
+def test_every_fp8_byte_is_read_as_torch_reads_it(dtype: torch.dtype) -> None:
+    """All 256 bytes of each 8-bit format have the value that torch gives them."""
+    name = {torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.float8_e8m0fnu: "F8_E8M0"}[dtype]
+    expected = torch.arange(256, dtype=torch.uint8).view(dtype).float().double()
+    found = torch.from_numpy(_numbers(bytes(range(256)), name))
+    finite = torch.isfinite(expected)
+    assert torch.equal(found[finite], expected[finite])
