@@ -13,8 +13,9 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 from support.builds import Built, build, same_bits
+from support.pair_table import recipe_of
 from support.pairs import Pair
-from support.public_pairs import ROWS, TALKER, PublicPair, dequantised, load_variant, write_public_pair
+from support.public_pairs import ROWS, PublicPair, dequantised, load_variant, write_public_pair
 
 from dami_merge.verify import verify_family
 from dami_router.commands.check import check
@@ -26,21 +27,12 @@ REFUSED = {
     "other": "architectures differ",
 }
 """What cannot be interpolated, and a part of the message that says so."""
-NOT_YET = {"talker"}
 
 
 def usable() -> list[Any]:
     """Return the rows that `dami build` is for."""
     rows = [row for row in ROWS if not set(row.twists) & set(REFUSED)]
-    marks = {True: [pytest.mark.xfail(strict=False)], False: []}
-    return [pytest.param(row, id=row.id, marks=marks[bool({row.kind, *row.twists} & NOT_YET)]) for row in rows]
-
-
-def recipe_of(row: PublicPair, pair: Pair, **more: Any) -> str:
-    """Return the recipe that a row needs."""
-    if row.has("talker"):
-        more["only_instruct"] = list(TALKER)
-    return pair.recipe(0.4, dtype="bfloat16", **more)
+    return [pytest.param(row, id=row.id) for row in rows]
 
 
 @dataclass(frozen=True)
