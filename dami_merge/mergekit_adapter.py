@@ -116,9 +116,8 @@ class DamiMerge(GroupMergeMethod):  # type: ignore[misc]  # mergekit is untyped 
 class _PlannedTensors:
     """The names of the tensors that mergekit plans, for schedules that need all layers.
 
-    mergekit announces every output tensor through `validate_inputs` before it merges the
-    first one; nothing else that reaches a method tells how many layers the output has. It
-    announces a merge's slices first, which is where a new plan begins.
+    mergekit announces every output tensor through `validate_inputs` before it merges the first one, and a merge's
+    slices before its tensors. A method learns the output's number of layers in no other way.
     """
 
     def __init__(self) -> None:
@@ -126,7 +125,7 @@ class _PlannedTensors:
         self._open = False
 
     def note(self, group_name: str | None) -> None:
-        """Take in one announcement: `default.slices[0]`, or a tensor's name."""
+        """Record one announcement: `default.slices[0]`, or a tensor's name."""
         if group_name is None:
             return
         slices = group_name.endswith("]") and ".slices[" in group_name
@@ -137,7 +136,7 @@ class _PlannedTensors:
             self._names.add(group_name)
 
     def check_layers(self, anatomy: Anatomy) -> None:
-        """Refuse a plan whose layers are not the endpoints' layers."""
+        """Refuse a plan with another number of layers than the endpoints."""
         planned = Anatomy.of(self._names).layers
         if planned and planned != anatomy.layers:
             raise MisuseError(
@@ -151,7 +150,7 @@ METHOD = DamiMerge()
 
 
 def register() -> None:
-    """Make `merge_method: dami` known to mergekit in this process; harmless when it already is."""
+    """Register `merge_method: dami` with mergekit in this process, unless it is registered already."""
     from mergekit.merge_methods import registry
 
     if not any(method.spec.name == "dami" for method in registry.registered_methods()):

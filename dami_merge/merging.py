@@ -1,4 +1,4 @@
-"""One merge through mergekit that either ends whole at its place, or is not there."""
+"""One merge through mergekit that either completes or leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ __all__ = ["merge_recipe", "merge_text", "whole_folder"]
 def merge_recipe(config: Path, out: Path, options: Sequence[str] = ()) -> None:
     """Merge a recipe file into the new folder `out` with `mergekit-yaml`'s own code and options.
 
-    Raises MisuseError where `out` already holds something or an option is unknown,
-    FailureError where mergekit fails; `out` is then as it was.
+    Raises MisuseError if `out` exists and is not empty or an option is unknown, FailureError if mergekit fails. `out`
+    is then unchanged.
     """
     run_command = _adapter().run_command
-    whole_folder(out, lambda folder: _told(lambda: run_command([str(config), str(folder), *options])))
+    whole_folder(out, lambda folder: _with_clear_errors(lambda: run_command([str(config), str(folder), *options])))
 
 
 def merge_text(recipe: str, out: Path) -> None:
     """Merge a recipe's text into the new folder `out`, with mergekit's own defaults and no progress bars."""
     run_merge = _adapter().run_merge
-    whole_folder(out, lambda folder: _told(lambda: run_merge(recipe, folder)))
+    whole_folder(out, lambda folder: _with_clear_errors(lambda: run_merge(recipe, folder)))
 
 
 def _adapter() -> ModuleType:
@@ -38,13 +38,13 @@ def _adapter() -> ModuleType:
     return adapter
 
 
-def _told(merge: Callable[[], None]) -> None:
+def _with_clear_errors(merge: Callable[[], None]) -> None:
     import click
 
     try:
         merge()
     except click.ClickException as error:
-        raise MisuseError(f"mergekit-yaml: {error.format_message()}", hint="see `mergekit-yaml --help`") from None
+        raise MisuseError(f"mergekit-yaml: {error.format_message()}", hint="run `mergekit-yaml --help`") from None
     except DamiError:
         raise
     except Exception as error:
@@ -57,18 +57,18 @@ def _way_out(error: Exception) -> str:
             "without a network, write local endpoints as ./folder/name or absolute paths: mergekit asks"
             " the Hub about `folder/name` when it writes the model card (or pass --no-write-model-card)"
         )
-    return "DAMI_DEBUG=1 shows mergekit's own traceback; `dami check` looks at the recipe and its endpoints"
+    return "run `dami check` on the recipe; DAMI_DEBUG=1 shows mergekit's traceback"
 
 
 def whole_folder(out: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a new folder, then move it to `out` in one step.
 
-    The folder that `write` gets has the same name as `out`, in a temporary place beside it.
-    Raises MisuseError where `out` already holds something.
+    `write` gets a folder with the name of `out`, in a temporary folder beside it. Raises MisuseError if `out` exists
+    and is not empty.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise MisuseError(
-            f"{out}: already there; nothing is written over", hint="give a new folder, or remove it first"
+            f"{out}: already exists, and is not overwritten", hint="name a new folder, or remove this one first"
         )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -19,12 +19,12 @@ from dami_router.output import Output, table
         "dami explain recipe.yml --lambda 0.4",
         "dami explain recipe.yml --tensors --json",
     ),
-    help="Show λ for every layer and module of a recipe, or for every tensor. With --lambda, show how "
-    "the recipe's family spreads that λ along its path. Reads configs and safetensors headers only.",
+    help="Show λ for every layer and module of a recipe, or for every tensor. With --lambda, show how the "
+    "recipe's family spreads that λ along its path. Reads configs and safetensors headers, but no weights.",
 )
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--lambda", "lambda_", type=float, help="The family's λ; without it, the recipe's own `lambda`.")
-@click.option("--tensors", is_flag=True, help="One line a tensor instead of groups.")
+@click.option("--tensors", is_flag=True, help="Print one line for each tensor instead of groups.")
 def explain(output: Output, config: Path, lambda_: float | None, tensors: bool) -> None:
     """Resolve and show λ."""
     from dami_merge.checkpoints.checkpoint import open_checkpoint
@@ -35,8 +35,8 @@ def explain(output: Output, config: Path, lambda_: float | None, tensors: bool) 
     recipe = load_recipe(config)
     if lambda_ is not None and recipe.family is None:
         raise MisuseError(
-            f"{config}: --lambda follows a family's path, and the recipe has no `family:` block",
-            hint="add one, or leave --lambda out to see the recipe's own λ",
+            f"{config}: --lambda follows a path, but the recipe has no `family:` block",
+            hint="add one, or omit --lambda to see the recipe's own λ",
         )
     instruct = open_checkpoint(recipe.instruct)
     anatomy = Anatomy.of(instruct.tensors, instruct.config)
@@ -51,7 +51,7 @@ def explain(output: Output, config: Path, lambda_: float | None, tensors: bool) 
     if tensors:
         data["tensors"] = values
     output.result(text, data)
-    output.hint(f"mergekit-yaml {config} OUT")
+    output.hint(f"{'dami build' if recipe.family else 'mergekit-yaml'} {config} OUT")
 
 
 def _tensor_table(values: dict[str, float]) -> str:

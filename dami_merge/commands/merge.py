@@ -1,4 +1,4 @@
-"""`dami merge`: mergekit-yaml with the method registered, where start-up files are off."""
+"""`dami merge`: mergekit-yaml with the method registered, where start-up files are disabled."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dami_router.output import Output
 @command(
     "merge",
     examples=("dami merge merge_configs/lab.yml out", "dami merge recipe.yml out --low-cpu-memory --cuda"),
-    help="Run mergekit-yaml with the method `dami` registered, for environments where Python's start-up "
-    "files are off (python -S, DAMI_NO_AUTOLOAD=1, some bundles). Reads the recipe strictly first, "
-    "never writes over an existing folder, and leaves nothing half-written at OUT. Further options are "
-    "passed to mergekit-yaml; see `mergekit-yaml --help`.",
+    help="Run mergekit-yaml with the method `dami` registered, in environments where Python's start-up files are "
+    "disabled (python -S, DAMI_NO_AUTOLOAD=1, some bundles). The recipe is read strictly first. An existing folder is "
+    "never overwritten, and OUT is either complete or absent. Other options are passed to mergekit-yaml; see "
+    "`mergekit-yaml --help`.",
 )
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
@@ -29,7 +29,7 @@ def merge(output: Output, config: Path, out: Path, options: tuple[str, ...]) -> 
     try:
         load_recipe(config)
     except MergekitOnlyError:
-        output.note(f"{config}: goes beyond what `dami check` reads; mergekit judges it alone")
+        output.note(f"{config}: has features that only mergekit reads; it is not checked first")
     merge_recipe(config, out, options)
     files = sorted(path.name for path in out.iterdir())
     output.result(f"merged into {out}: {', '.join(files)}", {"out": str(out), "files": files})

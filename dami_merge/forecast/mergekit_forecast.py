@@ -52,11 +52,12 @@ class MergekitForecast:
     @property
     def line(self) -> str:
         """Return the forecast as a line of `dami check`."""
-        note = "" if self.file else f"; no architecture file for {self.class_}, so it guesses one"
+        note = "" if self.file else f"; no architecture file for {self.class_}"
         if self.source == "not installed":
             return "mergekit is not installed"
         if self.failure:
             return "mergekit-yaml would stop" + note
+        note += ", so it infers one" if note else ""
         count = sum(map(len, self.lost.values()))
         return f"mergekit-yaml would write {self.tensors - count} of {self.tensors} tensors{note}"
 
@@ -169,7 +170,7 @@ def _group(name: str, anatomy: Anatomy) -> str:
     place = anatomy.place(name)
     if place.index is not None and place.index >= place.layers == anatomy.layers:
         return "multi-token prediction"
-    return next((label for label, pattern in _GROUPS if pattern.search(name)), "the layers")
+    return next((label for label, pattern in _GROUPS if pattern.search(name)), "other weights")
 
 
 def _some(names: list[str]) -> str:

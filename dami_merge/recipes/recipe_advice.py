@@ -1,4 +1,4 @@
-"""What a valid recipe will do that its author may not expect: warnings of `dami check`."""
+"""Warnings of `dami check`: what a valid recipe does that its author may not expect."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _filters(recipe: Recipe, names: list[str]) -> Iterator[Finding]:
 
 def _unused(text: str) -> Finding:
     return Finding(
-        "warning", "filter_unused", f"the filter `{text}` is in no tensor's name", "`dami explain --tensors` lists them"
+        "warning", "filter_unused", f"the filter `{text}` matches no tensor", "`dami explain --tensors` lists them"
     )
 
 
@@ -92,7 +92,7 @@ def _dropped_generation_config(recipe: Recipe, instruct: Checkpoint) -> Iterator
     if keys and instruct.read_json("generation_config.json") is not None:
         yield Finding(
             "warning", "generation_config",
-            f"with `{keys[0]}:` set, mergekit leaves generation_config.json out of the merge",
+            f"mergekit drops generation_config.json if `{keys[0]}:` is set",
             "copy it from the Instruct checkpoint afterwards",
         )  # fmt: skip
 

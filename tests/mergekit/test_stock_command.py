@@ -67,7 +67,7 @@ def test_hook_off_means_method_off_and_dami_merge_still_works(tmp_path: Path, qw
     assert_same(tmp_path / "on", expected(qwen3, qwen3.recipe(0.25)))
     again = command("dami", "merge", tmp_path / "r.yml", tmp_path / "on")
     assert again.returncode == 2
-    assert "already there; nothing is written over" in again.stderr
+    assert "already exists, and is not overwritten" in again.stderr
 
 
 def test_dami_merge_takes_what_only_mergekit_reads(tmp_path: Path, qwen3: Pair) -> None:
@@ -77,7 +77,7 @@ def test_dami_merge_takes_what_only_mergekit_reads(tmp_path: Path, qwen3: Pair) 
     (tmp_path / "r.yml").write_text(json.dumps(recipe))
     done = command("dami", "merge", tmp_path / "r.yml", tmp_path / "out", "--quiet")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "mergekit judges it alone" in done.stderr
+    assert "only mergekit reads" in done.stderr
     assert_same(tmp_path / "out", expected(qwen3, qwen3.recipe("ramp(0, 1)")))
     checked = command("dami", "check", tmp_path / "r.yml")
     assert checked.returncode == 2

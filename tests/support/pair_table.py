@@ -31,6 +31,7 @@ _STOPS = {
     "which Thinking lacks": "stops: Thinking lacks parts",
     "lm_head.weight": "stops: asks for an untied head",
     "has no attribute": "stops: its file is for another Transformers",
+    "NotImplementedError": "stops: class not supported",
 }
 
 
