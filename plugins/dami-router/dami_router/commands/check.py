@@ -46,7 +46,8 @@ _ROUTER = (
     help="Find errors in a recipe or a router.yml before anything is merged or served. In a recipe: unknown keys, "
     "endpoints that do not fit together, λ that cannot be resolved, tensors that mergekit would drop. Configs and "
     "safetensors headers are read, from local folders or the Hub, and a small sample of local weights. In a "
-    "router.yml: unknown keys, invalid values, variants without a server, settings without effect. With --probe, also query every server for its identity and capabilities, as `dami serve --check` "
+    "router.yml: unknown keys, invalid values, variants without a server, settings without effect. With "
+    "--probe, also query every server for its identity and capabilities, as `dami serve --check` "
     "does. A router.yml without `family`, `variants` and `backends` is checked for `dami live --router`. Exit code 0: "
     "ready; 1: the endpoints or servers are not usable; 2: the file is invalid.",
 )
