@@ -52,20 +52,30 @@ def front_matter(data: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True, width=110).rstrip("\n")
 
 
-def merge_card(theirs: str, ours: str, *, both_bases: bool, own_licence: bool) -> MergedCard:
+def merge_card(theirs: str, ours: str, *, both_bases: bool, own_licence: bool, overwrite: bool = False) -> MergedCard:
     """Put our card's part and metadata into the card that is on the Hub.
 
     `both_bases`: our `base_model` names both endpoints, so nothing may be missing or added there.
     `own_licence`: the user named the licence for this push, so it replaces theirs. Raises
-    ForeignCardError where their card has no part of ours, or one that was edited.
+    ForeignCardError where their card has no part of ours, or one that was edited. With
+    `overwrite` an edited part is replaced, and a card without one is replaced as a whole.
     """
     if theirs == ours:
         return MergedCard(ours)
+    try:
+        return _merge(theirs, ours, both_bases=both_bases, own_licence=own_licence, overwrite=overwrite)
+    except ForeignCardError as error:
+        if not overwrite:
+            raise
+        return MergedCard(ours, (f"replaced, though {error}",))
+
+
+def _merge(theirs: str, ours: str, *, both_bases: bool, own_licence: bool, overwrite: bool) -> MergedCard:
     front, body = split_card(theirs)
     our_front, our_body = split_card(ours)
     before = _metadata_of(front)
     data, notes = _merged(before, _metadata_of(our_front), both_bases=both_bases, own_licence=own_licence)
-    text = _with_part(body, our_body)
+    text = _with_part(body, our_body, overwrite)
     if front is not None and data == before:
         if text == body:
             return MergedCard(theirs, tuple(notes))
@@ -76,7 +86,7 @@ def merge_card(theirs: str, ours: str, *, both_bases: bool, own_licence: bool) -
     return MergedCard(f"---\n{head}\n---\n{separator}{text}", tuple(notes))
 
 
-def _with_part(body: str, our_body: str) -> str:
+def _with_part(body: str, our_body: str, overwrite: bool) -> str:
     if not body.strip():
         return f"\n{our_body.lstrip()}"
     parts = list(_PART.finditer(body))
@@ -84,11 +94,12 @@ def _with_part(body: str, our_body: str) -> str:
         what = "its dami markers are damaged" if _MARK.search(body) else "`dami push` did not write it"
         raise ForeignCardError(what)
     part = parts[0]
-    if part[2].strip() and part[1] != _digest(part[2]):
+    edited = bool(part[2].strip()) and part[1] != _digest(part[2])
+    if edited and not overwrite:
         raise ForeignCardError("the part between its dami markers was edited")
     ours = _PART.search(our_body)
     assert ours is not None
-    if part[1] == ours[1]:
+    if part[1] == ours[1] and part[2].strip() and not edited:
         return body
     return body[: part.start()] + ours[0] + body[part.end() :]
 

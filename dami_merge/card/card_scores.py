@@ -50,7 +50,7 @@ def eval_results(variant: Variant) -> bytes | None:
         # Other benchmarks are in the card's table alone.
         found = _BENCHMARK.fullmatch(m.benchmark)
         if found:
-            notes = f"{m.mean_tokens:.0f} tokens an answer on average, n = {m.n}"
+            notes = f"{m.mean_tokens:.0f} tokens per answer on average, n = {m.n}"
             value = round(100 * m.accuracy, 2)
             entries.append(EvalResultEntry(dataset_id=found[1], task_id=found[2], value=value, notes=notes))
     text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
@@ -58,5 +58,5 @@ def eval_results(variant: Variant) -> bytes | None:
 
 
 def inline(text: str) -> str:
-    """Return a stranger's text without the characters that Markdown gives a meaning in a table."""
+    """Return untrusted text without the characters that have a meaning in a Markdown table."""
     return re.sub(r"[|`\[\]<>\r\n]", " ", text)

@@ -1,4 +1,4 @@
-"""The licence of a merge: carried over from both endpoints, and a refusal where they do not allow it."""
+"""The licence of a merge: that of both endpoints, refused where they differ or forbid derivatives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Licence", "LicenceReader", "decide_licence", "read_licence"]
 
 @dataclass(frozen=True)
 class Licence:
-    """A licence as a card names it; name and link where its id is `other`."""
+    """A licence as a card names it; name and link are for the id `other`."""
 
     id: str
     name: str | None = None
@@ -41,7 +41,7 @@ def read_licence(endpoint: Endpoint) -> Licence | None:
 
 
 def decide_licence(endpoints: Endpoints, given: str | None, read: LicenceReader = read_licence) -> Licence:
-    """Return the merge's licence: `given` where the user decides, else the one that both endpoints have.
+    """Return the merge's licence: `given` by the user, else the one that both endpoints have.
 
     Raises FailureError where the endpoints' licences are unknown, differ, or forbid derivatives.
     """
@@ -60,13 +60,13 @@ def decide_licence(endpoints: Endpoints, given: str | None, read: LicenceReader 
         if licence.forbids_derivatives:
             raise FailureError(
                 f"the {side} endpoint {endpoint.source} is under {licence}, which forbids sharing derivatives",
-                hint="if you have another permission, name the licence it gives: --license ID",
+                hint="if you have permission, name the licence that it grants: --license ID",
             )
         found[side] = licence
     if found["instruct"] != found["thinking"]:
         raise FailureError(
             f"the endpoints have different licences: {found['instruct']} and {found['thinking']}",
-            hint="if a merge may be published, say under which licence: --license ID",
+            hint="if you may publish a merge of them, say under which licence: --license ID",
         )
     return found["instruct"]
 

@@ -40,9 +40,9 @@ def layer_lambdas(values: Mapping[str, float], anatomy: Anatomy) -> list[float]:
 
 
 def mergekit_config(family: Family, values: Mapping[str, float], anatomy: Anatomy) -> str:
-    """Return the text of the configuration; mergekit gives every tensor the λ in `values` with it.
+    """Return the text of the configuration, with which mergekit gives every tensor its λ in `values`.
 
-    A recipe without a `family:` block is returned as it is.
+    A recipe without a `family:` block is returned unchanged.
     """
     recipe = parse_recipe(family.recipe, "recipe")
     if recipe.family is None:

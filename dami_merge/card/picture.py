@@ -1,7 +1,7 @@
 """λ over depth as a small PNG, drawn without a plotting library.
 
-The same values always give the same bytes (no compression is involved), so that a second push
-finds nothing to change.
+The same values always give the same bytes (nothing is compressed), so a second push finds
+nothing to change.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _COLOURS = bytes((255, 255, 255, 59, 111, 182, 208, 208, 208, 214, 69, 65))
 
 
 def lambda_picture(values: Sequence[float], mean: float) -> bytes:
-    """Draw one bar a layer, its height λ from 0 (bottom) to 1 (top), and a line at the family's λ.
+    """Draw one bar per layer, its height λ from 0 (bottom) to 1 (top), and a line at the family's λ.
 
     `values` are λ of the layers, first to last, clipped to [0, 1] here. Returns the bytes of a
     PNG of 640 × 140 pixels.

@@ -20,8 +20,8 @@ from dami_router.output import Output, table
     ),
     help="Fetch a family from the Hugging Face Hub. ID is a collection (its newest complete family), a variant's "
     "repository, or a repository with branches (all of them, or one as ID@branch). A file gets its name only after "
-    "its sha256 matched the manifest; nothing of it is run. If it is stopped, run the same command again and it goes "
-    "on. A folder that holds other variants of the family gets the new ones beside them.",
+    "its sha256 matched the manifest; nothing of it is run. If it is stopped, run the same command again to "
+    "resume. A folder that holds other variants of the family gets the new ones beside them.",
 )
 @click.argument("identity", metavar="ID")
 @click.argument("out", type=click.Path(path_type=Path))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     help="Publish a built family on the Hugging Face Hub: one repository for each variant, each with a card, and a "
     "collection once all of them are complete; or, with --layout branches, one repository with one branch for each "
     "variant. Needs a token with write access (`hf auth login` or HF_TOKEN). If it is stopped, run the same command "
-    "again: it goes on, sends nothing twice, and changes nothing once the family is up to date. Text that you add to a "
+    "again: it resumes, sends nothing twice, and changes nothing once the family is up to date. Text that you add to a "
     "card outside of dami's markers is kept. HF_ENDPOINT names another server.",
 )
 @click.argument("folder", type=click.Path(path_type=Path))
@@ -39,9 +39,7 @@ if TYPE_CHECKING:
 @click.option("--private", is_flag=True, help="Make the repositories and the collection private.")
 @click.option("--no-collection", is_flag=True, help="Make no collection.")
 @click.option("--license", "licence", help="The licence to publish under, where the endpoints' cards do not settle it.")
-@click.option(
-    "--overwrite-card", is_flag=True, help="Replace cards that someone else wrote, or edited inside our part."
-)
+@click.option("--overwrite-card", is_flag=True, help="Replace cards that someone else wrote, and edits of dami's part.")
 @click.option("--publish-paths", is_flag=True, help="Publish the recipe as it is, with the paths of this machine.")
 @click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True, help="Uploads at a time.")
 @click.option(
@@ -81,10 +79,10 @@ def _tell_report(output: Output, root: Path, layout: str, report: PushReport) ->
     for note in report.notes:
         output.warning(note)
     for place in report.departed:
-        output.warning(f"{place} is not part of the family any more; it stays on the Hub as it is")
+        output.warning(f"{place} is no longer part of the family; it stays on the Hub unchanged")
     rows = [(f"{v.lambda_:g}", _place(v.repo, v.branch), v.revision[:12], v.state) for v in report.variants]
     text = table(("λ", "repository", "commit", ""), rows)
-    done = f"{report.commits} commits, {size_text(report.bytes_sent)} sent" if report.commits else "nothing had changed"
+    done = f"{report.commits} commits, {size_text(report.bytes_sent)} sent" if report.commits else "already up to date"
     collection = f"\ncollection: {report.collection}" if report.collection else ""
     output.result(
         f"{text}{collection}\n{done}",
@@ -139,7 +137,7 @@ def _warn(output: Output, plan: PushPlan) -> None:
     local = [end.source for end in (ends.instruct, ends.thinking) if hub_id(end) is None]
     if not local:
         return
-    named = "no base model" if len(local) == 2 else "one base model alone"
+    named = "no base model" if len(local) == 2 else "only one base model"
     folders = f"{' and '.join(local)} {'are local folders' if len(local) == 2 else 'is a local folder'}"
     paths = "their paths are published" if plan.options.publish_paths else "only their names are published"
     output.warning(f"the cards name {named}, since {folders}; {paths}")

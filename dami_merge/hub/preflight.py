@@ -108,7 +108,7 @@ def _repositories(api: HfApi, plan: PushPlan) -> dict[str, bool]:
         _check_identity(repo, info.id)
         if plan.options.private and not info.private:
             raise FailureError(
-                f"{repo}: is there and public, but --private was asked for",
+                f"{repo}: is already public, but --private was given",
                 hint="make it private in its settings on the Hub, or leave --private out",
             )
         return bool(info.private)
@@ -146,7 +146,7 @@ def _with_card(
     """Return the target's files with the card merged into the one on the Hub, and notes about it."""
     remote = remotes[target]
     ours = next(file for file in target.files if file.path == CARD)
-    if plan.options.overwrite_card or remote.has(ours) or _inherited(target, remotes):
+    if remote.has(ours) or _inherited(target, remotes):
         return target.files, ()
     theirs = read_card(api, target.repo, remote)
     if theirs is None:
@@ -157,11 +157,12 @@ def _with_card(
             ours.read().decode(),
             both_bases=len(base_models(plan.published.endpoints)) == 2,
             own_licence=plan.options.own_licence,
+            overwrite=plan.options.overwrite_card,
         )
     except ForeignCardError as error:
         raise FailureError(
             f"{target}: {CARD}: {error}; refusing to overwrite it",
-            hint=f"keep your text outside the lines {BEGIN} and {END}, with nothing between them, or replace the card: "
+            hint=f"move your text outside the lines {BEGIN} and {END}, with nothing between them; or replace it: "
             "--overwrite-card",
         ) from None
     card = source_of_text(CARD, merged.text)

@@ -60,9 +60,9 @@ def pull_family(
 ) -> PullReport:
     """Fetch the variants that `name` means into `out`; after a failure, run it again and it goes on.
 
-    A variant gets its place only when all of its files have the sha256 that the manifest
-    says. Raises MisuseError for a wrong id or folder, FailureError where the Hub fails,
-    CheckpointError where a manifest or file is invalid.
+    A variant gets its folder only when all of its files match the manifest's sha256. Raises
+    MisuseError for a wrong id or folder, FailureError where the Hub fails, CheckpointError where a
+    manifest or file is invalid.
     """
     family, published = find_published(name)
     for place in published:
@@ -146,7 +146,7 @@ class _Pull:
         if needed > free:
             raise FailureError(
                 f"{self.out}: not enough space: {needed / 1e9:.1f} GB to fetch, {free / 1e9:.1f} GB free",
-                hint="pull one variant at a time, by its repository",
+                hint="free space, or pull single variants by their repositories",
             )
 
     def _fetch(self, place: Published, file: str, size: int, advance: Callable[[int], object]) -> None:
@@ -165,7 +165,7 @@ class _Pull:
                 return
             path.unlink()
         raise CheckpointError(
-            f"{place.repo}@{place.revision[:12]}: {file} does not have the sha256 that the manifest says",
+            f"{place.repo}@{place.revision[:12]}: {file} does not match its sha256 in the manifest",
             hint="it was changed after it was published, or damaged: do not use it, ask its owner",
         )
 
@@ -180,7 +180,7 @@ class _Pull:
                 except Exception as error:
                     raise told(error, f"{place.repo}: {file}") from None
 
-    # The place
+    # Into the folder
 
     def _put(self, variant: Variant) -> None:
         checked, folder = self._checked(variant), self.out / variant.folder
@@ -195,7 +195,7 @@ class _Pull:
         sync(self.out)
 
     def _manifest(self, variants: Sequence[Variant]) -> Family:
-        """Return the manifest of all that is here; what the one here says of the family stays, its paths too."""
+        """Return the manifest of everything in the folder; a manifest already there keeps its paths."""
         try:
             family = load_family(self.out)
         except MisuseError:
@@ -226,7 +226,7 @@ def _check_folder(out: Path, family: Family) -> None:
         if not _same_family(before, family):
             raise MisuseError(
                 f"{out}: holds {before.name}, another family or another build of it",
-                hint="give a folder of its own to each family",
+                hint="use a separate folder for each family",
             )
         listed = {v.folder for v in before.variants}
     for variant in family.variants:
@@ -234,7 +234,7 @@ def _check_folder(out: Path, family: Family) -> None:
         if folder.exists() and variant.folder not in listed and _wrong(folder, variant.files):
             raise MisuseError(
                 f"{folder}: exists and is not from `dami pull`; refusing to overwrite it",
-                hint="give a new folder, or move it away",
+                hint="choose a new folder, or move this one away",
             )
 
 

@@ -44,8 +44,8 @@ class PushOptions:
     """Where to publish and how.
 
     `jobs` is the number of uploads at a time. `own_licence`: the user named the licence, so it
-    replaces one in a card on the Hub. `overwrite_card`: cards that others wrote or edited may be
-    replaced. `publish_paths`: the recipe is published with the paths of this machine.
+    replaces one in a card on the Hub. `overwrite_card`: cards that others wrote may be replaced,
+    and edits of our part of a card. `publish_paths`: the recipe is published with the paths of this machine.
     """
 
     namespace: str
@@ -227,7 +227,7 @@ def _check_sizes(target: PushTarget) -> None:
     for file in target.files:
         if file.size > limit:
             raise FailureError(
-                f"{target}: {file.path} has {file.size / 1e9:.1f} GB; the Hub takes {limit / 1e9:g} GB a file{why}",
+                f"{target}: {file.path} has {file.size / 1e9:.1f} GB; the Hub takes {limit / 1e9:g} GB per file{why}",
                 hint="build again with --max-shard-size 5GB",
             )
 

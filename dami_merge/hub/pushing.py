@@ -107,26 +107,28 @@ class _Push:
     # Repositories and branches
 
     def _prepare(self) -> None:
-        """Make what is missing; with the first repository, ask whether there is room for everything."""
+        """Create what is missing; after the first repository, ask whether there is storage for everything."""
         fresh = [repo for repo in self.plan.repos if repo not in self.state.private]
         if fresh:
             guarded(fresh[0], self._create, fresh[0])
-            guarded(fresh[0], ask_for_room, self.api, fresh[0], self._all_missing(None))
-        else:
-            for repo in self.plan.repos:
-                guarded(repo, ask_for_room, self.api, repo, self._all_missing(repo))
+        private = dict.fromkeys(fresh, self.plan.options.private) | dict(self.state.private)
+        for visibility in (True, False):
+            # Public and private storage have limits of their own; one repository is asked for all that is missing.
+            repos = [repo for repo in [*fresh, *self.state.private] if private[repo] is visibility]
+            if repos:
+                guarded(repos[0], ask_for_room, self.api, repos[0], self._all_missing(repos))
         for repo in fresh[1:]:
             guarded(repo, self._create, repo)
         rest = [target for target in self.plan.targets if target not in self.before]
         everywhere(self.jobs, [target for target in rest if target.branch != "main"], self._make_branch)
         self.before |= everywhere(self.jobs, rest, lambda target: look(self.api, target.repo, target.branch))
 
-    def _all_missing(self, repo: str | None) -> list[UploadSource]:
-        """Return the files that a repository lacks, or all that are missing anywhere."""
+    def _all_missing(self, repos: Sequence[str]) -> list[UploadSource]:
+        """Return the files that repositories lack."""
         return [
             file
             for target, files in self.state.files.items()
-            if repo in (None, target.repo)
+            if target.repo in repos
             for file in (self.before[target].missing(files) if target in self.before else files)
         ]
 

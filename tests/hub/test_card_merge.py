@@ -118,6 +118,15 @@ def test_a_card_of_others_is_not_replaced(theirs: str, says: str) -> None:
         merged(theirs)
 
 
+def test_overwriting_replaces_no_more_than_it_must() -> None:
+    """An edited part is replaced while the text around it stays; a card without a part is replaced, with a note."""
+    edited = OURS.replace("# Model", "# My model") + "\nMine.\n"
+    found = merge_card(edited, OURS, both_bases=True, own_licence=False, overwrite=True)
+    assert (found.text, found.notes) == (OURS + "\nMine.\n", ())
+    found = merge_card("# My model\n", OURS, both_bases=True, own_licence=False, overwrite=True)
+    assert (found.text, found.notes) == (OURS, ("replaced, though `dami push` did not write it",))
+
+
 def test_our_part_goes_where_its_owner_wants_it() -> None:
     """Empty markers in a hand-written card are filled; a card of metadata alone gets the part."""
     assert merged(f"# Mine\n\n{BEGIN}\n{END}\n\nMore.\n").endswith(f"# Mine\n\n{frame('# Model')}\nMore.\n")
@@ -165,8 +174,14 @@ def test_an_edit_inside_our_part_stops_the_push(hub: RunningHub, push: Command, 
         failed = push("--layout", layout, *more)
         assert (failed.code, hub.commits) == (1, before)
         assert f"{repo if layout == 'repos' else 'acme/fam@l050'}: README.md: the part" in failed.err
+    other = card(hub, *(("acme/fam-l100",) if layout == "repos" else ("acme/fam", "l100"))) + "\nKeep me.\n"
+    write_card(
+        hub, "acme/fam-l100" if layout == "repos" else "acme/fam", other, "main" if layout == "repos" else "l100"
+    )
     assert push("--layout", layout, "--overwrite-card").code == 0
     assert "# The fam-l050" not in card(hub, repo, branch)
+    kept = card(hub, "acme/fam-l100") if layout == "repos" else card(hub, "acme/fam", "l100")
+    assert kept.endswith("\nKeep me.\n")
 
 
 def test_a_hand_written_card_is_not_replaced(hub: RunningHub, push: Command) -> None:

@@ -95,7 +95,7 @@ def test_places_of_an_old_name_are_named(hub: RunningHub, push: Command, family:
     (family / MANIFEST).write_text(json.dumps(data))
     done = push()
     assert done.code == 0, done.err
-    assert "acme/fam-l050 is not part of the family any more; it stays" in done.err
+    assert "acme/fam-l050 is no longer part of the family; it stays" in done.err
 
 
 def test_a_branch_of_an_earlier_variant_stays_and_is_named(

@@ -278,7 +278,7 @@ def test_a_gated_repository_is_told(hub: RunningHub, push: Command, dami: Comman
     ("error", "says", "hint"),
     [
         (OSError(28, "No space left on device"), "No space left", "free space"),
-        (PermissionError(13, "Permission denied"), "Permission denied", "who owns"),
+        (PermissionError(13, "Permission denied"), "Permission denied", "owner and mode"),
         (ConnectionResetError(104, "reset"), "connection to the Hub broke", "same command again"),
     ],
 )
@@ -356,4 +356,4 @@ def test_one_local_endpoint_leaves_the_other_s_id(hub: RunningHub, dami: Command
     assert done.code == 0, done.err
     front = content(hub, "acme/fam-l050", "main", "README.md").decode().split("---")[1]
     assert yaml.safe_load(front)["base_model"] == ["Qwen/Tiny"]
-    assert "the cards name one base model alone" in done.err
+    assert "the cards name only one base model" in done.err

@@ -152,7 +152,7 @@ def test_a_file_that_was_tampered_with_is_never_named(hub: RunningHub, dami: Com
     hub.store.blobs[sha256] = bytes(len(hub.store.blobs[sha256]))
     failed = dami("pull", slug(hub), out)
     assert failed.code == 1
-    assert "model.safetensors does not have the sha256 that the manifest says" in failed.err
+    assert "model.safetensors does not match its sha256 in the manifest" in failed.err
     assert {path.name for path in out.iterdir()} == {".dami_pull"}
 
 

@@ -67,7 +67,7 @@ def test_only_what_changed_is_sent(hub: RunningHub, push: Command, family: Path)
     found = yaml.safe_load(content(hub, "acme/fam-l050", "main", ".eval_results/dami.yaml"))
     assert found == [
         {"dataset": {"id": "acme/sums", "task_id": "easy"}, "value": 50.0,
-         "notes": "10 tokens an answer on average, n = 40"}
+         "notes": "10 tokens per answer on average, n = 40"}
     ]  # fmt: skip
     assert b"50.0% at 10 tokens" in content(hub, "acme/fam-l000", "main", "README.md")
 
@@ -149,7 +149,7 @@ def test_private_means_private(hub: RunningHub, push: Command) -> None:
     hub.store.repos["acme/fam-l050"].private = False
     done = push("--private")
     assert done.code == 1
-    assert "acme/fam-l050: is there and public" in done.err
+    assert "acme/fam-l050: is already public" in done.err
 
 
 def test_a_collection_can_be_left_out(hub: RunningHub, push: Command) -> None:

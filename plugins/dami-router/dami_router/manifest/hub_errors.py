@@ -14,7 +14,7 @@ from dami_router.errors import DamiError, FailureError, MisuseError
 
 __all__ = ["HubUnreachableError", "clean", "is_passing", "told"]
 
-_AGAIN = "run the same command again: it goes on where it stopped"
+_AGAIN = "run the same command again to resume"
 _STORAGE = re.compile(r"storage (?:limit|pattern|quota)|quota|out of storage|upgrade your plan", re.IGNORECASE)
 _READING = ("GET", "HEAD")
 
@@ -38,7 +38,7 @@ def told(error: BaseException, where: str) -> DamiError:
     kind = type(cause).__name__
     if kind == "OfflineModeIsEnabled":  # a ConnectionError by its class, but nothing was asked
         return HubUnreachableError(
-            f"{where}: HF_HUB_OFFLINE=1 is set, so the Hub was not asked", hint="unset HF_HUB_OFFLINE and run it again"
+            f"{where}: HF_HUB_OFFLINE=1 is set, so the Hub was not asked", hint="unset HF_HUB_OFFLINE"
         )
     if _is_broken_connection(cause):
         return HubUnreachableError(f"{where}: the connection to the Hub broke ({kind})", hint=_AGAIN)
@@ -105,8 +105,8 @@ def _forbidden(error: BaseException, server: str) -> tuple[str, str]:
     """Tell the reasons for a 403 apart: storage, a signed address that expired, the token's rights."""
     if _STORAGE.search(server):
         return "the namespace has no storage left for this", (
-            "free space or get more (https://huggingface.co/docs/hub/storage-limits; public and private storage are "
-            "counted apart), then " + _AGAIN
+            "free storage or get more (https://huggingface.co/docs/hub/storage-limits; public and private storage "
+            "have separate limits), then " + _AGAIN
         )
     response = getattr(error, "response", None)
     if _host(str(getattr(response, "url", ""))) != _host(_endpoint()):
@@ -127,7 +127,7 @@ def _wait(error: BaseException) -> str:
 def _local_hint(number: int) -> str:
     known = {
         errno.ENOSPC: "free space on this disk, then ", errno.EDQUOT: "free space on this disk, then ",
-        errno.EACCES: "check who owns the folder, then ", errno.EROFS: "give a folder that can be written, then ",
+        errno.EACCES: "check the folder's owner and mode, then ", errno.EROFS: "choose a writable folder, then ",
     }  # fmt: skip
     return known.get(number, "") + _AGAIN
 
