@@ -27,8 +27,9 @@ class Sampler:
         """The row's next number in [0, 1)."""
         self._written: list[int] = []
         """Tokens that `_counts` does not include yet."""
+        self._places: dict[int, int] = {}
+        self._ids: torch.Tensor | None = None
         self._counts: torch.Tensor | None = None
-        self._prompt: torch.Tensor | None = None
 
     def advance(self, token: int) -> None:
         """Move on to the next number: `token` was generated. A failed pass is repeated with the same number."""
@@ -36,20 +37,26 @@ class Sampler:
         if self.generation.penalised:
             self._written.append(token)
 
-    def counts(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return how often the answer holds each token, and whether prompt or answer hold it: (vocabulary,) each.
+    def seen(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the tokens that the prompt or the answer holds, and how often the answer holds each: (n,) both.
 
-        Both are kept on the logits' device from one token to the next.
+        They are kept on the device of `like` from one token to the next, and grow with the answer.
         """
-        if self._counts is None or self._prompt is None:
-            self._counts = torch.zeros(like.shape[-1], dtype=like.dtype, device=like.device)
-            self._prompt = torch.zeros(like.shape[-1], dtype=torch.bool, device=like.device)
-            self._prompt[torch.tensor(list(self.generation.prompt), device=like.device)] = True
-        if self._written:
-            ids = torch.tensor(self._written, device=like.device)
-            self._counts.index_add_(0, ids, torch.ones(len(ids), dtype=like.dtype, device=like.device))
-            self._written.clear()
-        return self._counts, self._prompt | (self._counts > 0)
+        if self._ids is None or self._counts is None:
+            self._places = {token: place for place, token in enumerate(dict.fromkeys(self.generation.prompt))}
+            known = torch.tensor(list(self._places), dtype=torch.int64, device=like.device)
+            self._ids = torch.cat([known, torch.zeros_like(known)])
+            self._counts = torch.zeros(len(self._ids), dtype=like.dtype, device=like.device)
+        for token in self._written:
+            place = self._places.setdefault(token, len(self._places))
+            if place == len(self._ids):
+                self._ids, self._counts = (
+                    torch.cat([part, torch.zeros_like(part)]) for part in (self._ids, self._counts)
+                )
+            self._ids[place] = token
+            self._counts[place] += 1
+        self._written.clear()
+        return self._ids[: len(self._places)], self._counts[: len(self._places)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +107,23 @@ def penalise(logits: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
     rows = [i for i, sampler in enumerate(samplers) if sampler.generation.penalised]
     if not rows:
         return logits
+    ids, counts = zip(*(samplers[i].seen(logits) for i in rows), strict=True)
+    sizes = torch.tensor([len(some) for some in ids], device=logits.device)
+
+    def each(values: Sequence[float]) -> torch.Tensor:
+        # A row's setting for each of its tokens.
+        return torch.tensor(values, dtype=logits.dtype, device=logits.device).repeat_interleave(sizes)
+
     asked = [samplers[i].generation for i in rows]
-    counts, seen = (torch.stack(part) for part in zip(*(samplers[i].counts(logits) for i in rows), strict=True))
-    chosen = logits[rows]
-    factor = _column([g.repetition_penalty for g in asked], logits).to(logits.dtype)
-    chosen = torch.where(seen, torch.where(chosen < 0, chosen * factor, chosen / factor), chosen)
-    chosen -= _column([g.frequency_penalty for g in asked], logits).to(logits.dtype) * counts
-    chosen -= _column([g.presence_penalty for g in asked], logits).to(logits.dtype) * (counts > 0)
+    at = torch.tensor(rows, device=logits.device).repeat_interleave(sizes), torch.cat(ids)
+    chosen, count = logits[at], torch.cat(counts)
+    factor = each([g.repetition_penalty for g in asked])
+    chosen = torch.where(chosen < 0, chosen * factor, chosen / factor)
+    chosen -= each([g.frequency_penalty for g in asked]) * count
+    chosen -= each([g.presence_penalty for g in asked]) * (count > 0)
     # A copy: the reported log-probabilities come from the logits without penalties.
     penalised = logits.clone()
-    penalised[rows] = chosen
+    penalised[at] = chosen
     return penalised
 
 
