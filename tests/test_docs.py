@@ -29,8 +29,6 @@ DOCUMENTS = sorted(
 )
 WHOLE = {"merge_method": "dami", "base_model": "a", "models": [{"model": "b"}], "parameters": {"lambda": 0.5}}
 LAYERS = 36
-GENERATED = ("commands.md",)
-"""Written from the commands' own help texts."""
 
 
 def relative(path: Path) -> str:
@@ -172,7 +170,7 @@ RIDDLES = (
 """What a reader has to guess; the field has words for each: skipped, falls back, expensive, off by default, invalid."""
 
 
-@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path.name not in GENERATED], ids=relative)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
 def test_pages_use_the_words_of_the_field(document: Path) -> None:
     """No page has a phrase of the kind that stands for a usual technical word."""
     prose = re.sub(r"^```.*?^```|`[^`\n]*`|\*[^*\n]*\*", "", document.read_text(encoding="utf-8"), flags=re.M | re.S)
