@@ -144,7 +144,7 @@ def bare_python(folder: Path, *, hooked: bool) -> str:
 
 
 def start_up_file(name: str) -> Path:
-    """Return the path of a start-up file: in the sources, or beside the package, where a wheel puts it.
+    """Return the path of a start-up file: in the package's sources, or at the root of site-packages.
 
     Raises SystemExit if it is in neither place.
     """

@@ -81,7 +81,7 @@ async def collect(
 
 
 async def _scores(each: dict[Form, Confidence], query: Query) -> Scores:
-    """Measure a query in every form; Instruct's own confidence comes with each."""
+    """Measure a query in every form; each result includes Instruct's confidence."""
     found: dict[Form, float] = {}
     for form, estimator in each.items():
         if form not in found:

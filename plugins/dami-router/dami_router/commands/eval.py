@@ -102,7 +102,7 @@ def _show(output: Output, found: Comparison, data: dict[str, object]) -> None:
     from dami_router.evaluating.report import HEADER, rows
 
     gone = ", ".join(f"λ={x:g}" for x in found.dominated) or "none"
-    # The first estimator's figures also stand at the top, where a script looks for them.
+    # The first estimator's figures are also at the top level, for scripts.
     first = data["estimators"][0] if found.contenders else {}  # type: ignore[index]
     text = table(HEADER, rows(found))
     output.result(f"{text}\n{len(found.grid.queries)} queries; dominated variants: {gone}", {**first, **data})

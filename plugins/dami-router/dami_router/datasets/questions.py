@@ -60,7 +60,7 @@ def load_dataset(
     place: str, *, query_column: str | None = None, answer_column: str | None = None, config: str | None = None,
     split: str | None = None, limit: int | None = None,
 ) -> Dataset:  # fmt: skip
-    """Read questions from a JSONL, CSV, TSV or parquet file (.gz too, but for parquet), or a Hub dataset's id.
+    """Read questions from a JSONL, CSV, TSV or parquet file (.gz too, except parquet), or a Hub dataset's id.
 
     Columns are found by their usual names by default. Ids come from a column `query_id`, `id` or
     `unique_id` if its values are complete and distinct, and otherwise depend only on the text. `config` and

@@ -29,7 +29,7 @@ class BusyError(EstimationError):
 
 
 class UnableError(EstimationError):
-    """The server lacks an ability, as it was started."""
+    """The server, as started, lacks an ability."""
 
     def __init__(self, message: str, lacks: Ability) -> None:
         super().__init__(message)

@@ -88,7 +88,7 @@ class Preference:
 
 
 def features(basis: Basis, numbers: Floats, vectors: Floats) -> Floats:
-    """Return the model's features: the expanded numbers beside the encoder's vectors."""
+    """Return the model's features: the expanded numbers, followed by the encoder's vectors."""
     return np.concatenate([basis.expand(numbers), _GAIN * vectors], axis=1)
 
 

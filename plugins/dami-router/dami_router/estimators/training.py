@@ -71,7 +71,7 @@ def train(
     for fewer than two variants, too few queries, or rollouts without any preference.
     """
     if len(grid.lambdas) < 2:
-        raise MisuseError(f"training needs rollouts of at least two variants, found λ={grid.lambdas[0]:g} alone")
+        raise MisuseError(f"training needs rollouts of at least two variants, found only λ={grid.lambdas[0]:g}")
     if len(grid.queries) > _LARGEST:
         note(f"{len(grid.queries)} queries: training on {_LARGEST} of them, drawn at random")
         grid = grid.rows(np.sort(np.random.default_rng(settings.seed).permutation(len(grid.queries))[:_LARGEST]))

@@ -60,8 +60,8 @@ def box_of(x: float, y: float, width: float, height: float) -> Box:
 def star_shifts(points: Sequence[tuple[float, float]], size: float, taken: Sequence[Box], room: Box) -> list[float]:
     """Return how far to move each star sideways so that it hides no other star and no box of `taken`; all in pixels.
 
-    `points` are the stars' centres, `size` is their width and height. Where there is no free place inside `room`, the
-    star stays on its point.
+    `points` are the stars' centres, `size` is their width and height. If there is no free place inside `room`, the star
+    stays on its point.
     """
     placed: list[Box] = []
     shifts = []

@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 
 
 def apgr(score: Floats, weak: Floats, strong: Floats) -> float | None:
-    """Return APGR of a score (higher: needs the strong variant more); None if strong is no better than weak."""
+    """Return APGR of a score (higher: the strong variant is needed more); None if strong is no better than weak."""
     curve = _recovered(score, weak, strong)
     return None if curve is None else float(np.trapezoid(curve, dx=1 / (len(curve) - 1)))
 
