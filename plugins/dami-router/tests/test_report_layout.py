@@ -13,7 +13,7 @@ import pytest
 from dami_router.estimators.training import TrainingSettings
 from dami_router.evaluating.comparison import compare, length_of_query
 from dami_router.evaluating.html_page import html_page, html_table, html_text
-from dami_router.evaluating.plot_layout import Box, box_of, star_shifts
+from dami_router.evaluating.plot_layout import Box, box_of, line_boxes, star_shifts
 from dami_router.evaluating.plots import draw_costs, draw_frontier, draw_lambdas
 from dami_router.evaluating.report import write_report
 from dami_router.rollouts.gathering import grid_of
@@ -82,6 +82,13 @@ def test_nothing_on_the_frontier_hides_another_thing(stars: dict[str, Point]) ->
     assert not [1 for a in shown for b in circles if a.overlap(b)]
     axes = pixels(figure.axes[0])
     assert all(box.within(axes) for box in (*names, *shown))
+
+
+def test_labels_leave_the_line_between_variants_free() -> None:
+    """Where there is room, no label is written across the line that connects the variants."""
+    figure = drawn(SWEEP, {})
+    line = figure.axes[0].transData.transform([(t, a) for _, a, t in SWEEP])
+    assert not [1 for label in labels(figure) for piece in line_boxes(line) if label.overlap(piece)]
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -6,13 +6,15 @@ mark is drawn beside its point with a line to it, and so is a label far from its
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Box", "box_of", "fix_layout", "place_labels", "star_shifts"]
+__all__ = ["Box", "box_of", "fix_layout", "line_boxes", "place_labels", "star_shifts"]
 
 _DIRECTIONS = ((1, -1), (1, 1), (-1, -1), (-1, 1), (0, -1), (0, 1), (1, 0), (-1, 0))
 _DISTANCES = (4, 8, 13, 19, 26, 34, 44, 56, 70)
@@ -57,6 +59,15 @@ def box_of(x: float, y: float, width: float, height: float) -> Box:
     return Box(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
 
 
+def line_boxes(corners: Sequence[tuple[float, float]], step: float = 8.0) -> list[Box]:
+    """Return small boxes along a line through these corners, `step` pixels apart or less."""
+    boxes = []
+    for (x0, y0), (x1, y1) in pairwise(corners):
+        pieces = max(1, math.ceil(math.hypot(x1 - x0, y1 - y0) / step))
+        boxes += [box_of(x0 + (x1 - x0) * i / pieces, y0 + (y1 - y0) * i / pieces, 2, 2) for i in range(pieces + 1)]
+    return boxes
+
+
 def star_shifts(points: Sequence[tuple[float, float]], size: float, taken: Sequence[Box], room: Box) -> list[float]:
     """Return how far to move each star sideways so that it hides no other star and no box of `taken`; all in pixels.
 
@@ -89,7 +100,7 @@ def place_labels(
 ) -> None:
     """Draw each label near its point (in data units), clear of other labels, of marks and, if possible, of bars.
 
-    `marks` and `bars` are boxes in pixels. The layout must be fixed.
+    `marks` and `bars` (also pieces of lines) are boxes in pixels. The layout must be fixed.
     """
     room = Box(*axes.get_window_extent().extents)
     scale = axes.figure.dpi / 72
@@ -99,7 +110,9 @@ def place_labels(
         drawn = axes.annotate(text, point, (0, 0), textcoords="offset points", fontsize=9, color=colour, zorder=4)
         size = drawn.get_window_extent()
         places = _places(x, y, size.width, size.height, scale)
-        _, distance, box = min((_cost(*place, [*placed, *marks], bars, room), *place) for place in places)
+        hard = [*placed, *marks]
+        # Among equal costs the first place wins: the directions are in order of preference.
+        distance, box = min(places, key=lambda place, hard=hard: _cost(place, hard, bars, room))  # type: ignore[misc]
         placed.append(box)
         drawn.set_position(((box.left - x) / scale, (box.bottom - y) / scale))
         if distance >= _TIED:
@@ -115,8 +128,9 @@ def _places(x: float, y: float, width: float, height: float, scale: float) -> It
             yield distance, box_of(middle_x, middle_y, width, height)
 
 
-def _cost(distance: int, box: Box, hard: Sequence[Box], soft: Sequence[Box], room: Box) -> float:
-    """Return the cost of a place: hiding a mark counts most, then crossing a bar, then distance."""
+def _cost(place: tuple[int, Box], hard: Sequence[Box], soft: Sequence[Box], room: Box) -> float:
+    """Return the cost of a place: hiding a mark counts most, then crossing a bar or line, then distance."""
+    distance, box = place
     hidden = sum(box.overlap(other) > 0 for other in hard) + (not box.within(room))
     return 1e6 * hidden + 25.0 * sum(box.overlap(other) > 0 for other in soft) + distance
 

@@ -8,7 +8,7 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Any, Literal
 
 from dami_router.errors import FailureError
-from dami_router.evaluating.plot_layout import Box, box_of, fix_layout, place_labels, star_shifts
+from dami_router.evaluating.plot_layout import Box, box_of, fix_layout, line_boxes, place_labels, star_shifts
 from dami_router.rollouts.grid import Point, dominated
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def draw_frontier(
     scale = figure.dpi / 72
     circles = [box_of(*_pixels(axes, point), 8 * scale, 8 * scale) for point in static]
     stars = _draw_stars(axes, [(point, colour) for (_, point), colour in coloured], circles)
-    bars = [_bar(axes, point) for point in static]
+    bars = [_bar(axes, point) for point in static] + line_boxes([_pixels(axes, point) for point in static])
     labels = [(f"λ={lambda_:g}", (px, py)) for lambda_, px, py in zip(lambdas, x, y, strict=True)]
     place_labels(axes, labels, [*circles, *(star for star, _ in stars)], [*bars, *(bar for _, bar in stars)], _BLUE)
     return figure
