@@ -21,17 +21,19 @@ from typing import Any
 from dami_router.choosing.budget import Budget, Entry
 from dami_router.choosing.ordering import SAME_LAMBDA, Ordering, Wanted
 from dami_router.config.router_yml import load_config
-from dami_router.config.specs import Protocol, RouterConfig, VariantSpec
+from dami_router.config.specs import RouterConfig, VariantSpec
 from dami_router.errors import FailureError
 from dami_router.estimators.query import Estimate, Query
 from dami_router.messages.pinning import LIVE, pin, pinned
 from dami_router.messages.request import Request, read_request
+from dami_router.messages.routes import ROUTES
 from dami_router.shared.suggestions import did_you_mean
 from dami_router.upstream.estimator_calls import ServedEndpoints
 from dami_router.upstream.fleet import Fleet, Replica
 from dami_router.upstream.health import Prober
 from dami_router.upstream.reply import Calls, Reply, StaleError, UnansweredError
 from dami_router.upstream.transport import Transport
+from dami_router.upstream.watchdog import Watchdog
 
 __all__ = ["Answered", "Decision", "NoAnswerError", "NoVariantError", "Router", "UnknownModelError"]
 
@@ -122,6 +124,10 @@ class Router:
         self.fleet = Fleet(config)
         self.transport: Calls = calls or Transport(config.timeouts)
         self.prober = Prober(self.fleet, self.transport, config.probe)
+        # A server inside this process cannot hang alone.
+        self.watchdog = (
+            Watchdog(self.fleet, self.transport, config.probe, config.timeouts.first_byte) if not calls else None
+        )
         # Without backends the router only decides, and estimators have no server to ask.
         self.endpoints = ServedEndpoints(config, self.fleet, self.transport, self.prober) if config.backends else None
         self.estimator = config.estimator.bind(self.endpoints) if self.endpoints else config.estimator
@@ -141,9 +147,13 @@ class Router:
     async def __aenter__(self) -> Router:
         await self.transport.open()
         await self.prober.start()
+        if self.watchdog is not None:
+            self.watchdog.start()
         return self
 
     async def __aexit__(self, *error: object) -> None:
+        if self.watchdog is not None:
+            await self.watchdog.stop()
         await self.prober.stop()
         await self.transport.close()
 
@@ -157,7 +167,9 @@ class Router:
     async def decide(self, request: Request) -> Decision:
         """Estimate λ(q) and choose; raises UnknownModelError, NoVariantError. Changes no state."""
         begun = time.perf_counter()
-        model = request.model or "dami"
+        model = self._model(request)
+        if request.path in self.config.pass_through and model in _AUTO:
+            return self._anywhere(request, begun)
         if model in self.ordering.lambdas:
             id = self.fleet.standing_for(model)
             if id is None:
@@ -171,6 +183,20 @@ class Router:
         told = {} if abs(bent - lambda_) < SAME_LAMBDA else {"wanted_lambda": round(lambda_, 6)}
         evidence = {**estimate.evidence, **told}
         return Decision(bent, order[0], estimate.estimator, _ms(begun), tuple(order), evidence)
+
+    def _model(self, request: Request) -> str:
+        """Return the model that a request asks for: `dami` where it names none, and aliases resolved."""
+        model = request.model or "dami"
+        return self.config.aliases.get(model, model)
+
+    def _anywhere(self, request: Request, begun: float) -> Decision:
+        """Decide on a request to which all variants give the same answer: the smallest λ on offer comes first."""
+        offered = self.fleet.offered(_protocols(request))
+        if not offered:
+            raise NoVariantError
+        lambdas = self.ordering.lambdas
+        order = tuple(sorted(offered, key=lambda id: (lambdas.get(id, 0.0), id)))
+        return Decision(lambdas.get(order[0], 0.0), order[0], "pass_through", _ms(begun), order)
 
     async def _estimate(self, model: str, request: Request) -> Estimate:
         if model not in _AUTO:
@@ -193,13 +219,13 @@ class Router:
 
     def _order(self, lambda_: float, request: Request) -> tuple[float, list[str]]:
         """Return the λ to answer at, and the variants in the order to try."""
-        offered = self.fleet.offered(_protocol(request))
+        offered = self.fleet.offered(_protocols(request))
         if not offered:
             raise NoVariantError
         policy = self.config.policy
         wanted = Wanted(
             lambda_,
-            budgeted=(request.model or "dami") in _AUTO,
+            budgeted=self._model(request) in _AUTO,
             # Digests of the request, computed only where the policy uses them.
             draw=request.draw if policy.rule == "dithered" else 0.0,
             conversation=request.conversation if policy.sticky else None,
@@ -233,7 +259,7 @@ class Router:
         """
         tried: set[Replica] = set()
         attempts, stale, last = 0, False, None
-        replica = self.fleet.next(decision.order, tried, _protocol(request))
+        replica = self.fleet.next(decision.order, tried, _protocols(request))
         while replica is not None and attempts < self.config.retries.attempts:
             attempts += 1
             try:
@@ -246,7 +272,7 @@ class Router:
                 last, stale = error, False
                 self.on_failure(replica, error)
             tried.add(replica)
-            replica = self.fleet.next(decision.order, tried, _protocol(request))
+            replica = self.fleet.next(decision.order, tried, _protocols(request))
             if replica is not None:
                 await asyncio.sleep(random.uniform(0, self.config.retries.backoff * 2 ** min(attempts - 1, 6)))  # noqa: S311
         if last is None:
@@ -260,7 +286,7 @@ class Router:
         breaker.start()
         replica.outstanding += 1
         try:
-            reply = await self.transport.send(replica, request, lambda_, fresh=fresh)
+            reply = await self._awaited(replica, request, lambda_, fresh)
         except UnansweredError as error:
             replica.outstanding -= 1
             if isinstance(error, StaleError) or not error.counts:
@@ -277,6 +303,22 @@ class Router:
         else:
             breaker.succeeded()
         return reply
+
+    async def _awaited(self, replica: Replica, request: Request, lambda_: float, fresh: bool) -> Reply:
+        """Send, and wait for the first bytes; raises UnansweredError also where the replica is given up meanwhile."""
+        task = asyncio.current_task()
+        assert task is not None
+        replica.waiting[task] = (asyncio.get_running_loop().time(), not request.stream)
+        try:
+            return await self.transport.send(replica, request, lambda_, fresh=fresh)
+        except asyncio.CancelledError:
+            # Cancelled once for the replica; once more where the client left, too.
+            if task not in replica.given_up or task.uncancel() > 0:
+                raise
+            raise UnansweredError("given_up") from None
+        finally:
+            replica.given_up.discard(task)
+            del replica.waiting[task]
 
     def _failed(self, replica: Replica, why: str) -> None:
         was = replica.breaker.state
@@ -309,9 +351,9 @@ def _budget(config: RouterConfig) -> Budget | None:
     return Budget("tokens", spec.mean, spec.window, {id: sum(m) / len(m) for id, m in means.items() if m})
 
 
-def _protocol(request: Request) -> Protocol | None:
-    # TGI has OpenAI's routes too; only TGI has its own.
-    return "tgi" if request.shape == "tgi" else None
+def _protocols(request: Request) -> frozenset[str] | None:
+    route = ROUTES.get(request.path)
+    return route.protocols if route else None
 
 
 def _ms(begun: float) -> float:

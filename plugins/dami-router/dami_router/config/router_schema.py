@@ -7,6 +7,7 @@ the modules beside this one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
@@ -18,11 +19,13 @@ from dami_router.choosing.policy import Rule
 from dami_router.estimators.chain import Chain
 from dami_router.estimators.confidence import Choice, Confidence
 from dami_router.estimators.effort import EFFORTS
+from dami_router.messages.hints import Hints
+from dami_router.messages.routes import OWN_PATHS, ROUTES, UNVERSIONED
 from dami_router.shared.strict_model import Flag, Many, Some, StrictModel, Text, Wrong, expected, one_of, shown
 
 __all__ = [
     "BackendEntry", "BreakerSpec", "BudgetSpec", "ConfidenceSettings", "EstimatorLink", "EstimatorSection",
-    "Limits", "LiveEntry", "PolicySpec", "ProbeSpec", "Retries", "RouterFile", "ServedEntry", "Timeouts",
+    "HintsSection", "Limits", "LiveEntry", "PolicySpec", "ProbeSpec", "Retries", "RouterFile", "ServedEntry", "Timeouts",
     "VariantEntry", "router_json_schema",
 ]  # fmt: skip
 
@@ -41,6 +44,20 @@ def _sound_url(url: str) -> str:
     if not sound or not plain or parts.query or parts.fragment or parts.username:
         raise Wrong((), f"expected http://HOST[:PORT][/PATH], found {url:.100}")
     return url
+
+
+def _free_path(path: str) -> str:
+    if not re.fullmatch(r"(/[A-Za-z0-9._-]+)+", path) or ".." in path:
+        raise Wrong((), f"expected a path such as /v1/embeddings, found {path:.100}")
+    if path in ROUTES or path in UNVERSIONED or path in OWN_PATHS or path.startswith("/v1/models"):
+        raise Wrong((), f"{path:.100} is a route of the proxy already", "leave it out")
+    return path
+
+
+def _sound_origin(origin: str) -> str:
+    if origin != "*" and not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+", origin):
+        raise Wrong((), f"expected an origin such as https://app.example, or `*`, found {origin:.100}")
+    return origin
 
 
 def _listed(value: object) -> object:
@@ -63,10 +80,14 @@ CountOrNone = Annotated[int, Field(ge=0), BeforeValidator(_whole), expected("a w
 UpTo1024 = Annotated[
     int, Field(ge=1, le=1024), BeforeValidator(_whole), expected("a whole number, at least 1 and at most 1024")
 ]
-Effort = Annotated[Literal["none", "minimal", "low", "medium", "high"], one_of(*EFFORTS)]
+Effort = Annotated[Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"], one_of(*EFFORTS)]
 Url = Annotated[Text, AfterValidator(_sound_url)]
 Urls = Annotated[Some[Url], BeforeValidator(_listed, json_schema_input_type=Url | Some[Url])]
 Texts = Annotated[Many[Text], BeforeValidator(_listed, json_schema_input_type=Text | Many[Text])]
+
+
+Path_ = Annotated[Text, AfterValidator(_free_path)]
+Origin = Annotated[Text, AfterValidator(_sound_origin)]
 
 
 class VariantEntry(StrictModel):
@@ -268,8 +289,41 @@ class Limits(StrictModel):
     concurrency: Count = Field(default=256, description="Requests at a time.")
     queue: CountOrNone = Field(default=256, description="Requests that may wait.")
     queue_wait: Seconds = Field(default=10.0, description="Longest wait, in seconds.")
-    body_bytes: Count = Field(default=16 << 20, description="Largest request body, in bytes.")
+    body_bytes: Count = Field(default=16 << 20, description="Largest request body, in bytes, packed or unpacked.")
+    body_s: Seconds = Field(default=60.0, description="Seconds for a request's body to arrive.")
+    header_bytes: Count = Field(default=64 << 10, description="Largest request line and headers together, in bytes.")
+    header_fields: Count = Field(default=100, description="Most headers of a request.")
+    header_s: Seconds = Field(default=10.0, description="Seconds for a request's headers to arrive.")
+    connections: Count = Field(default=1024, description="Open connections.")
     drain: SecondsOrNone = Field(default=30.0, description="Seconds that running requests have after SIGTERM.")
+
+
+class HintsSection(StrictModel):
+    """Which hints of a request count as its effort, beside `reasoning_effort` and `reasoning.effort`."""
+
+    enable_thinking: Flag = Field(
+        default=Hints.enable_thinking,
+        description="`chat_template_kwargs.enable_thinking`: false is none, true is high.",
+    )
+    switches: Flag = Field(
+        default=Hints.switches, description="`/no_think` and `/think` in the last user message, as Qwen3 has them."
+    )
+    low_budget: CountOrNone = Field(
+        default=Hints.low_budget, description="Anthropic's `budget_tokens` up to this is low."
+    )
+    medium_budget: CountOrNone = Field(
+        default=Hints.medium_budget, description="Anthropic's `budget_tokens` up to this is medium, and above it high."
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> HintsSection:
+        if self.low_budget > self.medium_budget:
+            raise Wrong(("low_budget",), f"{self.low_budget} is above medium_budget, {self.medium_budget}")
+        return self
+
+    def facts(self) -> Hints:
+        """Return the hints as requests are read by."""
+        return Hints(**self.model_dump())
 
 
 class ProbeSpec(StrictModel):
@@ -304,6 +358,16 @@ class RouterFile(StrictModel):
     )
     thinking: Annotated[Literal["pass", "split"], one_of("pass", "split")] = Field(
         default="pass", description="`split` moves the thoughts of chat replies into reasoning_content."
+    )
+    hints: HintsSection = HintsSection()
+    aliases: dict[Text, Text] = Field(
+        default={}, description="Other names for `dami`, for a pinned λ such as `dami:0.5`, or for a variant's id."
+    )
+    pass_through: Annotated[Many[Path_], BeforeValidator(_listed, json_schema_input_type=Path_ | Many[Path_])] = Field(
+        default=(), description="Further routes of the servers that clients may use, such as /v1/embeddings."
+    )
+    cors: Annotated[Many[Origin], BeforeValidator(_listed, json_schema_input_type=Origin | Many[Origin])] = Field(
+        default=(), description="Origins whose pages may send requests from a browser; `*` for all. None by default."
     )
 
 

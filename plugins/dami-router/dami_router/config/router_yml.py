@@ -14,9 +14,10 @@ from dami_router.config.chain_config import read_chain
 from dami_router.config.router_schema import BudgetSpec, RouterFile
 from dami_router.config.specs import BackendSpec, RouterConfig, VariantSpec
 from dami_router.config.variant_config import read_variants
-from dami_router.messages.pinning import LIVE
+from dami_router.messages.pinning import LIVE, pinned
 from dami_router.shared.strict_model import Wrong, reading
 from dami_router.shared.strict_yaml import Document, load, parse
+from dami_router.shared.suggestions import did_you_mean
 
 __all__ = ["is_section", "load_config", "load_section", "parse_config"]
 
@@ -91,7 +92,24 @@ def _resolved(
         probe=file.probe,
         api_keys=tuple(secret(("api_keys_env",), variable, environment) for variable in file.api_keys_env or ()),
         thinking=file.thinking,
+        hints=file.hints.facts(),
+        aliases=_aliases(file.aliases, variants),
+        pass_through=tuple(file.pass_through),
+        cors=tuple(file.cors),
     )
+
+
+def _aliases(aliases: Mapping[str, str], variants: tuple[VariantSpec, ...]) -> Mapping[str, str]:
+    """Refuse an alias of nothing, and one that hides a name; raises Wrong."""
+    names = {"dami", *(variant.id for variant in variants)}
+    for alias, name in aliases.items():
+        if alias in names or pinned(alias) is not None:
+            raise Wrong(("aliases", alias), f"`{alias:.100}` is a name already")
+        if name not in names and pinned(name) is None:
+            near = did_you_mean(name, sorted(names))
+            hint = f"did you mean `{near}`?" if near else "for instance `dami` or `dami:0.5`"
+            raise Wrong(("aliases", alias), f"expected `dami`, `dami:λ` or a variant's id, found {name:.100}", hint)
+    return dict(aliases)
 
 
 def _require_possible(budget: BudgetSpec, variants: tuple[VariantSpec, ...], backends: tuple[BackendSpec, ...]) -> None:

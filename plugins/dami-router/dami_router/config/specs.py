@@ -11,6 +11,7 @@ from dami_router.choosing.policy import Figures
 from dami_router.config.router_schema import BreakerSpec, Limits, PolicySpec, ProbeSpec, Retries, Timeouts
 from dami_router.estimators.chain import Chain
 from dami_router.manifest.pair import PairSpec
+from dami_router.messages.hints import Hints
 from dami_router.messages.pinning import LIVE
 
 __all__ = ["EVERY_LAMBDA", "BackendSpec", "Protocol", "RouterConfig", "VariantSpec"]
@@ -63,6 +64,10 @@ class RouterConfig:
     probe: ProbeSpec = field(default_factory=ProbeSpec)
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     thinking: Literal["pass", "split"] = "pass"
+    hints: Hints = field(default_factory=Hints)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    pass_through: tuple[str, ...] = ()
+    cors: tuple[str, ...] = ()
 
     def variant(self, id: str) -> VariantSpec:
         """Return a variant by its id (`live` stands for every λ); StopIteration for an unknown one."""

@@ -12,7 +12,9 @@ from dami_router.estimators.query import Estimate, Query
 
 __all__ = ["EFFORTS", "Effort"]
 
-EFFORTS: Mapping[str, float] = MappingProxyType({"none": 0.0, "minimal": 0.1, "low": 0.3, "medium": 0.6, "high": 1.0})
+EFFORTS: Mapping[str, float] = MappingProxyType(
+    {"none": 0.0, "minimal": 0.1, "low": 0.3, "medium": 0.6, "high": 1.0, "xhigh": 1.0, "max": 1.0}
+)
 """Default λ for each effort; the values are ours."""
 
 

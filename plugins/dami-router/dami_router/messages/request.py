@@ -14,18 +14,27 @@ from dataclasses import dataclass, field
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, Literal
 
+from dami_router.messages.hints import HintError, Hints, effort_of
+
 __all__ = ["BadRequestError", "Request", "Shape", "read_request"]
 
-Shape = Literal["openai", "tgi"]
+Shape = Literal["openai", "tgi", "anthropic"]
 """Whose format a route uses, for its fields and its errors."""
 
-_DECODER = json.JSONDecoder()
+_MARK = b"\xef\xbb\xbf"
+_OPENED = ("/v1/responses", "/v1/messages")
 _SPACE = re.compile(r"[ \t\n\r]*")
+_HINTS = Hints()
+_LONGEST_NUMBER = 4300  # digits; Python refuses longer ones
 _MODEL = re.compile(rb'"model"[ \t\n\r]*:[ \t\n\r]*("(?:[^"\\]|\\.)*")')
 
 
 class BadRequestError(Exception):
     """The body is not a request; the message is for the client and quotes nothing of it."""
+
+
+class _LongNumberError(Exception):
+    """A number with more digits than Python reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +90,10 @@ class Request:
         return b"".join([*parts, self.body[end:]])
 
 
-def read_request(path: str, shape: Shape, body: bytes, headers: Mapping[str, str] | None = None) -> Request:
-    """Read a body; raises BadRequestError where it is not a JSON object.
+def read_request(
+    path: str, shape: Shape, body: bytes, headers: Mapping[str, str] | None = None, hints: Hints = _HINTS
+) -> Request:
+    """Read a body; raises BadRequestError where it is not a JSON object, or asks for an unknown effort.
 
     Everything else is left to the server to accept or refuse.
     """
@@ -91,19 +102,20 @@ def read_request(path: str, shape: Shape, body: bytes, headers: Mapping[str, str
     if model is not None and not isinstance(model, str):
         raise BadRequestError("`model` must be a string")
     stream = members.get("stream") is True or path == "/generate_stream"
-    effort = members.get("reasoning_effort")
-    if effort is None and isinstance(members.get("reasoning"), dict):
-        effort = members["reasoning"].get("effort")
-    messages = members.get("messages")
-    messages = messages if isinstance(messages, list) else None
+    messages = _messages(members, path)
+    text = _text(members, messages)
+    try:
+        effort = effort_of(members, text, hints, anthropic=shape == "anthropic")
+    except HintError as error:
+        raise BadRequestError(str(error)) from None
     return Request(
         path=path,
         shape=shape,
         body=body,
         model=model,
         stream=stream,
-        text=_text(members, messages),
-        effort=effort if isinstance(effort, str) else None,
+        text=text,
+        effort=effort,
         user=str(members.get("user") or ""),
         follow_up=any(_role(message) == "assistant" for message in messages or ()),
         messages=[message for message in messages if isinstance(message, dict)] if messages is not None else None,
@@ -119,10 +131,34 @@ def _members(body: bytes) -> tuple[dict[str, Any], tuple[tuple[int, int], ...]]:
         return _quick(body) or _scan(body.decode("utf-8"))
     except UnicodeDecodeError:
         raise BadRequestError("the body is not UTF-8 text") from None
+    except _LongNumberError:
+        raise BadRequestError(f"the body has a number of more than {_LONGEST_NUMBER} digits") from None
     except RecursionError:
         raise BadRequestError("the body is nested too deeply") from None
     except (ValueError, IndexError, StopIteration):
         raise BadRequestError("the body is not a JSON object") from None
+
+
+def _messages(members: Mapping[str, Any], path: str) -> list[Any] | None:
+    """Return the conversation as chat messages; None where the request has none.
+
+    The Responses API has it as `input`: a text, or items of which the messages count. `instructions`, and Anthropic's
+    `system`, stand before it.
+    """
+    found = members.get("input") if path == "/v1/responses" else members.get("messages")
+    if path == "/v1/responses" and isinstance(found, str):
+        found = [{"role": "user", "content": found}]
+    if not isinstance(found, list):
+        return None
+    system = members.get("instructions" if path == "/v1/responses" else "system")
+    opening = [{"role": "system", "content": system}] if path in _OPENED and system else []
+    return [*opening, *found]
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _LONGEST_NUMBER:
+        raise _LongNumberError
+    return int(digits)
 
 
 def _quick(body: bytes) -> tuple[dict[str, Any], tuple[tuple[int, int], ...]] | None:
@@ -131,6 +167,8 @@ def _quick(body: bytes) -> tuple[dict[str, Any], tuple[tuple[int, int], ...]] | 
     Only escapes (`\\u006d`) can spell the key differently, and quotes inside a string are escaped. So where there is
     no such escape and `"model"` occurs once, it is the key, or the key is absent.
     """
+    if body.startswith(_MARK):
+        raise BadRequestError("the body begins with a byte-order mark; send UTF-8 without one")
     if body.count(b'"model"') != 1 or b"\\u" in body:
         return None
     members = _DECODER.decode(body.decode("utf-8"))
@@ -138,6 +176,9 @@ def _quick(body: bytes) -> tuple[dict[str, Any], tuple[tuple[int, int], ...]] | 
     if not isinstance(members, dict) or "model" not in members or found is None:
         return None
     return members, (found.span(1),)
+
+
+_DECODER = json.JSONDecoder(parse_int=_whole)
 
 
 def _scan(text: str) -> tuple[dict[str, Any], tuple[tuple[int, int], ...]]:
@@ -195,6 +236,7 @@ def _plain(content: object) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, list):
+        # OpenAI's `text`, the Responses API's `input_text` and Anthropic's `text` parts all have `text`.
         parts = [part.get("text") if isinstance(part, dict) else part for part in content]
         return "\n".join(part for part in parts if isinstance(part, str))
     return ""

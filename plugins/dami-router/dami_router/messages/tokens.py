@@ -8,7 +8,7 @@ __all__ = ["TokenCount"]
 
 # Inside a JSON string the quotes are escaped, so a text about tokens is not mistaken for a count.
 # (The quote comes before what must not be before it: `re` then looks for quotes alone.)
-_COUNT = re.compile(rb'"(?<!\\")(?:completion_tokens|generated_tokens)"\s*:\s*(\d{1,9})')
+_COUNT = re.compile(rb'"(?<!\\")(?:completion_tokens|generated_tokens|output_tokens)"\s*:\s*(\d{1,9})')
 _KEEP = 4096
 
 

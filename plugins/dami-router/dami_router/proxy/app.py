@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from dami_router.config.specs import RouterConfig
+from dami_router.messages.pinning import pinned
 from dami_router.messages.request import BadRequestError, Request, Shape, read_request
+from dami_router.messages.routes import ROUTES, UNVERSIONED, GenerationRoute
 from dami_router.proxy.admission import Admission, OverloadedError
+from dami_router.proxy.bodies import read_body
+from dami_router.proxy.cors import Cors
 from dami_router.proxy.exchange import Exchange
+from dami_router.proxy.keys import Keys
 from dami_router.proxy.metrics import Metrics
 from dami_router.proxy.watching import Watches
 from dami_router.proxy.wire import (
@@ -22,9 +27,9 @@ from dami_router.proxy.wire import (
     Send,
     error_body,
     header,
-    read_body,
     send_json,
     send_whole,
+    start,
 )
 from dami_router.router import NoVariantError, Router, UnknownModelError
 from dami_router.upstream.reply import Calls
@@ -33,13 +38,13 @@ from dami_router.version import __version__
 __all__ = ["Proxy"]
 
 _LOG = logging.getLogger(__name__)
-_GENERATION: Mapping[str, Shape] = {
-    "/v1/chat/completions": "openai", "/v1/completions": "openai",
-    "/generate": "tgi", "/generate_stream": "tgi", "/": "tgi",
-}  # fmt: skip
+_PASSED = GenerationRoute("openai")
+_LONGEST_ID = 200
 Post = Callable[[bytes], Awaitable[tuple[int, object]]]
 # Only these headers of the client reach a server; its key never does.
-_FORWARDED = (b"content-type", b"accept", b"user-agent", b"x-request-id", b"traceparent", b"tracestate")
+_FORWARDED = frozenset(
+    b"content-type accept user-agent x-request-id traceparent tracestate anthropic-version anthropic-beta".split()
+)
 
 
 class Proxy:
@@ -57,7 +62,9 @@ class Proxy:
         self.admission = Admission(limits.concurrency, limits.queue, limits.queue_wait)
         self.metrics = Metrics(self.router.fleet, lambda: (self.admission.inside, self.admission.waiting))
         self.router.on_failure = self.metrics.failed
-        self._keys = [key.encode() for key in config.api_keys]
+        self._keys, self._cors = Keys(config.api_keys), Cors(config.cors)
+        self._routes = {**ROUTES, **dict.fromkeys(config.pass_through, _PASSED)}
+        self._spoken = {backend.protocol for backend in config.backends}
         self._config = config
         self._inside = calls is not None
         self._watches = Watches()
@@ -90,66 +97,82 @@ class Proxy:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path: str = scope["path"]
-        shape = _GENERATION.get(path, "openai")
+        path: str = UNVERSIONED.get(scope["path"], scope["path"])
+        shape: Shape = self._routes[path].shape if path in self._routes else "openai"
+        id = _request_id(scope)
+        ours = [(b"x-request-id", id.encode()), *self._cors.headers(scope)]
         begun = False
 
         async def tracked(message: dict[str, object]) -> None:
             nonlocal begun
-            begun = True
+            if message["type"] == "http.response.start":
+                begun = True
+                message["headers"] = [*message["headers"], *ours]  # type: ignore[misc]
             await send(message)
 
         try:
-            await self._dispatch(scope, path, receive, tracked)  # type: ignore[arg-type]
+            await self._dispatch(scope, path, id, receive, tracked)  # type: ignore[arg-type]
         except ClientGoneError:
             self.metrics.gone()
         except HttpError as error:
-            await send_json(send, error.status, error_body(shape, error), error.headers)
+            if error.status >= 500:
+                _LOG.warning("request %s: %d %s", id, error.status, error.message)
+            await send_json(tracked, error.status, error_body(shape, error), error.headers)  # type: ignore[arg-type]
         except Exception:
             # A bug in the proxy. The traceback names code, not data; the client gets an error in its own format.
-            _LOG.exception("unexpected error at %s", path if path in _GENERATION or path in self._gets else "a path")
+            known = path in self._routes or path in self._gets
+            _LOG.exception("request %s: unexpected error at %s", id, path if known else "a path")
             if not begun:
-                await send_json(send, 500, error_body(shape, HttpError(500, "internal error")))
+                await send_json(tracked, 500, error_body(shape, HttpError(500, "internal error")))  # type: ignore[arg-type]
 
-    async def _dispatch(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
+    async def _dispatch(self, scope: Scope, path: str, id: str, receive: Receive, send: Send) -> None:
         method: str = scope["method"]
-        if path in self._gets and method in ("GET", "HEAD"):
+        if method == "POST" and path in self._routes:
+            self._keys.require(scope)
+            await self._generate(scope, path, id, receive, send)
+        elif method in ("GET", "HEAD") and path in self._gets:
             if path != "/health":
-                self._authorise(scope)
+                self._keys.require(scope)
             await self._gets[path](send)
-        elif path in _GENERATION and method == "POST":
-            self._authorise(scope)
-            await self._generate(scope, path, _GENERATION[path], receive, send)
-        elif path == "/v1/route" and method == "POST":
-            self._authorise(scope)
+        elif method in ("GET", "HEAD") and path.startswith("/v1/models/"):
+            self._keys.require(scope)
+            await self._model(path.removeprefix("/v1/models/"), send)
+        elif method == "POST" and path == "/v1/route":
+            self._keys.require(scope)
             body = await self._body(scope, receive)
-            decision = await self._decided(self._read(scope, "/v1/chat/completions", "openai", body))
+            decision = await self._decided(self._read(scope, "/v1/chat/completions", id, body))
             await send_json(send, 200, decision)
-        elif path in self._posts and method == "POST":
-            self._authorise(scope)
+        elif method == "POST" and path in self._posts:
+            self._keys.require(scope)
             await send_json(send, *await self._posts[path](await self._body(scope, receive)))
-        elif path in self._gets or path in _GENERATION or path in self._posts or path == "/v1/route":
-            raise HttpError(405, f"{method:.20} is not allowed here")
         else:
+            await self._otherwise(scope, path, send)
+
+    async def _otherwise(self, scope: Scope, path: str, send: Send) -> None:
+        """Answer OPTIONS, and refuse what no route takes; raises HttpError 404, 405."""
+        method: str = scope["method"]
+        posts = path in self._routes or path in self._posts or path == "/v1/route"
+        gets = path in self._gets or path.startswith("/v1/models/")
+        if not posts and not gets:
             raise HttpError(404, "no such path", code="not_found")
+        allowed = (b"allow", ", ".join([*["GET", "HEAD"] * gets, *["POST"] * posts, "OPTIONS"]).encode())
+        if method != "OPTIONS":
+            raise HttpError(405, f"{method:.20} is not allowed here", headers=(allowed,))
+        await start(send, 204, [allowed, *self._cors.preflight(scope)])
+        await send({"type": "http.response.body", "body": b""})
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        return await read_body(scope, receive, self._config.limits.body_bytes)
+        limits = self._config.limits
+        return await read_body(scope, receive, limits.body_bytes, limits.body_s)
 
-    def _authorise(self, scope: Scope) -> None:
-        if not self._keys:
-            return
-        given = (header(scope, b"authorization") or b"").removeprefix(b"Bearer ").strip()
-        # Compare every key, in constant time.
-        right = [hmac.compare_digest(given, key) for key in self._keys]
-        if not any(right):
-            challenge = ((b"www-authenticate", b"Bearer"),)
-            raise HttpError(401, "missing or wrong API key", code="invalid_api_key", headers=challenge)
-
-    async def _generate(self, scope: Scope, path: str, shape: Shape, receive: Receive, send: Send) -> None:
+    async def _generate(self, scope: Scope, path: str, id: str, receive: Receive, send: Send) -> None:
         began = time.perf_counter()
+        needed = self._routes[path].protocols
+        if needed is not None and not needed & self._spoken:
+            listed = " or ".join(f"`{protocol}`" for protocol in sorted(needed, reverse=True))
+            raise HttpError(404, f"no backend has this route: it needs one of protocol {listed}", code="not_found")
         body = await self._body(scope, receive)
-        request = self._read(scope, path, shape, body)
+        request = self._read(scope, path, id, body)
         exchange = Exchange(self.router, self.metrics, request, began, split=self._config.thinking == "split")
         task = asyncio.current_task()
         assert task is not None
@@ -180,16 +203,18 @@ class Proxy:
             exchange.done = True
             watch.stop()
 
-    def _read(self, scope: Scope, path: str, shape: Shape, body: bytes) -> Request:
+    def _read(self, scope: Scope, path: str, id: str, body: bytes) -> Request:
         headers = {}
+        shape = self._routes[path].shape
         for name, value in scope["headers"]:
             if name in _FORWARDED and value.isascii() and (text := value.decode()).isprintable():
                 headers[name.decode()] = text
         headers["content-type"] = "application/json"
+        headers["x-request-id"] = id
         try:
-            return read_request(path, shape, body, headers)
+            return read_request(path, shape, body, headers, self._config.hints)
         except BadRequestError as error:
-            raise HttpError(400 if shape == "openai" else 422, str(error)) from None
+            raise HttpError(422 if shape == "tgi" else 400, str(error)) from None
 
     async def _decided(self, request: Request) -> Mapping[str, object]:
         try:
@@ -206,11 +231,17 @@ class Proxy:
         up = any(alive.values())
         await send_json(send, 200 if up else 503, {"status": "ok" if up else "no server answers", "variants": alive})
 
-    async def _models(self, send: Send) -> None:
+    def _listed(self) -> list[str]:
         served = [variant.id for variant in self._config.variants if self.router.fleet.standing_for(variant.id)]
-        ids = ["dami", *served]
-        data = [{"id": id, "object": "model", "created": 0, "owned_by": "dami"} for id in ids]
-        await send_json(send, 200, {"object": "list", "data": data})
+        return ["dami", *served, *self._config.aliases]
+
+    async def _models(self, send: Send) -> None:
+        await send_json(send, 200, {"object": "list", "data": [_model(id) for id in self._listed()]})
+
+    async def _model(self, id: str, send: Send) -> None:
+        if id not in self._listed() and pinned(id) is None:
+            raise HttpError(404, f"no model `{id:.100}`", code="model_not_found")
+        await send_json(send, 200, _model(id))
 
     async def _info(self, send: Send) -> None:
         """Return TGI's `/info` as a TGI server gives it, under the family's name and with the smallest limits.
@@ -229,6 +260,18 @@ class Proxy:
     async def _metrics(self, send: Send) -> None:
         kind = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
         await send_whole(send, 200, [kind], self.metrics.text())
+
+
+def _model(id: str) -> Mapping[str, object]:
+    return {"id": id, "object": "model", "created": 0, "owned_by": "dami"}
+
+
+def _request_id(scope: Scope) -> str:
+    """Return the client's request id, or a new one where it sent none that can be passed on."""
+    given = header(scope, b"x-request-id")
+    if given and len(given) <= _LONGEST_ID and given.isascii() and (text := given.decode()).isprintable():
+        return text
+    return os.urandom(16).hex()
 
 
 def _limit(key: str, value: object) -> bool:

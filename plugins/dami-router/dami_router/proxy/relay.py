@@ -14,8 +14,9 @@ __all__ = ["relay", "reply_headers"]
 # Headers of the connection itself, and those that the proxy sets.
 _DROPPED = frozenset(
     b"connection keep-alive proxy-authenticate proxy-connection te trailer transfer-encoding upgrade "
-    b"content-length server date set-cookie".split()
+    b"content-length server date set-cookie x-request-id".split()
 )
+_OURS = (b"x-dami-", b"access-control-")
 _LONGEST_EVENT = 1 << 20
 
 Rewrite = Callable[[bytes], bytes]
@@ -25,7 +26,8 @@ Rewrite = Callable[[bytes], bytes]
 def reply_headers(reply: Reply, ours: Headers) -> list[tuple[bytes, bytes]]:
     """Return the server's headers without those of its connection, plus the proxy's own."""
     lower = [(name.lower(), value) for name, value in reply.headers]
-    return [*(pair for pair in lower if pair[0] not in _DROPPED and not pair[0].startswith(b"x-dami-")), *ours]
+    kept = (pair for pair in lower if pair[0] not in _DROPPED and not pair[0].startswith(_OURS))
+    return [*kept, *ours]
 
 
 async def relay(
@@ -37,20 +39,23 @@ async def relay(
     server dies midway, the client still reads only whole events, then the error.
     """
     tokens.feed(reply.first)
+    opaque = any(name.lower() == b"content-encoding" and value != b"identity" for name, value in reply.headers)
     if not reply.stream:
-        body = rewrite(reply.first) if rewrite else reply.first
+        body = rewrite(reply.first) if rewrite and not opaque else reply.first
         await start(send, reply.status, [*headers, (b"content-length", b"%d" % len(body))])
         await send({"type": "http.response.body", "body": body})
         return True
     await start(send, reply.status, headers)
-    change = rewrite or _unchanged
-    events = _Events()
+    change = _unchanged if opaque or rewrite is None else rewrite
+    events = _Opaque() if opaque else _Events()
     try:
         await _piece(send, change(events.whole(reply.first)))
         async for chunk in reply.rest():
             tokens.feed(chunk)
             await _piece(send, change(events.whole(chunk)))
     except BrokenError as error:
+        if opaque:
+            return False  # an error event cannot be put into compressed bytes: the connection ends
         await send({"type": "http.response.body", "body": error_event(shape, f"the server's reply {error}")})
         return False
     end = change(events.remains) if events.remains else b""
@@ -65,6 +70,16 @@ def _unchanged(data: bytes) -> bytes:
 async def _piece(send: Send, data: bytes) -> None:
     if data:
         await send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+class _Opaque:
+    """Passes on bytes in an encoding that the proxy does not decode."""
+
+    remains = b""
+
+    def whole(self, chunk: bytes) -> bytes:
+        """Return the bytes."""
+        return chunk
 
 
 class _Events:

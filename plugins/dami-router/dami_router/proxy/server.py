@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from dami_router.config.specs import RouterConfig
+from dami_router.config.specs import Limits, RouterConfig
 from dami_router.errors import FailureError
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ def require_serving() -> None:
         ) from None
 
 
-def settings(proxy: Proxy, host: str, port: int, drain: float) -> uvicorn.Config:
-    """Return uvicorn's settings; `drain` is in seconds."""
+def settings(proxy: Proxy, host: str, port: int, limits: Limits) -> uvicorn.Config:
+    """Return uvicorn's settings."""
     import uvicorn
 
-    from dami_router.proxy.cork import CorkedProtocol
+    from dami_router.proxy.guard import guarded
 
     return uvicorn.Config(
         proxy,
@@ -48,9 +48,9 @@ def settings(proxy: Proxy, host: str, port: int, drain: float) -> uvicorn.Config
         server_header=False,
         date_header=False,
         ws="none",
-        http=CorkedProtocol,
+        http=guarded(limits),
         proxy_headers=False,
-        timeout_graceful_shutdown=max(1, round(drain)),
+        timeout_graceful_shutdown=max(1, round(limits.drain)),
     )
 
 
@@ -92,7 +92,7 @@ def serve(config: RouterConfig, host: str, port: int, ready: Callable[[str], Non
     proxy = proxy or Proxy(config)
     # Otherwise uvicorn raises SIGTERM again after its clean shutdown, and the exit code is that of a kill.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    server = Server(settings(proxy, host, port, config.limits.drain))
+    server = Server(settings(proxy, host, port, config.limits))
     try:
         server.run()
     except SystemExit:

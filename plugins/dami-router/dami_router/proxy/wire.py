@@ -10,7 +10,7 @@ from dami_router.messages.request import Shape
 
 __all__ = [
     "ClientGoneError", "Headers", "HttpError", "Receive", "Scope", "Send", "error_body", "error_event", "header",
-    "read_body", "send_json", "send_whole", "start",
+    "send_json", "send_whole", "start",
 ]  # fmt: skip
 
 Scope = MutableMapping[str, Any]
@@ -22,9 +22,14 @@ Headers = Iterable[tuple[bytes, bytes]]
 _JSON = (b"content-type", b"application/json")
 _OPENAI_TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 404: "invalid_request_error",
-    405: "invalid_request_error", 413: "invalid_request_error", 429: "rate_limit_error",
+    405: "invalid_request_error", 408: "invalid_request_error", 413: "invalid_request_error",
+    415: "invalid_request_error", 429: "rate_limit_error",
 }  # fmt: skip
-_TGI_TYPES = {400: "validation", 404: "validation", 413: "validation", 422: "validation", 429: "overloaded"}
+_TGI_TYPES = {429: "overloaded"} | dict.fromkeys((400, 404, 408, 413, 415, 422), "validation")
+_ANTHROPIC_TYPES = {
+    401: "authentication_error", 404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error",
+    503: "overloaded_error",
+} | dict.fromkeys((400, 405, 408, 415), "invalid_request_error")  # fmt: skip
 
 
 class ClientGoneError(Exception):
@@ -47,26 +52,6 @@ def header(scope: Scope, name: bytes) -> bytes | None:
     return None
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """Return the body; raises HttpError 413 above `limit` bytes, ClientGoneError where the client leaves first."""
-    declared = header(scope, b"content-length")
-    if declared is not None and declared.isdigit() and int(declared[:20]) > limit:
-        raise HttpError(413, f"the body is larger than {limit} bytes")
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGoneError
-        part = message.get("body", b"")
-        size += len(part)
-        if size > limit:
-            raise HttpError(413, f"the body is larger than {limit} bytes")
-        parts.append(part)
-        if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
 async def start(send: Send, status: int, headers: Headers) -> None:
     """Send status and headers."""
     await send({"type": "http.response.start", "status": status, "headers": list(headers)})
@@ -85,9 +70,12 @@ async def send_json(send: Send, status: int, data: Any, headers: Headers = ()) -
 
 
 def error_body(shape: Shape, error: HttpError) -> Mapping[str, Any]:
-    """Return an error body in OpenAI's or TGI's format."""
+    """Return an error body in OpenAI's, TGI's or Anthropic's format."""
     if shape == "tgi":
         return {"error": error.message, "error_type": _TGI_TYPES.get(error.status, "generation")}
+    if shape == "anthropic":
+        kind = _ANTHROPIC_TYPES.get(error.status, "api_error")
+        return {"type": "error", "error": {"type": kind, "message": error.message}}
     kind = _OPENAI_TYPES.get(error.status, "server_error")
     return {"error": {"message": error.message, "type": kind, "param": None, "code": error.code}}
 
@@ -95,4 +83,5 @@ def error_body(shape: Shape, error: HttpError) -> Mapping[str, Any]:
 def error_event(shape: Shape, message: str) -> bytes:
     """Return an error as an event of a stream."""
     body = error_body(shape, HttpError(502, message, code="upstream_broke_off"))
-    return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
+    name = b"event: error\n" if shape == "anthropic" else b""
+    return name + b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"

@@ -56,6 +56,10 @@ class Breaker:
             self._opened = self.clock()
         self._trial = False
 
+    def trip(self) -> None:
+        """Open at once: the replica is known not to answer."""
+        self._failed, self._opened, self._trial = self.failures, self.clock(), False
+
     def abandoned(self) -> None:
         """Note a call that says nothing about the replica, such as one whose client left."""
         self._trial = False

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from dami_router.backends.backend import Identity
-from dami_router.config.specs import BackendSpec, Protocol, RouterConfig, VariantSpec
+from dami_router.config.specs import BackendSpec, RouterConfig, VariantSpec
 from dami_router.messages.pinning import LIVE, pin
 from dami_router.upstream.breaker import Breaker
 
 __all__ = ["Fleet", "Replica"]
+
+Protocols = frozenset[str] | None
+"""The protocols that have a route; None: all of them."""
 
 Health = Literal["unknown", "alive", "dead", "wrong"]
 
@@ -28,6 +32,10 @@ class Replica:
     trouble: str = ""
     identity: Identity | None = None
     outstanding: int = 0
+    hung: bool = False
+    waiting: dict[asyncio.Task[Any], tuple[float, bool]] = field(default_factory=dict)
+    """Calls before their first byte: when each began (the loop's time), and whether it awaits a whole reply."""
+    given_up: set[asyncio.Task[Any]] = field(default_factory=set)
 
     @property
     def usable(self) -> bool:
@@ -38,6 +46,29 @@ class Replica:
     def live(self) -> bool:
         """Whether it answers at any λ."""
         return self.spec.protocol == "live"
+
+    def overdue(self, now: float, after: float) -> bool:
+        """Return whether a whole reply has been awaited for more than `after` seconds."""
+        return any(whole and now - since > after for since, whole in self.waiting.values())
+
+    def give_up(self) -> None:
+        """End all calls before their first byte, for another replica to take: this one will not answer."""
+        for task in self.waiting:
+            if task not in self.given_up:
+                self.given_up.add(task)
+                task.cancel()
+
+    def hang(self, trouble: str) -> None:
+        """Note that it answers no completions: it comes last, and what waits for it goes elsewhere."""
+        self.hung, self.health, self.trouble = True, "dead", trouble
+        self.breaker.trip()
+        self.give_up()
+
+    def recover(self) -> None:
+        """Note that it answers completions again; the next health check says more."""
+        if self.hung:
+            self.hung, self.health, self.trouble = False, "alive", ""
+            self.breaker.succeeded()
 
     def opens_think(self, lambda_: float) -> bool:
         """Say whether the chat template that it uses at λ ends inside a `<think>` block."""
@@ -72,9 +103,9 @@ class Fleet:
             for spec in config.backends
         ]
 
-    def of(self, variant: str, protocol: Protocol | None = None) -> list[Replica]:
-        """Return a variant's replicas, of one protocol where it matters."""
-        return [r for r in self.replicas if r.variant.id == variant and _speaks(r, protocol)]
+    def of(self, variant: str, protocols: Protocols = None) -> list[Replica]:
+        """Return a variant's replicas; only of some protocols where the route needs that."""
+        return [r for r in self.replicas if r.variant.id == variant and _speaks(r, protocols)]
 
     def standing_for(self, variant: str) -> str | None:
         """Return the id that serves this variant: itself, else a live server's; None where there is neither.
@@ -85,22 +116,22 @@ class Fleet:
             return variant
         return LIVE if self.of(LIVE) else None
 
-    def offered(self, protocol: Protocol | None = None) -> set[str]:
+    def offered(self, protocols: Protocols = None) -> set[str]:
         """Return the variants with a healthy, usable replica; where none is healthy, those with a usable one.
 
         Without any replica, another program does the sending, and every variant is on offer.
         """
         if not self.replicas:
             return set(self._variants)
-        usable = [r for r in self.replicas if r.usable and _speaks(r, protocol)]
+        usable = [r for r in self.replicas if r.usable and _speaks(r, protocols)]
         healthy = [r for r in usable if r.health != "dead"]
         return {r.variant.id for r in healthy or usable}
 
-    def next(self, variants: Iterable[str], tried: set[Replica], protocol: Protocol | None = None) -> Replica | None:
+    def next(self, variants: Iterable[str], tried: set[Replica], protocols: Protocols = None) -> Replica | None:
         """Return the next replica to try: variants in order, the least busy replica of each, dead replicas last."""
         last_resort: Replica | None = None
         for variant in variants:
-            usable = [r for r in self.of(variant, protocol) if r.usable and r not in tried]
+            usable = [r for r in self.of(variant, protocols) if r.usable and r not in tried]
             alive = [r for r in usable if r.health != "dead"]
             if alive:
                 return _least_busy(alive)
@@ -109,9 +140,8 @@ class Fleet:
         return last_resort
 
 
-def _speaks(replica: Replica, protocol: Protocol | None) -> bool:
-    # A live server offers the routes of every protocol.
-    return protocol is None or replica.live or replica.spec.protocol == protocol
+def _speaks(replica: Replica, protocols: Protocols) -> bool:
+    return protocols is None or replica.spec.protocol in protocols
 
 
 def _least_busy(replicas: list[Replica]) -> Replica:

@@ -67,9 +67,17 @@ class Prober:
         await asyncio.gather(*(self.probe(replica) for replica in self._fleet.replicas))
 
     async def probe(self, replica: Replica) -> None:
-        """Probe one replica and set its health; never raises."""
+        """Probe one replica and set its health; never raises.
+
+        A server that misses one probe in time may only be busy: it is dead when it misses the next one, too.
+        """
         try:
-            identity = await self._identify(replica)
+            try:
+                identity = await self._identify(replica)
+            except CallError as error:
+                if error.why != "timeout" or replica.health != "alive":
+                    raise
+                identity = await self._identify(replica)
         except WrongIdentityError as error:
             self._note(replica, "wrong", str(error))
         except ProbeError as error:
@@ -86,6 +94,8 @@ class Prober:
                 able = identity.capabilities or known.capabilities
                 identity = Identity(identity.model, identity.revision, able, identity.info)
             replica.identity = identity
+            if replica.hung:
+                return  # it passes health checks, and answers no completion: the watchdog decides
             if replica.health == "dead" and replica.breaker.state != "closed":
                 replica.breaker.succeeded()
             self._note(replica, "alive", "")
@@ -115,4 +125,7 @@ class Prober:
         if replica.health != health:
             level = logging.INFO if health == "alive" else logging.ERROR if health == "wrong" else logging.WARNING
             _LOG.log(level, "%s at %s: %s %s", replica.variant.id, replica.spec.url, health, trouble)
+        died = health == "dead" and replica.health == "alive"
         replica.health, replica.trouble = health, trouble  # type: ignore[assignment]
+        if died:
+            replica.give_up()

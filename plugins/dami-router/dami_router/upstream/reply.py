@@ -20,6 +20,7 @@ _WORDS = {
     "stream_error": "the stream began with an error",
     "not_http": "the reply is not HTTP",
     "too_large": "the reply is too large",
+    "given_up": "the server stopped answering",
 }
 
 

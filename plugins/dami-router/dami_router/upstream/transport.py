@@ -16,6 +16,7 @@ from dami_router.config.router_schema import Timeouts
 from dami_router.config.specs import BackendSpec
 from dami_router.errors import FailureError
 from dami_router.messages.request import Request
+from dami_router.upstream.decoding import PLAIN, DecodedCall, can_decode
 from dami_router.upstream.fleet import Replica
 from dami_router.upstream.reply import BrokenError, CallError, Calls, Reply, StaleError, UnansweredError
 from dami_router.version import __version__
@@ -40,7 +41,7 @@ class HttpReply:
     status: int
     headers: Sequence[tuple[bytes, bytes]]
     first: bytes
-    call: Call | None = None
+    call: Call | DecodedCall | None = None
     idle: float = 0.0
     end: float = 0.0
 
@@ -117,12 +118,14 @@ class Transport:
             stale = error.why == "disconnected" and not fresh
             raise (StaleError if stale else UnansweredError)(error.why) from None
 
-    async def _reply(self, call: Call, end: float) -> Reply:
-        if call.status in _RETRIED:
-            after = call.header(b"retry-after") or None
-            raise UnansweredError(f"status_{call.status}", status=call.status, retry_after=after)
+    async def _reply(self, raw: Call, end: float) -> Reply:
+        if raw.status in _RETRIED:
+            after = raw.header(b"retry-after") or None
+            raise UnansweredError(f"status_{raw.status}", status=raw.status, retry_after=after)
+        encoding = raw.header(b"content-encoding").strip().lower()
+        call = DecodedCall(raw, encoding) if can_decode(encoding) else raw
         if call.header(b"content-type").partition(";")[0].strip().lower() == "text/event-stream":
-            first = await _first_event(call)
+            first = await (_first_event(call) if encoding in PLAIN or call is not raw else call.read())
             if begins_with_error(first):
                 raise UnansweredError("stream_error")
             return HttpReply(call.status, call.headers, first, call, self._timeouts.idle, end)
@@ -207,7 +210,7 @@ class _Address:
         return f"{method} {self._base}{path} HTTP/1.1\r\n{self._common}{given}{size}\r\n".encode("ascii")
 
 
-async def _whole(call: Call) -> bytes:
+async def _whole(call: Call | DecodedCall) -> bytes:
     parts, size = [], 0
     while chunk := await call.read():
         parts.append(chunk)
@@ -217,7 +220,7 @@ async def _whole(call: Call) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def _first_event(call: Call) -> bytes:
+async def _first_event(call: Call | DecodedCall) -> bytes:
     """Read until the first event is complete, or is known not to be an error."""
     first = b""
     while chunk := await call.read():

@@ -11,6 +11,7 @@ import uvicorn
 from fakes.loop import Loop
 from fakes.waiting import happened
 
+from dami_router.config.specs import Limits
 from dami_router.proxy.server import settings
 
 START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]}
@@ -34,7 +35,7 @@ def served(loop: Loop, reply: Callable[[Any, Any], Any], work: Work) -> None:
             await send({"type": (await receive())["type"] + ".complete"})
 
     async def run() -> None:
-        server = uvicorn.Server(settings(app, "127.0.0.1", 0, 1))  # type: ignore[arg-type]
+        server = uvicorn.Server(settings(app, "127.0.0.1", 0, Limits(drain=1.0)))  # type: ignore[arg-type]
         task = asyncio.create_task(server.serve())
         await happened(lambda: server.started, pause=0.005)
         reader, writer = await asyncio.open_connection(*server.servers[0].sockets[0].getsockname()[:2])

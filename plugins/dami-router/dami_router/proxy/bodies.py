@@ -1,0 +1,74 @@
+"""A request's body: read within limits of size and time, and decoded where it is compressed."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+
+from dami_router.proxy.wire import ClientGoneError, HttpError, Receive, Scope, header
+
+__all__ = ["read_body"]
+
+# The client may still be sending: the connection ends with the reply.
+_CLOSE = ((b"connection", b"close"),)
+_WINDOWS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float) -> bytes:
+    """Return the body, decoded; raises HttpError or, where the client leaves first, ClientGoneError.
+
+    413 above `limit` bytes, packed or unpacked; 408 after `seconds`; 415 for an encoding other than gzip and deflate.
+    """
+    declared = header(scope, b"content-length")
+    if declared is not None and declared.isdigit() and int(declared[:20]) > limit:
+        raise _too_large(limit)
+    window = _window(scope)
+    try:
+        async with asyncio.timeout(seconds):
+            body = await _received(receive, limit)
+    except TimeoutError:
+        raise HttpError(408, f"the body took longer than {seconds:g} seconds", headers=_CLOSE) from None
+    return body if window is None else _unpacked(body, window, limit)
+
+
+async def _received(receive: Receive, limit: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise _too_large(limit)
+        parts.append(part)
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _window(scope: Scope) -> int | None:
+    """Return zlib's window size for the body's encoding; None for a plain body."""
+    encoding = (header(scope, b"content-encoding") or b"identity").strip().lower()
+    if encoding in (b"identity", b""):
+        return None
+    if encoding not in _WINDOWS:
+        raise HttpError(415, "expected a body that is plain, or encoded as gzip or deflate", headers=_CLOSE)
+    return _WINDOWS[encoding]
+
+
+def _unpacked(body: bytes, window: int, limit: int) -> bytes:
+    unpacker = zlib.decompressobj(window)
+    try:
+        data = unpacker.decompress(body, limit + 1)
+    except zlib.error:
+        raise HttpError(400, "the body is not what its content-encoding says") from None
+    if len(data) > limit:
+        raise _too_large(limit)
+    if not unpacker.eof or unpacker.unused_data:
+        raise HttpError(400, "the compressed body is cut off, or followed by other bytes")
+    return data
+
+
+def _too_large(limit: int) -> HttpError:
+    return HttpError(413, f"the body is larger than {limit} bytes", headers=_CLOSE)
