@@ -1,0 +1,162 @@
+"""What arrives from clients is bounded before their key is looked at: headers, bodies, time, connections."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+import zlib
+
+import pytest
+from fakes.world import Client, World
+
+CHAT = json.dumps({"model": "dami", "messages": [{"role": "user", "content": "2+2?"}]}).encode()
+SMALL = "limits: {header_bytes: 2000, header_fields: 20, header_s: 0.3, body_s: 0.3, connections: 3, body_bytes: 4000}"
+
+
+@pytest.fixture
+def client(world: World) -> Client:
+    return world.router(("v-l000", world.upstream("v-l000")), extra=f"{SMALL}\napi_keys_env: [KEY]", environment=KEYS)
+
+
+KEYS = {"KEY": "sesame"}
+
+
+def exchanged(port: int, *pieces: bytes) -> bytes:
+    """Send bytes and return all that comes until the server ends the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        for piece in pieces:
+            try:
+                connection.sendall(piece)
+            except OSError:
+                break
+        received = b""
+        try:
+            while piece := connection.recv(65536):
+                received += piece
+        except ConnectionResetError:
+            pass
+        return received
+
+
+def status(reply: bytes) -> int:
+    return int(reply.split(b" ", 2)[1])
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"x-long: " + b"a" * 3000, b"x" * 3000 + b": a", b"\r\n".join(b"x-%d: a" % i for i in range(30))],
+    ids=["long value", "long name", "many"],
+)
+def test_headers_beyond_the_limits_are_431_without_a_key(client: Client, header: bytes) -> None:
+    """One long header, a long name, or many: each is refused, and the connection ends."""
+    reply = exchanged(client.port, b"GET /v1/models HTTP/1.1\r\nhost: x\r\n" + header + b"\r\n\r\n")
+    assert status(reply) == 431
+    assert b"2000 bytes or 20 fields" in reply
+
+
+def test_a_header_that_never_ends_is_refused_while_it_comes(client: Client) -> None:
+    """A header of 50 MB is refused after the first kilobytes; the memory that it takes is bounded."""
+    begin = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx-long: "
+    assert status(exchanged(client.port, begin, *[b"a" * (1 << 20)] * 50)) == 431
+
+
+def test_a_long_address_counts_as_a_header(client: Client) -> None:
+    """The request line is within the same limit."""
+    assert status(exchanged(client.port, b"GET /" + b"a" * 3000 + b" HTTP/1.1\r\nhost: x\r\n\r\n")) == 431
+
+
+def test_headers_that_take_too_long_are_408(client: Client) -> None:
+    """A client that stops in the middle of its headers is answered and its connection ends."""
+    assert status(exchanged(client.port, b"GET /health HTTP/1.1\r\nhost: ")) == 408
+
+
+def test_a_connection_that_sends_nothing_ends(client: Client) -> None:
+    """Without a byte there is no request to answer: the connection is closed."""
+    assert exchanged(client.port) == b""
+
+
+def test_a_second_request_has_the_same_time_for_its_headers(client: Client) -> None:
+    """On a kept connection, the headers of the next request are bounded too, and the first one is answered."""
+    reply = exchanged(client.port, b"GET /health HTTP/1.1\r\nhost: x\r\n\r\nGET /health HTTP/1.1\r\nho")
+    assert reply.startswith(b"HTTP/1.1 200")
+    assert b"HTTP/1.1 408" in reply
+
+
+def test_a_body_that_stops_is_408_and_the_connection_ends(client: Client) -> None:
+    """A request whose body stops after one byte does not hold its connection."""
+    head = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer sesame\r\ncontent-length: 100\r\n\r\n{"
+    )
+    assert status(exchanged(client.port, head)) == 408
+
+
+def test_a_request_refused_before_its_body_ends_does_not_stay_open(client: Client) -> None:
+    """401 is sent at once, and the connection ends soon though the client never sends the rest."""
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"
+    assert status(exchanged(client.port, head)) == 401
+
+
+def test_a_connection_too_many_is_503(client: Client) -> None:
+    """Beyond the limit of open connections, a further one is refused at once, and room comes back."""
+    held = []
+    for _ in range(3):
+        connection = socket.create_connection(("127.0.0.1", client.port), timeout=60)
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        held.append(connection)
+    reply = exchanged(client.port)
+    assert status(reply) == 503
+    assert b"retry-after: 1" in reply
+    for connection in held:
+        connection.close()
+    assert client.get("/health").status == 200
+
+
+@pytest.mark.parametrize(
+    ("encoding", "pack"),
+    [("gzip", gzip.compress), ("x-gzip", gzip.compress), ("deflate", zlib.compress), ("identity", bytes)],
+)
+def test_a_compressed_body_is_decoded(client: Client, encoding: str, pack: object) -> None:
+    """gzip and deflate are decoded, and the server gets the plain body."""
+    answer = client.post("/v1/chat/completions", pack(CHAT), content_encoding=encoding, authorization="Bearer sesame")  # type: ignore[operator]
+    assert answer.status == 200
+
+
+def test_a_compressed_body_is_bounded_unpacked(client: Client) -> None:
+    """A small body that unpacks to more than the limit is 413."""
+    bomb = gzip.compress(b" " * 1_000_000)
+    assert len(bomb) < 4000
+    answer = client.post("/v1/chat/completions", bomb, content_encoding="gzip", authorization="Bearer sesame")
+    assert answer.status == 413
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "expected", "words"),
+    [
+        ("br", CHAT, 415, "gzip or deflate"), ("zstd", CHAT, 415, "gzip or deflate"),
+        ("gzip", CHAT, 400, "content-encoding"), ("gzip", gzip.compress(CHAT)[:-9], 400, "cut off"),
+        ("gzip", gzip.compress(CHAT) + b"more", 400, "followed by"),
+    ],
+)  # fmt: skip
+def test_an_encoding_that_cannot_be_read_is_told(
+    client: Client, encoding: str, body: bytes, expected: int, words: str
+) -> None:
+    """Other encodings are 415; damaged bodies are 400 in words of their own."""
+    answer = client.post("/v1/chat/completions", body, content_encoding=encoding, authorization="Bearer sesame")
+    assert answer.status == expected
+    assert words in answer.json["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [(b"\xef\xbb\xbf" + CHAT, "byte-order mark"), (b'{"model":"dami","seed":' + b"9" * 4500 + b"}", "4300 digits"),
+     (b'{"a":"model","seed":' + b"9" * 4500 + b"}", "4300 digits"), (b"\xff\xfe", "UTF-8")],
+    ids=["mark", "digits", "digits, scanned", "utf-16"],
+)  # fmt: skip
+def test_odd_bodies_are_told_in_words_of_their_own(world: World, body: bytes, words: str) -> None:
+    """A byte-order mark, and a number longer than Python reads, are named."""
+    client = world.router(("v-l000", world.upstream("v-l000")))
+    answer = client.post("/v1/chat/completions", body)
+    assert answer.status == 400
+    assert words in answer.json["error"]["message"]
