@@ -214,7 +214,7 @@ class Router:
     def _advice(self, model: str) -> str:
         if model.startswith("dami:"):
             return "; λ is a number from 0 to 1 with at most six digits behind the point, as in `dami:0.37`"
-        near = did_you_mean(model, ["dami", *self.ordering.lambdas])
+        near = did_you_mean(model, ["dami", *self.ordering.lambdas, *self.config.aliases])
         return f"; did you mean `{near}`?" if near else ""
 
     def _order(self, lambda_: float, request: Request) -> tuple[float, list[str]]:

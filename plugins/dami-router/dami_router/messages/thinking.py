@@ -2,7 +2,7 @@
 
 Where the chat template opens the block in the prompt, answers carry only `</think>`. Text passes
 through the proxy untouched; the option `thinking: split` moves the thoughts of chat replies into
-`reasoning_content`, as vLLM and others name it.
+`reasoning_content` and `reasoning`, the names that servers and clients use.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def split_body(body: bytes, opened: bool) -> bytes:
             return False
         thoughts, message["content"] = split_thinking(message["content"], opened)
         if thoughts is not None:
-            message["reasoning_content"] = thoughts
+            message["reasoning_content"] = message["reasoning"] = thoughts
         return thoughts is not None
 
     return _changed(body, change)
@@ -130,7 +130,7 @@ class SplitEvents:
             return False
         delta["content"] = answer
         if thoughts:
-            delta["reasoning_content"] = thoughts
+            delta["reasoning_content"] = delta["reasoning"] = thoughts
         return True
 
 
