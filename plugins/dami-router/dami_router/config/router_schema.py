@@ -25,8 +25,8 @@ from dami_router.shared.strict_model import Flag, Many, Some, StrictModel, Text,
 
 __all__ = [
     "BackendEntry", "BreakerSpec", "BudgetSpec", "ConfidenceSettings", "EstimatorLink", "EstimatorSection",
-    "HintsSection", "Limits", "LiveEntry", "PolicySpec", "ProbeSpec", "Retries", "RouterFile", "ServedEntry", "Timeouts",
-    "VariantEntry", "router_json_schema",
+    "HintsSection", "Limits", "LiveEntry", "PolicySpec", "ProbeSpec", "Retries", "RouterFile", "ServedEntry",
+    "Timeouts", "VariantEntry", "router_json_schema",
 ]  # fmt: skip
 
 
@@ -303,7 +303,7 @@ class HintsSection(StrictModel):
 
     enable_thinking: Flag = Field(
         default=Hints.enable_thinking,
-        description="`chat_template_kwargs.enable_thinking`: false is none, true is high.",
+        description="`chat_template_kwargs.enable_thinking`: false is none, true high.",
     )
     switches: Flag = Field(
         default=Hints.switches, description="`/no_think` and `/think` in the last user message, as Qwen3 has them."

@@ -9,7 +9,7 @@ import asyncio
 import json
 from typing import ClassVar
 
-from dami_router.config.specs import Limits
+from dami_router.config.router_schema import Limits
 from dami_router.proxy.cork import CorkedProtocol
 
 __all__ = ["GuardedProtocol", "guarded"]

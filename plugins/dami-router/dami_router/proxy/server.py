@@ -8,7 +8,8 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from dami_router.config.specs import Limits, RouterConfig
+from dami_router.config.router_schema import Limits
+from dami_router.config.specs import RouterConfig
 from dami_router.errors import FailureError
 
 if TYPE_CHECKING:

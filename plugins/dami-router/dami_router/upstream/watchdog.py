@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from dami_router.config.specs import ProbeSpec
+from dami_router.config.router_schema import ProbeSpec
 from dami_router.upstream.fleet import Fleet, Replica
 from dami_router.upstream.reply import CallError, Calls
 

@@ -11,7 +11,7 @@ import uvicorn
 from fakes.loop import Loop
 from fakes.waiting import happened
 
-from dami_router.config.specs import Limits
+from dami_router.config.router_schema import Limits
 from dami_router.proxy.server import settings
 
 START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fakes.upstream import Call, Script, Upstream, chat, hang, send
+from fakes.waiting import until
 from fakes.world import World
 
 from dami_router.messages.request import read_request
@@ -82,7 +83,7 @@ def test_a_long_answer_of_a_working_server_is_generated_once(world: World) -> No
     found: list[Any] = []
     thread = threading.Thread(target=lambda: found.append(client.chat()))
     thread.start()
-    world.until(lambda: len(low.calls) - len(real(low)) >= 3)
+    until(lambda: len(low.calls) - len(real(low)) >= 3)
     gate.set()
     thread.join(120)
     assert (found[0].status, found[0].variant) == (200, "v-l000")
@@ -97,7 +98,7 @@ def test_a_server_that_works_again_is_used_again(world: World) -> None:
     gate = threading.Event()
     gate.set()
     low.script = slow(gate)
-    world.until(lambda: client.app.router.fleet.replicas[0].health == "alive")
+    until(lambda: client.app.router.fleet.replicas[0].health == "alive")
     assert client.chat().variant == "v-l000"
 
 
@@ -111,7 +112,7 @@ def test_what_waits_for_a_server_that_stops_is_sent_elsewhere(world: World, stre
     found: list[Any] = []
     thread = threading.Thread(target=lambda: found.append(client.chat(stream=streamed)))
     thread.start()
-    world.until(lambda: len(low.calls) > 0)
+    until(lambda: len(low.calls) > 0)
     low.stopped = True
     thread.join(120)
     assert (found[0].status, found[0].variant) == (200, "v-l100")

@@ -7,7 +7,7 @@ import http.client
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
@@ -125,7 +125,9 @@ class World:
 
     def serve(self, app: Proxy) -> Client:
         """Start a proxy's application as `dami serve` does."""
-        server = uvicorn.Server(settings(app, "127.0.0.1", 0, replace(app.router.config.limits, drain=2.0)))
+        server = uvicorn.Server(
+            settings(app, "127.0.0.1", 0, app.router.config.limits.model_copy(update={"drain": 2.0}))
+        )
         task = self.loop.start(server.serve())
         self._proxies.append((server, task))
         self.loop.run(happened(lambda: server.started or task.done(), pause=0.005))
@@ -137,10 +139,6 @@ class World:
     ) -> Client:
         """Start a proxy over (variant, server) pairs; a variant's λ is the number in its name."""
         return self.proxy(router_yml(*backends, extra=extra), environment)
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        """Wait in the servers' loop until a condition holds."""
-        self.loop.run(_until(condition))
 
     def close(self) -> None:
         for server, task in self._proxies:
