@@ -228,6 +228,25 @@ def test_the_late_recipe_holds_layers_12_to_35_alone(pairs: dict[str, Path], tmp
         assert recipe.lambda_for(name, anatomy) == (0.8 if late else 0.0), name
 
 
+@pytest.mark.parametrize(
+    ("name", "held", "value"),
+    [
+        ("qwen3-4b-2507-ffn.yml", ("self_attn",), 0.8),
+        ("qwen3-30b-a3b-2507-pinned.yml", ("embed_tokens", "lm_head"), 0.9),
+        ("qwen3-vl-4b.yml", ("visual",), 0.8),
+    ],
+)
+def test_a_part_held_at_instruct_is_that_part_alone(
+    name: str, held: tuple[str, ...], value: float, pairs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Recipes that hold a part at Instruct give its tensors λ = 0 and all others their λ; each part is there."""
+    pair = pair_of(pairs, name)
+    recipe, (anatomy, names) = load_recipe(localised(name, pair, tmp_path)), anatomy_of(pair / "instruct")
+    values = {n: recipe.lambda_for(n, anatomy) for n in names}
+    assert values == {n: 0.0 if any(part in n for part in held) else value for n in names}
+    assert all(any(part in n for n in names) for part in held)
+
+
 def test_lab_paths_cannot_be_taken_for_hub_ids() -> None:
     """The lab recipes write ./ before their folders, so that mergekit's card needs no network."""
     for name in ("lab.yml", "lab-family.yml"):

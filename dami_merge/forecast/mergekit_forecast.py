@@ -43,11 +43,13 @@ class MergekitForecast:
     tensors: int
     lost: dict[str, list[str]] = field(default_factory=dict)
     failure: str | None = None
+    tied: bool = False
+    """Whether the output would hold a head of its own under a config that ties it to the embeddings."""
 
     @property
     def whole(self) -> bool:
-        """Whether `mergekit-yaml` would write every tensor of the Instruct checkpoint."""
-        return not self.lost and self.failure is None and self.source != "not installed"
+        """Whether `mergekit-yaml` would write every tensor, under a config that makes every loader read it."""
+        return not self.lost and not self.tied and self.failure is None and self.source != "not installed"
 
     @property
     def line(self) -> str:
@@ -77,13 +79,20 @@ class MergekitForecast:
                 f"mergekit-yaml would drop {count} of {self.tensors} tensors without an error: {groups}{note}",
                 "use `dami build`, which keeps every tensor",
             )  # fmt: skip
+        if self.tied and not self.failure:
+            yield Finding(
+                "warning", "mergekit_tied",
+                "mergekit-yaml would write a head, but keep Instruct's tie_word_embeddings: true; Transformers 5 reads"
+                " such a head, vLLM and Transformers 4 use the embeddings instead",
+                "use `dami build`, which sets it to false",
+            )  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
         """Return the forecast for JSON: whether it is whole, and how many tensors each group would lose."""
         lost = {label: len(names) for label, names in self.lost.items()}
         return {
             "whole": self.whole, "source": self.source, "architecture_file": self.file, "dropped": lost,
-            "failure": self.failure,
+            "failure": self.failure, "tied": self.tied,
         }  # fmt: skip
 
 
@@ -97,15 +106,17 @@ def forecast_mergekit(
         return MergekitForecast("not installed", class_, known, total)
     if failure := _known_failure(recipe, instruct, thinking):
         return MergekitForecast("file", class_, known, total, failure=failure)
+    tied = instruct.tied and not thinking.tied
     if _covered(recipe, instruct, thinking, class_):
-        return MergekitForecast("file", class_, known, total)
+        return MergekitForecast("file", class_, known, total, tied=tied)
     note(f"asking mergekit for its plan of {class_}; this takes some seconds")
     from dami_merge.mergekit_adapter import plan_tensors
 
     plan = plan_tensors(instruct, thinking, recipe.document.data.get("slices") or ())
     if plan.failure:
         return MergekitForecast("plan", class_, known, total, failure=plan.failure)
-    return MergekitForecast("plan", class_, known, total, _grouped(_dropped(recipe, instruct, plan.used), instruct))
+    lost = _grouped(_dropped(recipe, instruct, plan.used), instruct)
+    return MergekitForecast("plan", class_, known, total, lost, tied=tied)
 
 
 def _known_failure(recipe: Recipe, instruct: Checkpoint, thinking: Checkpoint) -> str | None:
@@ -121,11 +132,6 @@ def _known_failure(recipe: Recipe, instruct: Checkpoint, thinking: Checkpoint) -
         other = thinking.tensors.get(name)
         if other is not None and other.shape != info.shape and not aligned:
             return f"`{name}` is {list(info.shape)} in Instruct, {list(other.shape)} in Thinking"
-    if instruct.tied != thinking.tied:
-        return (
-            "only one endpoint has a head of its own; the merge would carry Instruct's tie_word_embeddings"
-            f" ({str(instruct.tied).lower()})"
-        )
     return None
 
 

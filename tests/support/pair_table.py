@@ -27,7 +27,6 @@ _FALLBACK = ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "Glm4ForCausalLM", "Cohe
 _STOPS = {
     "quantised": "stops: fp8",
     "does not recognize": "stops: class unknown to Transformers",
-    "head of its own": "loses Thinking's head",
     "which Thinking lacks": "stops: Thinking lacks parts",
     "lm_head.weight": "stops: asks for an untied head",
     "has no attribute": "stops: its file is for another Transformers",
@@ -89,6 +88,8 @@ def _mergekit(report: dict[str, Any]) -> str:
         return next((text for part, text in _STOPS.items() if part in facts["failure"]), "stops")
     if facts.get("dropped"):
         return "drops " + ", ".join(sorted(facts["dropped"]))
+    if facts.get("tied"):
+        return "a head that only Transformers 5 reads"
     return "yes" if facts.get("architecture_file") else "yes, without a file"
 
 
