@@ -16,6 +16,7 @@ from pathlib import Path
 from dami_merge.build.layout import ITEMSIZE, Kind, Shard, plan_shards
 from dami_merge.checkpoints.checkpoint import Checkpoint
 from dami_merge.checkpoints.matching import Matching, match
+from dami_merge.checkpoints.sides import Sides
 from dami_merge.checkpoints.tensor_view import TensorView
 from dami_merge.interpolation.depth import Anatomy
 from dami_merge.recipes.recipe import Recipe
@@ -42,9 +43,9 @@ class TensorSource:
     placed_as: str
 
     @property
-    def views(self) -> tuple[TensorView, TensorView]:
-        """Instruct's and Thinking's view of it."""
-        return self.instruct, self.thinking
+    def views(self) -> Sides[TensorView]:
+        """Both endpoints' views of it."""
+        return Sides(self.instruct, self.thinking)
 
 
 @dataclass(frozen=True)

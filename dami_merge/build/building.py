@@ -27,6 +27,7 @@ from dami_merge.build.workspace import Workspace, free_bytes, open_workspace, re
 from dami_merge.checkpoints.checkpoint import Checkpoint
 from dami_merge.checkpoints.custom_code import named_code
 from dami_merge.checkpoints.endpoints import Fetch, Pair, download, download_with_code, open_pair
+from dami_merge.checkpoints.sides import Sides
 from dami_merge.files.hashing import InputHashes, file_sha256, hashing_ahead
 from dami_merge.importing import import_torch
 from dami_merge.recipes.recipe import Recipe
@@ -125,7 +126,7 @@ class _Build:
     companions: dict[str, Companions] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.ends = tuple(_hashes(side) for side in (self.pair.instruct, self.pair.thinking))
+        self.inputs = Sides(_hashes(self.pair.instruct), _hashes(self.pair.thinking))
         self.texts = {variant.id: self._small_files(variant) for variant in self.plan.variants}
 
     def run(self, chosen: Sequence[VariantPlan], progress: Progress) -> BuildReport:
@@ -138,8 +139,8 @@ class _Build:
         for variant in todo:
             self._prepare(variant)
         written = self._write_weights(todo, progress)
-        for end, side in zip(self.ends, (self.pair.instruct, self.pair.thinking), strict=True):
-            check_announced(side, end)
+        check_announced(self.pair.instruct, self.inputs.instruct)
+        check_announced(self.pair.thinking, self.inputs.thinking)
         for variant in todo:
             self.workspace.publish(variant.id, self.texts[variant.id], [s.file for s in self.plan.shards])
         manifest = self._manifest([v for v in self.plan.variants if v in kept or v in todo], before)
@@ -174,8 +175,8 @@ class _Build:
             for folder in (self.workspace.finished(variant.id), self.workspace.partial(variant.id))
             if self.workspace.journal.get(variant.id, shard.file) and _size(folder / shard.file) == shard.size
         ]
-        inputs = sorted({(t, f) for _, shard, _ in claims for t in (0, 1) for f in self._inputs(shard, t)})
-        hash_together([(self.ends[t], [f]) for t, f in inputs])
+        shards = list({shard.file: shard for _, shard, _ in claims}.values())
+        hash_together([(hashes, [file]) for hashes, file in self._read_for(shards)])
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             answers = list(pool.map(lambda claim: self._holds(*claim), claims))
         for (variant, shard, path), answer in zip(claims, answers, strict=True):
@@ -237,12 +238,11 @@ class _Build:
 
     def _open_stream(self, shards: Sequence[Shard]) -> ShardStream:
         # Torch keeps one processor busy for seconds; another begins with the hashes that the first shard needs.
-        inputs = [(self.ends[t], f) for shard in shards[:1] for t in (0, 1) for f in self._inputs(shard, t)]
-        with hashing_ahead(inputs):
+        with hashing_ahead(self._read_for(shards[:1])):
             import_torch()
             from dami_merge.build.stream import ShardStream
 
-            return ShardStream(self.ends[0], self.ends[1], self.plan.sources, device=self.options.device)
+            return ShardStream(self.inputs, self.plan.sources, device=self.options.device)
 
     def _write_shard(
         self, stream: ShardStream, shard: Shard, variants: Sequence[VariantPlan], advance: Callable[[int], object]
@@ -269,24 +269,36 @@ class _Build:
             )
 
     def _made_from(self, variant: VariantPlan, shard: Shard) -> str:
+        files = self._files(shard)
         return content_key(
             {
                 "format": _FORMAT,
                 "header": hashlib.sha256(shard.header).hexdigest(),
                 "lambdas": [variant.tensors[t.name] for t in shard.tensors],
                 "compute": [self.plan.sources[t.name].compute for t in shard.tensors],
-                "instruct": sorted(self.ends[0].all(self._inputs(shard, 0)).values()),
-                "thinking": sorted(self.ends[1].all(self._inputs(shard, 1)).values()),
+                "instruct": sorted(self.inputs.instruct.all(files.instruct).values()),
+                "thinking": sorted(self.inputs.thinking.all(files.thinking).values()),
             }
         )
 
-    def _inputs(self, shard: Shard, thinking: int) -> list[str]:
+    def _files(self, shard: Shard) -> Sides[list[str]]:
+        """Return the files of each endpoint that a shard is made from."""
         sources = [self.plan.sources[tensor.name] for tensor in shard.tensors]
-        return sorted(set().union(*((s.thinking if thinking else s.instruct).files for s in sources)))
+        return Sides(
+            sorted({file for source in sources for file in source.instruct.files}),
+            sorted({file for source in sources for file in source.thinking.files}),
+        )
+
+    def _read_for(self, shards: Sequence[Shard]) -> list[tuple[InputHashes, str]]:
+        """Return the files that shards are made from, each once, with the hashes of their side."""
+        files = [self._files(shard) for shard in shards]
+        instruct = sorted({file for each in files for file in each.instruct})
+        thinking = sorted({file for each in files for file in each.thinking})
+        return [(self.inputs.instruct, file) for file in instruct] + [(self.inputs.thinking, file) for file in thinking]
 
     def _manifest(self, finished: Sequence[VariantPlan], before: Family | None) -> Family:
-        sides = (self.pair.instruct, self.pair.thinking)
-        instruct, thinking = (describe_endpoint(s, e) for s, e in zip(sides, self.ends, strict=True))
+        instruct = describe_endpoint(self.pair.instruct, self.inputs.instruct)
+        thinking = describe_endpoint(self.pair.thinking, self.inputs.thinking)
         items = [Finished(v, self.companions[v.id], self._hashes(v)) for v in finished]
         endpoints = Endpoints(instruct=instruct, thinking=thinking)
         return make_manifest(self.recipe, self.plan, endpoints, items, before, custom_code=self._custom_code())

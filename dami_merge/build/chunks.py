@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dami_merge.build.build_plan import TensorSource
 from dami_merge.build.layout import ITEMSIZE, OutTensor, Shard
 from dami_merge.build.reader import Span
+from dami_merge.checkpoints.sides import Sides
 from dami_merge.checkpoints.tensor_view import Piece
 
 __all__ = ["BLOCK", "Block", "Chunk", "chunk_size", "cut"]
@@ -46,9 +47,9 @@ class Chunk:
     length: int
     blocks: Sequence[Block]
 
-    def spans(self, thinking: bool) -> list[Span | None]:
-        """Return what an endpoint gives to each block of this chunk."""
-        return [_span(block.thinking if thinking else block.instruct) for block in self.blocks]
+    def spans(self) -> Sides[list[Span | None]]:
+        """Return what each endpoint gives to each block of this chunk."""
+        return Sides([_span(block.instruct) for block in self.blocks], [_span(block.thinking) for block in self.blocks])
 
 
 def chunk_size(buffers: int) -> int:

@@ -18,6 +18,7 @@ import torch
 from dami_merge.build.chunks import BLOCK, Block, Chunk
 from dami_merge.build.reader import Views
 from dami_merge.build.stored_values import StoredValues
+from dami_merge.checkpoints.sides import Sides
 from dami_merge.interpolation.formula import TORCH_DTYPES, BlockInterpolator
 
 __all__ = ["LANES", "Lanes", "Work"]
@@ -31,7 +32,7 @@ class Work:
     """A chunk to compute: both endpoints' bytes of it, and for each variant its λ by tensor and a buffer to fill."""
 
     chunk: Chunk
-    data: tuple[Views, Views]
+    data: Sides[Views]
     lambdas: Sequence[Mapping[str, float]]
     buffers: Sequence[mmap.mmap]
 
@@ -42,8 +43,8 @@ class Lanes:
     Blocks are small and other threads read, hash and write: torch's threads would only wait.
     """
 
-    def __init__(self, instruct: Path, thinking: Path, device: str) -> None:
-        self._values = StoredValues(instruct), StoredValues(thinking)
+    def __init__(self, folders: Sides[Path], device: str) -> None:
+        self._values = Sides(StoredValues(folders.instruct), StoredValues(folders.thinking))
         self._device = device
         self._kernels: queue.SimpleQueue[BlockInterpolator] = queue.SimpleQueue()
         for _ in range(LANES):
@@ -70,20 +71,18 @@ class Lanes:
                 if block.source.compute is None:
                     _copy(block, instruct, work.buffers)
                 else:
-                    self._interpolate(kernel, block, (instruct, thinking), work)
+                    self._interpolate(kernel, block, Sides(instruct, thinking), work)
         finally:
             self._kernels.put(kernel)
 
-    def _interpolate(
-        self, kernel: BlockInterpolator, block: Block, data: tuple[memoryview, memoryview], work: Work
-    ) -> None:
+    def _interpolate(self, kernel: BlockInterpolator, block: Block, data: Sides[memoryview], work: Work) -> None:
         name, dtype, source = block.tensor.name, TORCH_DTYPES[block.tensor.dtype], block.source
         assert source.compute is not None
         compute = TORCH_DTYPES[source.compute]
-        a = b = self._values[0].of(block.instruct, data[0], compute, self._device)
+        a = b = self._values.instruct.of(block.instruct, data.instruct, compute, self._device)
         values = [lambdas[name] for lambdas in work.lambdas]
         if block.thinking is not None:
-            b = self._values[1].of(block.thinking, data[1], compute, self._device)
+            b = self._values.thinking.of(block.thinking, data.thinking, compute, self._device)
         else:
             values = [0.0] * len(values)  # what Thinking lacks is Instruct's at every λ
         out = [torch.frombuffer(m, dtype=dtype, count=block.count, offset=block.position) for m in work.buffers]

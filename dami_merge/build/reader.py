@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 
+from dami_merge.checkpoints.sides import Sides
 from dami_merge.checkpoints.tensor_view import TensorView
 from dami_merge.files.hashing import InputHashes
 from dami_router.errors import CheckpointError
@@ -98,18 +99,19 @@ class EndpointReader:
         return self._handles[file]
 
 
-def read_pairs(
-    instruct: EndpointReader, thinking: EndpointReader, chunks: Iterable[tuple[Spans, Spans]]
-) -> Iterator[tuple[Views, Views]]:
+def read_pairs(readers: Sides[EndpointReader], chunks: Iterable[Sides[list[Span | None]]]) -> Iterator[Sides[Views]]:
     """Yield the bytes of chunk after chunk from both endpoints, reading ahead."""
-    waiting: deque[tuple[Future[Views], Future[Views]]] = deque()
-    for a, b in chunks:
-        waiting.append((instruct.request(a), thinking.request(b)))
+    waiting: deque[Sides[Future[Views]]] = deque()
+    for spans in chunks:
+        waiting.append(Sides(readers.instruct.request(spans.instruct), readers.thinking.request(spans.thinking)))
         if len(waiting) > _AHEAD:
-            first = waiting.popleft()
-            yield first[0].result(), first[1].result()
-    for first in waiting:
-        yield first[0].result(), first[1].result()
+            yield _results(waiting.popleft())
+    for asked in waiting:
+        yield _results(asked)
+
+
+def _results(asked: Sides[Future[Views]]) -> Sides[Views]:
+    return Sides(asked.instruct.result(), asked.thinking.result())
 
 
 def spans_whole_file(views: Sequence[TensorView], size_of: Callable[[str], int]) -> tuple[str, int] | None:

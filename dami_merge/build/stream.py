@@ -18,6 +18,7 @@ from dami_merge.build.compute import LANES, Lanes, Work
 from dami_merge.build.layout import Shard
 from dami_merge.build.reader import EndpointReader, read_pairs, spans_whole_file
 from dami_merge.build.writers import ChunkPool, OutFile
+from dami_merge.checkpoints.sides import Sides
 from dami_merge.files.hashing import InputHashes
 
 __all__ = ["ShardStream"]
@@ -28,12 +29,10 @@ _BUFFERS = LANES + 1  # for each variant: what is computed, and what is written 
 class ShardStream:
     """Streams shards of a plan from two endpoints."""
 
-    def __init__(
-        self, instruct: InputHashes, thinking: InputHashes, sources: Mapping[str, TensorSource], *, device: str = "cpu"
-    ) -> None:
-        self._ends = (instruct, thinking)
+    def __init__(self, inputs: Sides[InputHashes], sources: Mapping[str, TensorSource], *, device: str = "cpu") -> None:
+        self._inputs = inputs
         self._sources = sources
-        self._lanes = Lanes(instruct.folder, thinking.folder, device)
+        self._lanes = Lanes(Sides(inputs.instruct.folder, inputs.thinking.folder), device)
 
     def write(
         self,
@@ -59,7 +58,7 @@ class ShardStream:
                 side.end(file)
             return hashes
         finally:
-            for side in self._ends:
+            for side in self._inputs:
                 side.forget()
             for out in files:
                 out.close()
@@ -73,9 +72,9 @@ class ShardStream:
         pool: ChunkPool,
         progress: Callable[[int], object],
     ) -> None:
-        spans = [(chunk.spans(False), chunk.spans(True)) for chunk in chunks]
+        spans = [chunk.spans() for chunk in chunks]
         capacity = max((sum(span.nbytes for span in side if span) for pair in spans for side in pair), default=0)
-        a, b = (EndpointReader(side, capacity, LANES) for side in self._ends)
+        readers = Sides(*(EndpointReader(side, capacity, LANES) for side in self._inputs))
         computed: deque[tuple[Future[None], Work]] = deque()
 
         def hand_over() -> None:
@@ -85,8 +84,8 @@ class ShardStream:
                 pool.write(index, file, buffer, work.chunk.length)
             progress(work.chunk.length * len(files))
 
-        with a, b, self._lanes:
-            for chunk, data in zip(chunks, read_pairs(a, b, spans), strict=True):
+        with readers.instruct, readers.thinking, self._lanes:
+            for chunk, data in zip(chunks, read_pairs(readers, spans), strict=True):
                 if len(computed) == LANES:
                     hand_over()
                 buffers = [pool.take() for _ in files]
@@ -95,24 +94,25 @@ class ShardStream:
                 computed.append((self._lanes.start(work), work))
             while computed:
                 hand_over()
-            a.check()
-            b.check()
+            readers.instruct.check()
+            readers.thinking.check()
             self._check_scales(shard)
 
     def _check_scales(self, shard: Shard) -> None:
         # Scales are read beside the stream, from files that the readers may not have opened.
         for tensor in shard.tensors:
             source = self._sources[tensor.name]
-            for side, view in zip(self._ends, (source.instruct, source.thinking), strict=True):
+            for side, view in zip(self._inputs, source.views, strict=True):
                 for file in {piece.scaling.info.file for piece in view.pieces if piece.scaling}:
                     side.check(file)
 
     def _begin_hashes(self, shard: Shard) -> list[tuple[InputHashes, str]]:
         # An endpoint's file that this shard reads from front to back is hashed on the way.
         begun = []
-        for thinking, side in enumerate(self._ends):
-            pairs = [self._sources[tensor.name] for tensor in shard.tensors]
-            whole = spans_whole_file([pair.thinking if thinking else pair.instruct for pair in pairs], side.size)
+        sources = [self._sources[tensor.name] for tensor in shard.tensors]
+        views = Sides([source.instruct for source in sources], [source.thinking for source in sources])
+        for side, read in zip(self._inputs, views, strict=True):
+            whole = spans_whole_file(read, side.size)
             if whole is not None and not side.known(whole[0]):
                 side.begin(*whole)
                 begun.append((side, whole[0]))

@@ -66,7 +66,7 @@ class Workspace:
             folder = self.finished(variant)
             if folder.exists() and variant not in listed and not self.journal.knows(variant):
                 raise MisuseError(
-                    f"{folder}: already there, and not made by `dami build`; nothing is written over",
+                    f"{folder}: already there, and not made by `dami build`; refusing to overwrite it",
                     hint="give a new folder, or move it away",
                 )
 

@@ -146,7 +146,7 @@ def _header_tensors(path: Path, raw: object, *, data: int, size: int) -> dict[st
             dtype = str(entry["dtype"])
             expected = math.prod(shape) * _BITS[dtype] // 8
         except (KeyError, TypeError, ValueError):
-            raise CheckpointError(f"{path}: tensor `{name}` has a header entry that makes no sense") from None
+            raise CheckpointError(f"{path}: tensor `{name}` has an invalid header entry") from None
         if min(shape, default=0) < 0 or start < 0 or end - start != expected:
             raise CheckpointError(
                 f"{path}: tensor `{name}` says {dtype} {list(shape)}, {expected} bytes, but spans {end - start}"

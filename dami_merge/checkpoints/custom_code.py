@@ -31,7 +31,7 @@ def named_code(side: Checkpoint) -> list[str]:
 
 
 def code_files(side: Checkpoint) -> dict[str, bytes]:
-    """Return a local endpoint's Python files, as bytes that nobody looked at."""
+    """Return a local endpoint's Python files, as bytes that were not inspected."""
     assert side.folder is not None
     files = {path.name: read_small_file(side, path.name) for path in sorted(side.folder.glob(CODE))}
     return {name: content for name, content in files.items() if content is not None}

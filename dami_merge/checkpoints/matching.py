@@ -14,6 +14,7 @@ from pathlib import Path
 from dami_merge.checkpoints.checkpoint import Checkpoint, TensorInfo
 from dami_merge.checkpoints.experts import stored_as
 from dami_merge.checkpoints.fp8 import views
+from dami_merge.checkpoints.sides import Sides
 from dami_merge.checkpoints.tensor_view import TensorView
 from dami_merge.checkpoints.tying import embeddings_of, heads
 
@@ -49,7 +50,7 @@ class Matching:
     instruct_lacks: tuple[str, ...]
     thinking_lacks: tuple[str, ...]
     untied: bool
-    rows: tuple[int, int] | None
+    rows: Sides[int] | None
     only_instruct: tuple[str, ...]
 
 
@@ -58,41 +59,40 @@ def match(instruct: Checkpoint, thinking: Checkpoint, only_instruct: Sequence[st
 
     Tensors that Thinking lacks and whose name contains a text of `only_instruct` are Instruct's alone.
     """
-    sides = _Side(instruct), _Side(thinking)
-    sides[1].views = stored_as(sides[0].views, sides[1].views)
+    ours, theirs = _Side(instruct), _Side(thinking)
+    theirs.views = stored_as(ours.views, theirs.views)
     found_heads = heads(dict.fromkeys([*instruct.tensors, *thinking.tensors]))
-    tied = {head for head in found_heads if all(side.shares(head) for side in sides)}
+    tied = {head for head in found_heads if ours.shares(head) and theirs.shares(head)}
     tensors: dict[str, Match] = {}
-    lacks: tuple[list[str], list[str]] = [], []
-    alone: list[str] = []
-    for name in dict.fromkeys([*sides[0].views, *sides[1].views]):
+    instruct_lacks, thinking_lacks, alone = [], [], []
+    for name in dict.fromkeys([*ours.views, *theirs.views]):
+        source = name
         if name in tied:
-            if name not in sides[0].views:
+            if name not in ours.views:
                 continue
-            source = embeddings_of(sides[0].views, name) or name
-        else:
-            source = name
-        views = [side.loaded(source, head=name in found_heads) for side in sides]
-        if views[0] is not None and views[1] is None and any(text in name for text in only_instruct):
-            views[1] = views[0].with_no_pieces()
+            source = embeddings_of(ours.views, name) or name
+        a, b = (side.loaded(source, head=name in found_heads) for side in (ours, theirs))
+        if a is not None and b is None and any(text in name for text in only_instruct):
+            b = a.with_no_pieces()
             alone.append(name)
-        for view, missing in zip(views, lacks, strict=True):
-            if view is None:
-                missing.append(source)
-        if views[0] is not None and views[1] is not None:
-            tensors[name] = Match(name, views[0], views[1], source)
+        if a is None:
+            instruct_lacks.append(source)
+        if b is None:
+            thinking_lacks.append(source)
+        if a is not None and b is not None:
+            tensors[name] = Match(name, a, b, source)
     untied = any(head in tensors and head not in tied for head in found_heads)
     rows = _align_rows(tensors, found_heads)
-    return Matching(tensors, tuple(sorted(lacks[0])), tuple(sorted(lacks[1])), untied, rows, tuple(alone))
+    return Matching(tensors, tuple(sorted(instruct_lacks)), tuple(sorted(thinking_lacks)), untied, rows, tuple(alone))
 
 
-def _align_rows(tensors: dict[str, Match], found_heads: list[str]) -> tuple[int, int] | None:
+def _align_rows(tensors: dict[str, Match], found_heads: list[str]) -> Sides[int] | None:
     """Give Thinking's vocabulary matrices Instruct's number of rows; return both numbers where they differ."""
     table = embeddings_of(tensors)
     if table is None:
         return None
     a, b = tensors[table].instruct.shape, tensors[table].thinking.shape
-    rows = a[0] if a else 0, b[0] if b else 0
+    rows = Sides(a[0] if a else 0, b[0] if b else 0)
     names = [table, *found_heads, *(head.removesuffix("weight") + "bias" for head in found_heads)]
     aligned = [name for name in dict.fromkeys(names) if name in tensors and _differ_in_rows(tensors[name], rows)]
     for name in aligned:
@@ -102,7 +102,7 @@ def _align_rows(tensors: dict[str, Match], found_heads: list[str]) -> tuple[int,
     return rows if aligned else None
 
 
-def _differ_in_rows(found: Match, rows: tuple[int, int]) -> bool:
+def _differ_in_rows(found: Match, rows: Sides[int]) -> bool:
     a, b = found.instruct.shape, found.thinking.shape
     return bool(a and b) and a != b and a[1:] == b[1:] and (a[0], b[0]) == rows
 

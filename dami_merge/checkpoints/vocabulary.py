@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from dami_merge.checkpoints.checkpoint import Checkpoint
 from dami_merge.checkpoints.findings import Finding, few
+from dami_merge.checkpoints.sides import Sides
 from dami_merge.checkpoints.templates import template_of
 
 __all__ = ["compare_rows", "compare_tokens"]
@@ -51,9 +52,9 @@ def compare_tokens(instruct: Checkpoint, thinking: Checkpoint) -> Iterator[Findi
     yield from _renamed(a, b, thinking)
 
 
-def compare_rows(rows: tuple[int, int], instruct: Checkpoint, thinking: Checkpoint) -> Finding:
+def compare_rows(rows: Sides[int], instruct: Checkpoint, thinking: Checkpoint) -> Finding:
     """Return what different numbers of rows mean: padding, or tokens that one side lacks."""
-    told = f"the vocabulary matrices have {rows[0]} rows in instruct, {rows[1]} in thinking"
+    told = f"the vocabulary matrices have {rows.instruct} rows in instruct, {rows.thinking} in thinking"
     sides = _read(instruct), _read(thinking)
     used = max((max(side.ids.values(), default=0) + 1 for side in sides if side), default=0)
     if None in sides or used > min(rows):
@@ -62,13 +63,12 @@ def compare_rows(rows: tuple[int, int], instruct: Checkpoint, thinking: Checkpoi
             f"vocabularies of different size: {told}" + (f"; tokens use {used} of them" if used else ""),
             "mergekit can align them with `tokenizer: {source: base}`; the `dami` tools need the same tokens",
         )  # fmt: skip
-    surplus = abs(rows[0] - rows[1])
-    rule = (
-        f"the last {surplus} are Instruct's own at every λ" if rows[0] > rows[1] else f"the last {surplus} are dropped"
-    )
+    surplus = abs(rows.instruct - rows.thinking)
+    kept = rows.instruct > rows.thinking
+    rule = f"the last {surplus} are " + ("Instruct's own at every λ" if kept else "dropped")
     return Finding(
         "warning", "vocabulary_padding",
-        f"{told}; tokens use {used}, the others are padding: variants have {rows[0]} rows, {rule}",
+        f"{told}; tokens use {used}, the others are padding: variants have {rows.instruct} rows, {rule}",
         "`dami build` does this; mergekit-yaml cannot merge matrices of two sizes",
         tool="dami build",
     )  # fmt: skip

@@ -61,7 +61,7 @@ class InputHashes:
     A file that the build reads once from front to back is hashed on the way (`begin`, `feed`,
     `end`); any other is hashed by reading it when its hash is asked for. Both go on where
     `ahead` stopped. `weights` are the files that a build is made from: what is hashed and what is
-    built from must be these as they are now, and `check` tells where somebody wrote to one since.
+    built from must be these as they are now, and `check` finds a file that changed since.
     """
 
     def __init__(self, folder: Path, weights: Iterable[str]) -> None:
@@ -97,7 +97,7 @@ class InputHashes:
         if not same:
             raise CheckpointError(
                 f"{self.folder / file}: changed while it was read",
-                hint="run the command again when nobody writes to it",
+                hint="run the command again when no other process writes to it",
             )
 
     def known(self, file: str) -> bool:
@@ -109,7 +109,7 @@ class InputHashes:
         return {file: self.of(file) for file in sorted(files)}
 
     def ahead(self, file: str, stop: threading.Event) -> None:
-        """Hash a file from its beginning until `stop` is set; what cannot be read is left to who needs it."""
+        """Hash a file from its beginning until `stop` is set; errors are left to the caller that needs the file."""
         if file in self._known:
             return
         with contextlib.suppress(OSError), (self.folder / file).open("rb", buffering=0) as source:

@@ -341,7 +341,7 @@ def _code_notes(family: Family) -> Iterator[str]:
     if family.custom_code == "left out":
         yield "Instruct names Python code that the variants do not carry; they load only where the loader has the class"
     if family.custom_code == "carried":
-        yield "the variants carry Instruct's Python files, which nobody read; their sha256 is in the manifest"
+        yield "the variants carry Instruct's Python files, which were not inspected; their sha256 is in the manifest"
 
 
 def _head(variant: Variant, checkpoint: Checkpoint) -> Iterator[Problem]:

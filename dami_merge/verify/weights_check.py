@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 
 import torch
@@ -16,6 +15,7 @@ from dami_merge.build.build_plan import TensorSource, VariantPlan
 from dami_merge.build.layout import ITEMSIZE
 from dami_merge.build.stored_values import StoredValues
 from dami_merge.checkpoints.checkpoint import Checkpoint, TensorInfo
+from dami_merge.checkpoints.sides import Sides
 from dami_merge.checkpoints.tensor_view import TensorView
 from dami_merge.interpolation.depth import Anatomy
 from dami_merge.interpolation.formula import TORCH_DTYPES, BlockInterpolator
@@ -57,16 +57,12 @@ class Weights:
     def __init__(
         self, variant: Checkpoint, instruct: Checkpoint, thinking: Checkpoint, sources: Mapping[str, TensorSource]
     ) -> None:
-        self._sides = (variant, instruct, thinking)
+        self._stored = variant.tensors
         self._sources = sources
-        assert instruct.folder is not None
-        assert thinking.folder is not None
-        self._values = StoredValues(instruct.folder), StoredValues(thinking.folder)
         self._kernel = BlockInterpolator(_BLOCK)
-        self._handles: dict[Path, int] = {}
-        # One for each side and kept: fresh memory for every block costs the system more than reading it.
-        self._buffers = [bytearray(_BLOCK * max(ITEMSIZE.values())) for _ in self._sides]
         self._stack = ExitStack()
+        self._variant = self._stack.enter_context(_Files(variant))
+        self._ends = Sides(*(self._stack.enter_context(_Files(side)) for side in (instruct, thinking)))
 
     def __enter__(self) -> Weights:
         return self
@@ -99,7 +95,7 @@ class Weights:
                 yield found
 
     def _sample(self, name: str, source: TensorSource, reach: float) -> Evidence:
-        info = self._sides[0].tensors[name]
+        info = self._stored[name]
         total = Evidence()
         assert source.compute is not None
         compute = TORCH_DTYPES[source.compute]
@@ -108,22 +104,23 @@ class Weights:
         for start in range(0, elements, step):
             first, count, shared = _run(source, start, min(_RUN, elements - start))
             if shared:
-                v = self._stored(info, first, count)
-                a, b = (self._end(end, view, first, count, compute) for end, view in enumerate(source.views))
+                v = self._variant.elements(info, first, count)
+                a = self._ends.instruct.values(source.instruct, first, count, compute)
+                b = self._ends.thinking.values(source.thinking, first, count, compute)
                 total.add(gather(a, b, v, compute, reach=reach))
         return total
 
     def _difference(
         self, name: str, source: TensorSource, lambda_: float, progress: Callable[[int], object]
     ) -> Difference | None:
-        info = self._sides[0].tensors[name]
+        info = self._stored[name]
         size = ITEMSIZE[info.dtype]
         first_bad: tuple[int, float, float] | None = None
         total = 0
         first, elements = 0, info.nbytes // size
         while first < elements:
             first, count, shared = _run(source, first, min(_BLOCK, elements - first))
-            stored = self._stored(info, first, count)
+            stored = self._variant.elements(info, first, count)
             expected = self._expected(source, lambda_ if shared else None, info.dtype, first, count)
             progress(count * size)
             bits, right = stored.view(_BITS[size]), expected.view(_BITS[size])
@@ -144,39 +141,53 @@ class Weights:
         """Return what the endpoints give at λ; without λ, what Instruct alone gives."""
         if source.compute is None:
             (piece,) = source.instruct.parts(first, count)
-            return self._read(1, piece.info, piece.first, count)
+            return self._ends.instruct.elements(piece.info, piece.first, count)
         compute = TORCH_DTYPES[source.compute]
-        a = self._end(0, source.instruct, first, count, compute)
-        b = a if lambda_ is None else self._end(1, source.thinking, first, count, compute)
+        a = self._ends.instruct.values(source.instruct, first, count, compute)
+        b = a if lambda_ is None else self._ends.thinking.values(source.thinking, first, count, compute)
         out = torch.empty(count, dtype=TORCH_DTYPES[dtype])
         self._kernel.write(a, b, [lambda_ or 0.0], [out])
         return out
 
-    def _stored(self, info: TensorInfo, first: int, count: int) -> torch.Tensor:
-        """Return elements of the variant; they are good until it is read again."""
-        return self._read(0, info, first, count)
 
-    def _end(self, end: int, view: TensorView, first: int, count: int, dtype: torch.dtype) -> torch.Tensor:
-        """Return elements of an endpoint that lie in one piece, as `dtype`; they are good until it is read again."""
-        (piece,) = view.parts(first, count)
-        data = self._bytes(end + 1, piece.info.file, piece.bytes[1], piece.bytes[2] - piece.bytes[1])
-        return self._values[end].of(piece, data, dtype)
+class _Files:
+    """Reads elements from a checkpoint's files into memory that it keeps.
 
-    def _read(self, side: int, info: TensorInfo, first: int, count: int) -> torch.Tensor:
+    What it returns is good until it reads again: fresh memory for every block costs more than reading it.
+    """
+
+    def __init__(self, side: Checkpoint) -> None:
+        assert side.folder is not None
+        self._folder = side.folder
+        self._values = StoredValues(side.folder)
+        self._buffer = bytearray(_BLOCK * max(ITEMSIZE.values()))
+        self._handles: dict[str, int] = {}
+
+    def __enter__(self) -> _Files:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for handle in self._handles.values():
+            os.close(handle)
+
+    def elements(self, info: TensorInfo, first: int, count: int) -> torch.Tensor:
+        """Return stored elements of a tensor as they are."""
         size = ITEMSIZE[info.dtype]
-        data = self._bytes(side, info.file, info.start + first * size, count * size)
+        data = self._read(info.file, info.start + first * size, count * size)
         return torch.frombuffer(data, dtype=TORCH_DTYPES.get(info.dtype, torch.uint8))
 
-    def _bytes(self, side: int, file: str, start: int, count: int) -> memoryview:
-        folder = self._sides[side].folder
-        assert folder is not None
-        path = folder / file
-        if path not in self._handles:
-            self._handles[path] = os.open(path, os.O_RDONLY)
-            self._stack.callback(os.close, self._handles[path])
-        data = memoryview(self._buffers[side])[:count]
-        if os.preadv(self._handles[path], [data], start) < len(data):
-            raise CheckpointError(f"{path}: ends too early; it shrank while it was read")
+    def values(self, view: TensorView, first: int, count: int, dtype: torch.dtype) -> torch.Tensor:
+        """Return elements that lie in one piece as numbers of a dtype."""
+        (piece,) = view.parts(first, count)
+        file, start, end = piece.bytes
+        return self._values.of(piece, self._read(file, start, end - start), dtype)
+
+    def _read(self, file: str, start: int, count: int) -> memoryview:
+        if file not in self._handles:
+            self._handles[file] = os.open(self._folder / file, os.O_RDONLY)
+        data = memoryview(self._buffer)[:count]
+        if os.preadv(self._handles[file], [data], start) < len(data):
+            raise CheckpointError(f"{self._folder / file}: ends too early; it shrank while it was read")
         return data
 
 

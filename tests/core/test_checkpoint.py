@@ -123,11 +123,11 @@ def header(entries: object, length: int | None = None, data: bytes = b"\0" * 64)
         (header([1]), "not a JSON object"),
         (header({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}}), "16 bytes, but spans 8"),
         (header({"w": {"dtype": "F32", "shape": [99], "data_offsets": [0, 396]}}), "truncated"),
-        (header({"w": {"dtype": "F32", "shape": [-4], "data_offsets": [0, -16]}}), "makes no sense|but spans"),
+        (header({"w": {"dtype": "F32", "shape": [-4], "data_offsets": [0, -16]}}), "invalid header entry|but spans"),
         (header({"w": {"dtype": "F32", "shape": [4], "data_offsets": [-16, 0]}}), "but spans"),
-        (header({"w": {"dtype": "WHAT", "shape": [4], "data_offsets": [0, 16]}}), "makes no sense"),
-        (header({"w": {"shape": [4]}}), "makes no sense"),
-        (header({"w": 3}), "makes no sense"),
+        (header({"w": {"dtype": "WHAT", "shape": [4], "data_offsets": [0, 16]}}), "invalid header entry"),
+        (header({"w": {"shape": [4]}}), "invalid header entry"),
+        (header({"w": 3}), "invalid header entry"),
     ],
 )
 def test_lying_headers_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
