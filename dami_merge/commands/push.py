@@ -66,8 +66,7 @@ def push(
     plan = plan_push(family, root, options, _licence(output, family, licence, dry_run))
     _warn(output, plan)
     if dry_run:
-        _rehearse(output, plan)
-        _tell_plan(output, plan)
+        _tell_plan(output, plan, _rehearse(output, plan))
         output.hint(f"the same command without --dry-run; first `dami verify {folder}`")
         return
     with stoppable(output):
@@ -97,8 +96,11 @@ def _tell_report(output: Output, root: Path, layout: str, report: PushReport) ->
     output.hint(f"dami pull {report.collection or report.variants[0].repo} copy")
 
 
-def _rehearse(output: Output, plan: PushPlan) -> None:
-    """Run the checks of a push; without a token or a network, those that need none."""
+def _rehearse(output: Output, plan: PushPlan) -> dict[str, str]:
+    """Run the checks of a push; without a token or a network, those that need none.
+
+    Returns what a push would make of each target; nothing where the Hub could not be asked.
+    """
     from huggingface_hub import get_token
 
     from dami_merge.hub.preflight import check_offline, inspect_hub
@@ -109,12 +111,14 @@ def _rehearse(output: Output, plan: PushPlan) -> None:
     if anonymous:
         output.warning("no token for the Hub: its rights and private repositories were not checked")
     try:
-        notes = inspect_hub(hub_api(), plan, anonymous=anonymous).notes
+        state = inspect_hub(hub_api(), plan, anonymous=anonymous)
     except HubUnreachableError as error:
         check_offline(plan)
-        notes = (f"nothing was compared with the Hub: {error.message}",)
-    for note in notes:
+        output.warning(f"nothing was compared with the Hub: {error.message}")
+        return {}
+    for note in state.notes:
         output.warning(note)
+    return {str(target): state.fate(target) for target in plan.targets}
 
 
 def _licence(output: Output, family: Family, given: str | None, dry_run: bool) -> Licence:
@@ -143,22 +147,22 @@ def _warn(output: Output, plan: PushPlan) -> None:
     output.warning(f"the cards name {named}, since {folders}; {paths}")
 
 
-def _tell_plan(output: Output, plan: PushPlan) -> None:
+def _tell_plan(output: Output, plan: PushPlan, fates: dict[str, str]) -> None:
     rows = [
         (str(target), "-" if target.variant is None else f"{target.variant.lambda_:g}", str(len(target.files) + 1),
-         f"{target.size / 1e6:.1f}")
+         f"{target.size / 1e6:.1f}", fates.get(str(target), "not compared"))
         for target in plan.targets
     ]  # fmt: skip
     visible = "private" if plan.options.private else "public"
     total = sum(target.size for target in plan.targets)
-    lines = [table(("repository", "λ", "files", "MB"), rows)]
+    lines = [table(("repository", "λ", "files", "MB", ""), rows)]
     if plan.collection:
         lines.append(f"collection: {plan.options.namespace}/{plan.collection}, {len(plan.variants)} models")
     lines.append(f"would be published, {visible}: {_counted(len(plan.repos))}, {size_text(total)}")
     data = [
         {
             "repo": target.repo, "branch": target.branch, "variant": target.variant.id if target.variant else None,
-            "bytes": target.size,
+            "bytes": target.size, "state": fates.get(str(target)),
             "files": [{"path": f.path, "bytes": f.size} for f in target.files] + [{"path": "dami_family.json"}],
         }
         for target in plan.targets

@@ -42,6 +42,13 @@ class HubState:
     collection: Collection | None
     notes: tuple[str, ...]
 
+    def fate(self, target: PushTarget) -> str:
+        """Return what a push would make of a branch: new, changed or unchanged."""
+        remote = self.remotes.get(target)
+        if remote is None:
+            return "new"
+        return "changed" if remote.missing(self.files[target]) or remote.stale(target) else "unchanged"
+
     @property
     def lists_private(self) -> bool:
         """Whether a repository of the family is private already."""

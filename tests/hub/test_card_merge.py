@@ -209,11 +209,15 @@ def test_metadata_on_the_hub_is_told_when_it_is_overruled(hub: RunningHub, push:
     assert "license: apache-2.0" in card(hub)
 
 
-def test_a_new_branch_does_not_inherit_text_about_the_family(hub: RunningHub, push: Command) -> None:
-    """A branch starts as a copy of main: text of main's card stays there alone."""
+@pytest.mark.parametrize("cut", [False, True], ids=["new", "cut before its commit"])
+def test_a_new_branch_does_not_inherit_text_about_the_family(hub: RunningHub, push: Command, cut: bool) -> None:
+    """A branch starts as a copy of main: text of main's card stays there alone, also after a push that was cut."""
     push("--layout", "branches")
     write_card(hub, "acme/fam", card(hub, "acme/fam") + "\nAbout the whole family.\n")
-    del hub.store.repos["acme/fam"].branches["l050"]
+    branches = hub.store.repos["acme/fam"].branches
+    del branches["l050"]
+    if cut:
+        branches["l050"] = branches["main"]
     assert push("--layout", "branches").code == 0
     assert "About the whole family" in card(hub, "acme/fam")
     assert "About the whole family" not in card(hub, "acme/fam", "l050")

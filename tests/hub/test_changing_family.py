@@ -60,9 +60,11 @@ def test_a_shrunk_family_leaves_the_collection_and_stays_on_the_hub(
 
 
 def test_a_grown_family_is_listed_in_order(hub: RunningHub, push: Command, family: Path, lab: Path) -> None:
-    """A new variant gets its place between the others, and items that people added stay."""
+    """A new variant gets its place between the others, and other families that people added stay."""
     push()
     other = hub.store.create_repo("acme/other", private=False)
+    manifest = (family / MANIFEST).read_text().replace('"name": "fam"', '"name": "other"')
+    hub.store.write(other, "main", "x", {MANIFEST: hub.store.regular(manifest.encode())}, None)
     collection = hub.store.collections[slug(hub)]
     collection["items"].insert(1, {"_id": "f" * 24, "id": other.id, "type": "model", "position": 1})
     rebuild(lab, family, "[0, 0.25, 0.5, 1]")
@@ -164,7 +166,9 @@ def test_long_names_have_collections_of_their_own(hub: RunningHub, push: Command
 def test_a_collection_is_found_under_another_title_and_on_any_page(hub: RunningHub, push: Command) -> None:
     """A title that someone changed makes no second collection, however many collections the owner has."""
     push()
-    hub.store.collections[slug(hub)]["title"] = "Models that think as much as you like"
+    collection = hub.store.collections.pop(slug(hub))
+    collection |= {"title": "Think as much as you like", "slug": f"acme/think-{'0' * 24}"}
+    hub.store.collections[collection["slug"]] = collection
     for number in range(4):
         hub.store.new_collection("acme", f"other {number}", None, False)
     hub.store.collections = dict(reversed(hub.store.collections.items()))

@@ -200,9 +200,19 @@ def test_a_full_namespace_stops_an_update_too(hub: RunningHub, push: Command, fa
     push()
     before = hub.commits
     build(RECIPE.format(lab, "power(2)"), family)
-    hub.store.quotas["acme", "public"] = hub.store.stored("acme", private=False)
+    stored, size = hub.store.stored("acme", private=False), (family / "fam-l050" / "model.safetensors").stat().st_size
+    hub.store.quotas["acme", "public"] = stored + size // 2
     failed = push()
     assert (failed.code, hub.commits, "no storage left" in failed.err) == (1, before, True)
+
+
+def test_storage_is_asked_for_the_whole_family(hub: RunningHub, push: Command, family: Path) -> None:
+    """Where each variant alone would fit into the storage that is left, but not all of them, nothing is sent."""
+    for variant in load_family(family).variants:
+        hub.store.create_repo(f"acme/{variant.id}", private=False)
+    hub.store.quotas["acme", "public"] = 2 * (family / "fam-l050" / "model.safetensors").stat().st_size
+    failed = push()
+    assert (failed.code, hub.sent("PUT /lfs/"), "no storage left" in failed.err) == (1, [], True)
 
 
 def test_a_fine_grained_token_is_asked_for_its_rights(

@@ -141,6 +141,21 @@ def test_a_dry_run_touches_nothing(
     assert weights["model.safetensors"] == (family / "fam-l000" / "model.safetensors").stat().st_size
 
 
+def test_a_dry_run_says_what_would_change(hub: RunningHub, push: Command, family: Path) -> None:
+    """Repositories that are new, up to date, and to be changed are told apart."""
+
+    def states() -> list[str]:
+        return [target["state"] for target in json.loads(push("--dry-run", "--json").out)["targets"]]
+
+    assert states() == ["new"] * 3
+    push()
+    assert states() == ["unchanged"] * 3
+    data = json.loads((family / MANIFEST).read_text())
+    data["variants"][1]["measured"] = [{"benchmark": "sums", "accuracy": 0.5, "mean_tokens": 9.5, "n": 40}]
+    (family / MANIFEST).write_text(json.dumps(data))
+    assert states() == ["changed"] * 3  # every card lists the scores of all
+
+
 def test_private_means_private(hub: RunningHub, push: Command) -> None:
     """--private makes private repositories and a private collection, and refuses one that is public already."""
     assert push("--private").code == 0
