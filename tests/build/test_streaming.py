@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 import torch
+from fakes.waiting import until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.builds import FAMILY, build, reshard, same_bits, tree, weights, write_pair
@@ -214,8 +215,7 @@ def test_an_interrupt_in_the_middle_says_stopped(tmp_path: Path) -> None:
     recipe.write_text(pair.recipe(0.5, family={"name": "Fam", "lambdas": [i / 20 for i in range(21)]}))
     command = [sys.executable, "-c", "from dami_router.cli import main; main()", "build", str(recipe), str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not list(out.glob(".dami_build/*/*.tmp")):
-        time.sleep(0.001)
+    until(lambda: process.poll() is not None or list(out.glob(".dami_build/*/*.tmp")), pause=0.001)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]
     assert (process.returncode, said.splitlines()[-1]) == (130, "stopped"), said

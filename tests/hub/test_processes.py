@@ -6,10 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from fakes.waiting import until
 from hub_server.running import TOKEN, RunningHub
 from support.builds import tree
 from support.hub_state import Command, nothing_half_published, published
@@ -45,10 +45,7 @@ def run(environment: dict[str, str], *arguments: object) -> tuple[int, str, str]
 
 def wait_for(hub: RunningHub, request: str, count: int = 1) -> None:
     """Wait until the Hub got a request so many times."""
-    deadline = time.monotonic() + 120
-    while len(hub.sent(request)) < count:
-        assert time.monotonic() < deadline, request
-        time.sleep(0.01)
+    until(lambda: len(hub.sent(request)) >= count)
 
 
 @pytest.mark.parametrize(("request_", "skip"), [("PUT /lfs/", 2), ("/commit/", 4), ("/api/collections", 1)])

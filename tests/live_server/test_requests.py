@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from fakes.loop import Loop
+from fakes.waiting import until
 from fakes.world import Answer, Client
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -98,11 +99,8 @@ def begun(client: Client, body: dict[str, Any], headers: bytes = b"") -> socket.
     return connection
 
 
-def until(client: Client, line: str, value: float) -> None:
-    end = time.monotonic() + 60
-    while client.metric(line) != value:
-        assert time.monotonic() < end, f"{line} is {client.metric(line)}"
-        time.sleep(0.01)
+def metric_is(client: Client, line: str, value: float) -> None:
+    until(lambda: client.metric(line) == value)
 
 
 def slow(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,10 +121,10 @@ def test_clients_that_leave_free_their_rows(server: Client, eight: Engine, monke
     with ExitStack() as clients:
         for stream in (True, False) * 6:
             clients.enter_context(begun(server, {**ENDLESS, "stream": stream}))
-        until(server, "dami_live_rows", 8)
-        until(server, "dami_live_waiting", 4)
-    until(server, "dami_live_rows", 0)
-    until(server, "dami_clients_gone_total", gone + 12)
+        metric_is(server, "dami_live_rows", 8)
+        metric_is(server, "dami_live_waiting", 4)
+    metric_is(server, "dami_live_rows", 0)
+    metric_is(server, "dami_clients_gone_total", gone + 12)
     assert server.metric("dami_live_waiting") == 0
     assert server.chat("1+1=", model="dami:0").status == 200
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fakes.upstream import Call, Script, chunk, half, hang, noise, plain, stream, vanish
-from fakes.waiting import until
+from fakes.waiting import happened, until
 from fakes.world import Client, World
 
 BODY = json.dumps({"model": "dami", "messages": [{"role": "user", "content": "hi"}], "stream": True}).encode()
@@ -319,10 +319,7 @@ def test_beyond_the_queue_there_is_429_with_retry_after(world: World) -> None:
     gate = threading.Event()
 
     async def script(call: Call, writer: object) -> None:
-        import asyncio
-
-        while not gate.is_set():
-            await asyncio.sleep(0.01)
+        await happened(gate.is_set)
         await plain()(call, writer)  # type: ignore[arg-type]
 
     server = world.upstream("v-l000", script)

@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from fakes.waiting import happened
+
 _TURNS = 3  # of the loop, from an accepted connection to its `_connection`
 Script = Callable[["Call", asyncio.StreamWriter], Awaitable[None]]
 
@@ -196,8 +198,8 @@ def stream(
             writer.write(b"%x\r\n" % len(piece) + piece + b"\r\n")
             await writer.drain()
             await asyncio.sleep(delay)
-            while gate is not None and not gate.is_set():
-                await asyncio.sleep(0.01)
+            if gate is not None:
+                await happened(gate.is_set)
         if hang:
             await asyncio.sleep(3600)
         if cut:
