@@ -108,6 +108,10 @@ def test_a_wait_that_is_too_long_ends(wait_s: float, retry_after: int) -> None:
     """The request is sent away with at least a second's advice, and its place in the queue is free again."""
 
     async def run() -> None:
+        full = Admission(0, 0, wait_s)
+        with pytest.raises(OverloadedError, match=r"^overloaded$") as refused:
+            await full.enter()
+        assert refused.value.retry_after == retry_after
         admission = Admission(1, 1, wait_s)
         await admission.enter()
         for _ in range(3):

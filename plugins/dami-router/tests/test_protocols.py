@@ -77,6 +77,7 @@ def test_an_openai_server_lists_the_variant(body: Any) -> None:
 def test_an_alias_is_told_by_its_root() -> None:
     """An alias whose root is the variant is asked for by its own name; a root of something else is a wrong model."""
     assert identify(OpenAIReader(), models({"id": "gpt", "root": "/m/fam-l050"})) == Identity("gpt")
+    assert identify(OpenAIReader(), models({"id": "org/fam-l050", "root": "fam-l050"})) == Identity("org/fam-l050")
     with pytest.raises(WrongIdentityError, match=r"fam-l050 \(root /m/other\)"):
         identify(OpenAIReader(), models({"id": "fam-l050", "root": "/m/other"}))
     named = replace(BACKEND, model="fam-l050")
@@ -113,6 +114,7 @@ def test_without_identity_a_living_server_is_believed() -> None:
 
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+ONE = [{"role": "user", "content": "1"}]
 
 
 @pytest.mark.parametrize(
@@ -132,8 +134,11 @@ def test_an_openai_server_shows_what_it_can(replies: Replies, able: tuple[bool, 
     """One token as chat and as text, asked greedily for the model that was found."""
     found, sent = explore(OpenAIReader(), replies)
     assert tuple(found[k] for k in ("log_probs", "prompt_log_probs", "top_n", "chat_template")) == able
-    assert all((data["model"], data["max_tokens"], data["temperature"]) == ("m", 1, 0) for data in sent.values())
-    assert (sent[CHAT]["logprobs"], sent[CHAT]["top_logprobs"], sent[TEXT]["prompt_logprobs"]) == (True, 2, 0)
+    short = {"model": "m", "max_tokens": 1, "temperature": 0}
+    assert sent == {
+        CHAT: {**short, "messages": ONE, "logprobs": True, "top_logprobs": 2},
+        TEXT: {**short, "prompt": "1", "prompt_logprobs": 0},
+    }
 
 
 def tgi(**info: Any) -> Replies:
@@ -145,7 +150,8 @@ def test_tgi_is_told_by_its_info() -> None:
     sha = "a" * 40
     found = identify(TgiReader(), tgi(model_id="org/fam-l050", model_sha=sha, version="3"))
     assert (found.model, found.revision, found.info["version"]) == ("org/fam-l050", sha, "3")
-    assert identify(TgiReader(), tgi(model_id="/m/fam-l050", model_sha=None)).revision is None
+    for unknown in (None, 7):
+        assert identify(TgiReader(), tgi(model_id="/m/fam-l050", model_sha=unknown)).revision is None
     pinned = replace(VARIANT, revision=sha)
     assert identify(TgiReader(), tgi(model_id="fam-l050", model_sha=sha), variant=pinned).revision == sha
     assert identify(TgiReader(), tgi(model_id="fam-l050"), variant=pinned).revision is None
@@ -197,9 +203,11 @@ def test_tgi_shows_what_it_can(replies: Replies, able: tuple[bool, ...]) -> None
     """One token, greedily, with all details: without --enable-prefill-logprobs `prefill` is there, and empty."""
     found, sent = explore(TgiReader(), replies)
     assert tuple(found[k] for k in ("log_probs", "prompt_log_probs", "top_n", "chat_template")) == able
-    assert sent["/generate"]["parameters"] == {
-        "max_new_tokens": 1, "details": True, "decoder_input_details": True, "top_n_tokens": 2,
-    }  # fmt: skip
+    details = {"max_new_tokens": 1, "details": True, "decoder_input_details": True, "top_n_tokens": 2}
+    assert sent == {
+        "/generate": {"inputs": "1", "parameters": details},
+        CHAT: {"messages": ONE, "max_tokens": 1, "model": "tgi"},
+    }
 
 
 def test_a_live_server_describes_its_pair_and_abilities() -> None:
@@ -207,8 +215,23 @@ def test_a_live_server_describes_its_pair_and_abilities() -> None:
     live = {"capabilities": {"log_probs": True, "top_n": False, "prompt_log_probs": "maybe"}}
     found = identify(LiveReader(), {"/info": (200, {"live": live})})
     assert (found.model, found.capabilities) == ("live", {"log_probs": True, "top_n": False})
+    assert found.info == {"live": live}
     assert asyncio.run(LiveReader().explore(found, None)) == found.capabilities  # type: ignore[arg-type]
     assert identify(LiveReader(), {"/info": (200, {"live": {"capabilities": 3}})}).capabilities == {}
+
+
+def test_a_live_server_of_another_pair_is_wrong() -> None:
+    """The message says which endpoint is another one; `identity: false`, or no expected pair, believes any."""
+    pair = PairSpec(EndpointSpec("org/Instruct"), EndpointSpec("org/Thinking"))
+    told = {"instruct": {"name": "org/Instruct"}, "thinking": {"name": "org/Other"}}
+    replies = {"/info": (200, {"live": told})}
+    wanted = replace(BACKEND, pair=pair)
+    with pytest.raises(WrongIdentityError, match=r"thinking endpoint is org/Other, expected org/Thinking"):
+        identify(LiveReader(), replies, wanted)
+    for believing in (BACKEND, replace(wanted, identity=False)):
+        assert identify(LiveReader(), replies, believing).model == "live"
+    told["thinking"]["name"] = "/models/Thinking"
+    assert identify(LiveReader(), replies, wanted).model == "live"
 
 
 @pytest.mark.parametrize("reply", [(404, None), (200, {}), (200, {"live": 3}), (500, {"live": {}}), (200, [])])
