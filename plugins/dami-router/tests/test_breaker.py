@@ -118,6 +118,24 @@ def test_a_stream_that_has_begun_closes_it_and_keeps_the_count() -> None:
     assert fresh.state == "open"
 
 
+def test_it_can_be_opened_at_once() -> None:
+    """Known trouble needs no failures; its time and its trial are as always, and one failed trial is enough."""
+    clock = Clock()
+    breaker = Breaker(3, 5.0, clock)
+    breaker.trip()
+    assert breaker.state == "open"
+    clock.now += 5.0
+    assert (breaker.state, breaker.ready) == ("half-open", True)
+    breaker.start()
+    breaker.trip()
+    clock.now += 5.0
+    assert breaker.ready
+    breaker.start()
+    breaker.began()
+    breaker.failed()
+    assert breaker.state == "open"
+
+
 DEEDS = st.lists(st.sampled_from(["fail", "succeed", "abandon", "wait"]), max_size=60)
 
 

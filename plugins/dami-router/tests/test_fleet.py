@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -94,15 +95,58 @@ def test_what_is_on_offer_is_what_is_healthy() -> None:
     assert made.offered() == {"a", "b"}
 
 
-def test_tgi_s_routes_reach_tgi_and_live_servers_alone() -> None:
-    """OpenAI's routes are everywhere; a protocol narrows both what is offered and what comes next."""
+def test_a_route_reaches_the_protocols_that_have_it_alone() -> None:
+    """Without a choice, a route is everywhere; a choice of protocols narrows what is offered and what comes next."""
     made = fleet(("a", "openai"), ("b", "tgi"), ("live", "live"))
-    assert made.offered() == {"a", "b", "live"}
-    assert made.offered("tgi") == {"b", "live"}
-    assert made.next(("a", "b"), set(), "tgi") is made.replicas[1]
-    assert made.next(("a", "live"), set(), "tgi") is made.replicas[2]
-    assert made.of("a", "tgi") == []
-    assert made.of("b", "tgi") == [made.replicas[1]]
+    native, every = frozenset({"tgi", "live"}), frozenset({"tgi", "live", "openai"})
+    assert made.offered() == made.offered(every) == {"a", "b", "live"}
+    assert made.offered(native) == {"b", "live"}
+    assert made.offered(frozenset({"openai"})) == {"a"}
+    assert made.next(("a", "b"), set(), native) is made.replicas[1]
+    assert made.next(("a", "live"), set(), native) is made.replicas[2]
+    assert made.of("a", native) == []
+    assert made.of("b", native) == [made.replicas[1]]
+
+
+def test_a_replica_that_hangs_comes_last_until_it_recovers() -> None:
+    """It counts as dead at once, with its trouble, whatever its breaker said; recovering undoes all of it."""
+    made = fleet(("a", "openai"), ("b", "openai"))
+    first, second = made.replicas
+    first.hang("no completion in 60 s")
+    assert (first.hung, first.health, first.trouble, first.usable) == (True, "dead", "no completion in 60 s", False)
+    assert made.next(("a", "b"), set()) is second
+    first.recover()
+    assert (first.hung, first.health, first.trouble, first.usable) == (False, "alive", "", True)
+    assert made.next(("a", "b"), set()) is first
+    second.health, second.trouble = "dead", "refused"
+    second.recover()
+    assert (second.health, second.trouble) == ("dead", "refused")
+
+
+def test_calls_that_wait_for_a_replica_that_hangs_are_given_up_once() -> None:
+    """Every call before its first byte is ended, each one time; those that wait for a stream are never overdue."""
+
+    async def run() -> None:
+        replica = fleet(("a", "openai")).replicas[0]
+        whole, streamed = (asyncio.create_task(asyncio.Event().wait()) for _ in range(2))
+        replica.waiting = {whole: (100.0, True), streamed: (0.0, False)}
+        assert not replica.overdue(160.0, 60.0)
+        assert replica.overdue(160.1, 60.0)
+        replica.give_up()
+        assert replica.given_up == {whole, streamed}
+        for task in (whole, streamed):
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert task.cancelled()
+        late = asyncio.create_task(asyncio.Event().wait())
+        replica.waiting[late] = (170.0, True)
+        replica.give_up()
+        assert late.cancelling() == 1
+        replica.give_up()
+        assert late.cancelling() == 1
+        await asyncio.gather(late, return_exceptions=True)
+
+    asyncio.run(run())
 
 
 def test_a_variant_without_a_server_may_be_stood_for_by_a_live_one() -> None:

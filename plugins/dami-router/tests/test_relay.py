@@ -89,7 +89,8 @@ def relayed(
 DROPPED = [
     "connection", "keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer", "transfer-encoding",
     "upgrade", "content-length", "server", "date", "set-cookie", "Set-Cookie", "SET-COOKIE", "x-dami-lambda",
-    "X-DAMI-Variant", "x-dami-", "x-dami-anything-at-all",
+    "X-DAMI-Variant", "x-dami-", "x-dami-anything-at-all", "x-request-id",
+    "access-control-allow-origin", "Access-Control-Expose-Headers",
 ]  # fmt: skip
 
 
@@ -221,6 +222,61 @@ def test_a_broken_stream_ends_in_an_error_event_of_the_client_s_form(shape: Any,
     assert last.startswith(b"data: {")
     assert last.endswith(b"}\n\n")
     assert json.loads(last[6:]) == expected
+
+
+def shout(data: bytes) -> bytes:
+    """A rewriting that would break any compressed bytes."""
+    return data.upper()
+
+
+def compressed(**more: Any) -> Scripted:
+    """Return a reply whose bytes the proxy cannot read."""
+    return Scripted(b"\x1fab", headers=[*HEADERS, (b"Content-Encoding", b"gzip")], **more)
+
+
+def test_compressed_bytes_are_passed_on_as_they_come() -> None:
+    """They are neither rewritten nor held back until an event is whole, be it a stream or a whole reply."""
+    client, whole, _ = relayed(compressed(later=[b"cd", b"e\n\nf"]), rewrite=shout)
+    assert (client.bodies, whole) == ([b"\x1fab", b"cd", b"e\n\nf", b""], True)
+    client, whole, _ = relayed(compressed(stream=False), rewrite=shout)
+    assert (client.bodies, whole) == ([b"\x1fab"], True)
+
+
+def test_an_encoding_that_changes_nothing_is_read() -> None:
+    """`identity` is rewritten like a reply without any encoding."""
+    reply = Scripted(b"ab", stream=False, headers=[(b"content-encoding", b"identity")])
+    assert relayed(reply, rewrite=shout)[0].body == b"AB"
+
+
+def test_a_compressed_stream_that_breaks_gets_no_error_event() -> None:
+    """Text cannot be put into compressed bytes: the reply is left unfinished, so that the connection ends."""
+    client, reply = Client(), compressed(later=[b"cd"], breaks=True)
+    assert not asyncio.run(relay(client.send, reply, HEADERS, "openai", TokenCount(stream=True)))
+    assert client.bodies == [b"\x1fab", b"cd"]
+    assert client.messages[-1]["more_body"]
+
+
+ANTHROPIC_KINDS = {
+    400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 405: "invalid_request_error",
+    408: "invalid_request_error", 413: "request_too_large", 415: "invalid_request_error", 429: "rate_limit_error",
+    500: "api_error", 502: "api_error", 503: "overloaded_error",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("status", sorted(ANTHROPIC_KINDS))
+def test_errors_have_anthropic_s_form(status: int) -> None:
+    """Type by status, and message."""
+    found = error_body("anthropic", HttpError(status, "why"))
+    assert found == {"type": "error", "error": {"type": ANTHROPIC_KINDS[status], "message": "why"}}
+
+
+def test_error_events_of_anthropic_s_form_have_a_name() -> None:
+    """Its clients tell events apart by their name; those of the other forms have none."""
+    event = error_event("anthropic", "why")
+    assert event.startswith(b"event: error\ndata: {")
+    assert json.loads(event.split(b"data: ")[1]) == {"type": "error", "error": {"type": "api_error", "message": "why"}}
+    assert error_event("openai", "why").startswith(b"data: {")
+    assert error_event("tgi", "why").startswith(b"data: {")
 
 
 OPENAI_KINDS = {
