@@ -29,7 +29,7 @@ def explain(output: Output, config: Path, lambda_: float | None, tensors: bool) 
     """Resolve and show λ."""
     from dami_merge.checkpoints.checkpoint import open_checkpoint
     from dami_merge.interpolation.depth import Anatomy
-    from dami_merge.recipes.explanation import grouped, resolve
+    from dami_merge.recipes.explanation import grouped, interpolated, resolve
     from dami_merge.recipes.recipe import load_recipe
 
     recipe = load_recipe(config)
@@ -41,7 +41,7 @@ def explain(output: Output, config: Path, lambda_: float | None, tensors: bool) 
     instruct = open_checkpoint(recipe.instruct)
     anatomy = Anatomy.of(instruct.tensors, instruct.config)
     recipe.check_layers(anatomy)
-    values = resolve(recipe, list(instruct.tensors), anatomy, lambda_)
+    values = resolve(recipe, interpolated(recipe, instruct), anatomy, lambda_)
     groups = grouped(values, anatomy)
     text = _tensor_table(values) if tensors else table(("layers", "module", "λ", "tensors"), [g.row() for g in groups])
     data: dict[str, Any] = {

@@ -6,13 +6,15 @@ from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from dami_merge.checkpoints.checkpoint import Checkpoint
+from dami_merge.checkpoints.fp8 import views
 from dami_merge.interpolation.depth import Anatomy
 from dami_merge.interpolation.module_kind import module_of
 from dami_merge.interpolation.schedule import check_lambda
 from dami_merge.recipes.recipe import Recipe
 from dami_router.errors import MisuseError
 
-__all__ = ["Group", "grouped", "resolve"]
+__all__ = ["Group", "grouped", "interpolated", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class Group:
         data = asdict(self)
         data["lambda"] = data.pop("lambda_")
         return data
+
+
+def interpolated(recipe: Recipe, instruct: Checkpoint) -> list[str]:
+    """Return Instruct's tensors that have a λ: without fp8 scales, and without parts that `only_instruct` names."""
+    return [name for name in views(instruct) if not any(text in name for text in recipe.only_instruct)]
 
 
 def resolve(recipe: Recipe, names: list[str], anatomy: Anatomy, lambda_: float | None) -> dict[str, float]:

@@ -12,6 +12,7 @@ from dami_merge.checkpoints.findings import Finding
 from dami_merge.checkpoints.model_ref import ModelRef
 from dami_merge.interpolation.depth import Anatomy
 from dami_merge.interpolation.setting import Choice, Gradient, Setting
+from dami_merge.recipes.explanation import interpolated
 from dami_merge.recipes.recipe import Recipe
 
 __all__ = ["advise"]
@@ -24,11 +25,12 @@ def advise(recipe: Recipe, instruct: Checkpoint) -> list[Finding]:
     """Resolve λ for every tensor (raising RecipeError where that fails) and return the warnings."""
     anatomy = Anatomy.of(instruct.tensors, instruct.config)
     recipe.check_layers(anatomy)
-    values = {name: recipe.lambda_for(name, anatomy) for name in instruct.tensors}
+    names = interpolated(recipe, instruct)
+    values = {name: recipe.lambda_for(name, anatomy) for name in names}
     found = [
         *_gradients(recipe, values, anatomy),
-        *_filters(recipe, list(instruct.tensors)),
-        *_path_filters(recipe, list(instruct.tensors)),
+        *_filters(recipe, names),
+        *_path_filters(recipe, names),
         *_dropped_generation_config(recipe, instruct),
         *_resized_vocabulary(recipe, instruct),
         *_path(recipe.instruct),

@@ -14,9 +14,12 @@ from support.pairs import Pair, make_pair
 from support.reference import assert_rounded
 
 from dami_merge.build import chunks, compute
+from dami_merge.checkpoints.checkpoint import open_checkpoint
 from dami_merge.interpolation.formula import interpolate
 from dami_merge.mergekit_adapter import run_merge
+from dami_merge.recipes.explanation import interpolated
 from dami_merge.recipes.recipe import parse_recipe
+from dami_merge.recipes.recipe_advice import advise
 from dami_merge.verify import verify_family
 from dami_router.errors import CheckpointError, MisuseError
 
@@ -113,6 +116,17 @@ def test_a_recipe_without_a_family_keeps_its_lambda(tmp_path: Path) -> None:
     assert variant.lambda_ == 0.4
     assert weights(built.out / variant.folder)["talker.model.layers.0.mlp.up_proj.weight"].dtype == torch.float32
     assert verify_family(built.out, deep=True).all_problems == []
+
+
+def test_check_and_explain_leave_the_part_out(tmp_path: Path) -> None:
+    """λ is resolved for what is interpolated: a filter list need not name Instruct's part."""
+    pair = make_pair(tmp_path, "qwen3", layers=2)
+    with_talker(pair)
+    recipe = parse_recipe(pair.recipe([{"filter": "model.", "value": 0.4}], only_instruct=["talker."]))
+    instruct = open_checkpoint(recipe.instruct)
+    names = interpolated(recipe, instruct)
+    assert set(instruct.tensors) - set(names) == {"talker.model.layers.0.mlp.up_proj.weight", "talker.codec.steps"}
+    assert advise(recipe, instruct) == []
 
 
 def test_a_filter_that_names_nothing_is_pointed_out(tmp_path: Path) -> None:
