@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -21,7 +21,8 @@ __all__ = ["ArchitectureFile", "architecture_file", "has_architecture", "is_inst
 _IN_CODE = ("AfmoeForCausalLM", "Glm4MoeForCausalLM")
 """mergekit 0.1.5 has files for these, and adds their experts in code."""
 _LAYER = re.compile(r"\$\{layer_index([+-]1)?\}")
-_FUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+_EXPERT = re.compile(r"(.*\.experts)\.\d+\.(gate_proj|up_proj|down_proj)\.weight")
+_FUSED = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "down_proj": "down_proj"}
 _FUSED_TYPES = ("qwen3_moe",)
 """Model types whose separate experts Transformers joins into the names of mergekit's file."""
 
@@ -38,26 +39,18 @@ class ArchitectureFile:
         """Whether the file names every tensor of a checkpoint and needs none that it lacks."""
         if config.get("model_type") != self.model_type:
             return False
+        joined = _joined(names) if self.model_type in _FUSED_TYPES else {}
         used: set[str] = set()
         try:
             for weight in self._weights(config):
-                found = self._found(weight, names)
+                known = (weight["name"], *(weight.get("aliases") or ()))
+                found = [name for name in known if name in names][:1] or joined.get(weight["name"], [])
                 if not found and not weight.get("optional"):
                     return False
-                used |= found
+                used.update(found)
         except (KeyError, TypeError, ValueError):
             return False
         return used == names
-
-    def _found(self, weight: Mapping[str, Any], names: frozenset[str]) -> set[str]:
-        for name in (weight["name"], *(weight.get("aliases") or ())):
-            if name in names:
-                return {name}
-        before, dot, last = str(weight["name"]).rpartition(".")
-        if self.model_type in _FUSED_TYPES and before.endswith(".experts") and last in _FUSED:
-            pattern = re.compile(rf"{re.escape(before + dot)}\d+\.(?:{'|'.join(_FUSED[last])})\.weight")
-            return {name for name in names if name.startswith(before) and pattern.fullmatch(name)}
-        return set()
 
     def _weights(self, config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         for module in self.modules:
@@ -69,6 +62,15 @@ class ArchitectureFile:
             for layer in range(count):
                 for weight in body["layer_templates"]["weights"]:
                     yield _placed(weight, prefix, layer, count)
+
+
+def _joined(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the experts' own tensors by the name of the tensor that Transformers joins them into."""
+    made: dict[str, list[str]] = {}
+    for name in names:
+        if found := _EXPERT.fullmatch(name):
+            made.setdefault(f"{found[1]}.{_FUSED[found[2]]}", []).append(name)
+    return made
 
 
 def is_installed() -> bool:
