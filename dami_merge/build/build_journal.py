@@ -1,4 +1,4 @@
-"""What a build has finished, so that a killed one can go on; and the lock that keeps two apart."""
+"""The record of what a build has finished, so that an interrupted one can resume."""
 
 from __future__ import annotations
 

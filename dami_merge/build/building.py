@@ -1,6 +1,6 @@
 """The use case `dami build`: a recipe and two endpoints in, a folder a variant and a manifest out.
 
-Killed at any moment, the same command goes on: a weight file counts as finished only when the
+An interrupted build resumes with the same command: a weight file counts as finished only when the
 journal says what it was made from, that is what would be made now, and its content is still
 what was written.
 """
@@ -167,7 +167,7 @@ class _Build:
         return files
 
     def _find_good(self) -> None:
-        # Cheap questions first: hashes are only taken where a journal speaks for a file.
+        # Cheap checks first: a file is hashed only if the journal lists it.
         claims = [
             (variant, shard, folder / shard.file)
             for variant in self.plan.variants
@@ -333,7 +333,7 @@ def _told(error: OSError, out: Path) -> DamiError:
     if error.errno in _FULL:
         return FailureError(
             f"{out}: no space left; finished files are kept, unfinished ones removed",
-            hint="free some space and run the same command again: it goes on where it stopped",
+            hint="free some space and run the same command again to resume",
         )
     return FailureError(f"{error.filename or out}: {error.strerror or error}")
 

@@ -1,4 +1,4 @@
-"""The output folder of a build: what is finished there, and the hidden place where work goes on.
+"""The output folder of a build: finished variants, and the hidden folder of work in progress.
 
 OUT/{variant}/            finished variants, each put there in one step
 OUT/dami_family.json      the manifest: it lists finished variants only

@@ -75,7 +75,7 @@ def _download(side: Checkpoint, patterns: Sequence[str]) -> Path:
     except Exception as error:  # network libraries raise many kinds; each means "not here yet"
         raise CheckpointError(
             f"{side.ref}: the download stopped: {type(error).__name__}: {error}",
-            hint="run the same command again; it goes on where it stopped",
+            hint="run the same command again to resume",
         ) from None
 
 

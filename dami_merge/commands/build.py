@@ -23,16 +23,16 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
         "dami build recipe.yml out --only 0.4 --only 0.6",
         "dami build recipe.yml out --max-shard-size 5GB",
     ),
-    help="Build the family of a recipe: one folder a variant, and dami_family.json. Both endpoints are read "
-    "once, whatever the number of variants, in flat memory. Stopped at any moment, the same command goes on; "
-    "finished variants are kept unless the recipe or the endpoints changed. A recipe without a `family:` "
-    "block gives its one variant.",
+    help="Build every variant of a recipe's family in one pass: one folder per variant, and dami_family.json. "
+    "Both endpoints are read once, in constant memory. To resume an interrupted build, run the same command "
+    "again; finished variants are kept unless the recipe or an endpoint changed. A recipe without a `family:` "
+    "block builds one variant.",
 )
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--only", type=float, multiple=True, help="Build this λ of the family; may be given several times.")
-@click.option("--max-shard-size", help="Cut weight files at this size, such as 5GB; otherwise as Instruct's are.")
-@click.option("--device", default="cpu", show_default=True, help="Where to compute: cpu or cuda.")
+@click.option("--only", type=float, multiple=True, help="Build only this λ of the family. Repeatable.")
+@click.option("--max-shard-size", help="Split weight files at this size, such as 5GB. Default: as Instruct's are.")
+@click.option("--device", default="cpu", show_default=True, help="Device to compute on: cpu or cuda.")
 @click.option("--trust-remote-code", is_flag=True, help="Copy Instruct's Python files into the variants, unread.")
 def build(
     output: Output,

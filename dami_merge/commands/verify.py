@@ -17,13 +17,13 @@ _TELLING = 0.05
 @command(
     "verify",
     examples=("dami verify out", "dami verify out --deep", "dami verify out --json"),
-    help="Prove that a built family is what its manifest says: hashes, tensor names, shapes and dtypes, every "
-    "number finite, λ read back from the weights layer by layer, templates, and files that TGI's Transformers "
-    "4.51 reads as Transformers 5 does. --deep computes every tensor again from the endpoints and compares the "
-    "bits. Exit code 0: sound; 1: something is wrong; 2: no family there.",
+    help="Verify a built family against its manifest and endpoints: hashes, tensor names, shapes, dtypes, finite "
+    "numbers, λ recovered from the weights of each layer, the head, chat templates, and settings that TGI's "
+    "Transformers 4.51 would misread. --deep recomputes every tensor from the endpoints and compares the bits. "
+    "Exit code 0: sound; 1: problems found; 2: no family.",
 )
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--deep", is_flag=True, help="Compare every tensor with the endpoints.")
+@click.option("--deep", is_flag=True, help="Recompute every tensor from the endpoints.")
 def verify(output: Output, folder: Path, deep: bool) -> int:
     """Verify a family."""
     from dami_merge.commands.byte_bar import byte_bar
