@@ -60,8 +60,8 @@ def test_a_card_names_the_files_of_each_config_and_split(hub: RunningHub) -> Non
     assert texts("acme/sums", config="hard") == ["hard"]
     assert load_dataset("acme/sums", config="hard").questions[0].where == "acme/sums/hard/a/b/x.jsonl:1"
     for options, says in (
-        ({}, "which one? It has hard or main"),
-        ({"config": "main"}, "which one? It has test or train"),
+        ({}, "has hard or main; one must be chosen"),
+        ({"config": "main"}, "has test or train; one must be chosen"),
         ({"config": "man"}, "did you mean `main`"),
         ({"config": "main", "split": "dev"}, "it has test or train"),
     ):
@@ -104,7 +104,7 @@ def test_what_is_not_there_is_one_message(hub: RunningHub) -> None:
         load_dataset("acme/none")
     hub.store.put_dataset("acme/empty", {"README.md": b"# x"})
     hub.store.put_dataset("acme/empty", {}, branch="refs/convert/parquet")
-    with pytest.raises(FailureError, match="no file that can be read"):
+    with pytest.raises(FailureError, match="has no readable file"):
         load_dataset("acme/empty")
     with pytest.raises(MisuseError, match="expected an id on the Hub"):
         load_dataset("not an id")
