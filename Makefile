@@ -101,6 +101,7 @@ mutants: $(VENV)/.mutants
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/schema.py
+	$(BIN)/python docs/pairs_table.py
 
 clean:
 	rm -rf $(VENV) build/mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis dami-demo
