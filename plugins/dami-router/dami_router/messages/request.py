@@ -33,10 +33,6 @@ class BadRequestError(Exception):
     """The body is not a request; the message is for the client and quotes nothing of it."""
 
 
-class _LongNumberError(Exception):
-    """A number with more digits than Python reads."""
-
-
 @dataclass(frozen=True, slots=True)
 class Request:
     """One request: its route, and what the router reads of it.
@@ -106,8 +102,11 @@ def read_request(
     text = _text(members, messages)
     try:
         effort = effort_of(members, text, hints, anthropic=shape == "anthropic")
+        user = str(members.get("user") or "")
     except HintError as error:
         raise BadRequestError(str(error)) from None
+    except RecursionError:
+        raise BadRequestError("the body is nested too deeply") from None
     return Request(
         path=path,
         shape=shape,
@@ -116,7 +115,7 @@ def read_request(
         stream=stream,
         text=text,
         effort=effort,
-        user=str(members.get("user") or ""),
+        user=user,
         follow_up=any(_role(message) == "assistant" for message in messages or ()),
         messages=[message for message in messages if isinstance(message, dict)] if messages is not None else None,
         prompt=_prompt(members) if messages is None else None,
@@ -131,11 +130,11 @@ def _members(body: bytes) -> tuple[dict[str, Any], tuple[tuple[int, int], ...]]:
         return _quick(body) or _scan(body.decode("utf-8"))
     except UnicodeDecodeError:
         raise BadRequestError("the body is not UTF-8 text") from None
-    except _LongNumberError:
-        raise BadRequestError(f"the body has a number of more than {_LONGEST_NUMBER} digits") from None
     except RecursionError:
         raise BadRequestError("the body is nested too deeply") from None
-    except (ValueError, IndexError, StopIteration):
+    except (ValueError, IndexError, StopIteration) as error:
+        if "integer string conversion" in str(error):  # Python's own limit
+            raise BadRequestError(f"the body has a number of more than {_LONGEST_NUMBER} digits") from None
         raise BadRequestError("the body is not a JSON object") from None
 
 
@@ -155,12 +154,6 @@ def _messages(members: Mapping[str, Any], path: str) -> list[Any] | None:
     return [*opening, *found]
 
 
-def _whole(digits: str) -> int:
-    if len(digits) > _LONGEST_NUMBER:
-        raise _LongNumberError
-    return int(digits)
-
-
 def _quick(body: bytes) -> tuple[dict[str, Any], tuple[tuple[int, int], ...]] | None:
     """Do the same as `_scan`, ten times faster, where `model` is easy to find; None where it is not.
 
@@ -178,7 +171,7 @@ def _quick(body: bytes) -> tuple[dict[str, Any], tuple[tuple[int, int], ...]] | 
     return members, (found.span(1),)
 
 
-_DECODER = json.JSONDecoder(parse_int=_whole)
+_DECODER = json.JSONDecoder()
 
 
 def _scan(text: str) -> tuple[dict[str, Any], tuple[tuple[int, int], ...]]:

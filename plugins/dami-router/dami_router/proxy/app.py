@@ -98,6 +98,8 @@ class Proxy:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = UNVERSIONED.get(scope["path"], scope["path"])
+        if path.startswith("/models/"):
+            path = f"/v1{path}"
         shape: Shape = self._routes[path].shape if path in self._routes else "openai"
         id = _request_id(scope)
         ours = [(b"x-request-id", id.encode()), *self._cors.headers(scope)]

@@ -9,8 +9,6 @@ from dami_router.proxy.wire import ClientGoneError, HttpError, Receive, Scope, h
 
 __all__ = ["read_body"]
 
-# The client may still be sending: the connection ends with the reply.
-_CLOSE = ((b"connection", b"close"),)
 _WINDOWS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
 
 
@@ -27,7 +25,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float) 
         async with asyncio.timeout(seconds):
             body = await _received(receive, limit)
     except TimeoutError:
-        raise HttpError(408, f"the body took longer than {seconds:g} seconds", headers=_CLOSE) from None
+        raise HttpError(408, f"the body took longer than {seconds:g} seconds") from None
     return body if window is None else _unpacked(body, window, limit)
 
 
@@ -53,7 +51,7 @@ def _window(scope: Scope) -> int | None:
     if encoding in (b"identity", b""):
         return None
     if encoding not in _WINDOWS:
-        raise HttpError(415, "expected a body that is plain, or encoded as gzip or deflate", headers=_CLOSE)
+        raise HttpError(415, "expected a body that is plain, or encoded as gzip or deflate")
     return _WINDOWS[encoding]
 
 
@@ -71,4 +69,4 @@ def _unpacked(body: bytes, window: int, limit: int) -> bytes:
 
 
 def _too_large(limit: int) -> HttpError:
-    return HttpError(413, f"the body is larger than {limit} bytes", headers=_CLOSE)
+    return HttpError(413, f"the body is larger than {limit} bytes")

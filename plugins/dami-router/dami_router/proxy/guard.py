@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from typing import ClassVar
+
+import httptools
 
 from dami_router.config.router_schema import Limits
 from dami_router.proxy.cork import CorkedProtocol
@@ -15,7 +18,9 @@ from dami_router.proxy.cork import CorkedProtocol
 __all__ = ["GuardedProtocol", "guarded"]
 
 _LINGER_S = 1.0
-"""After a reply to an unfinished request, the connection stays open this long: the client may still be sending."""
+"""After a reply to an unfinished request, the connection stays open this long: the client may still be sending, and a
+connection closed under it loses the reply."""
+
 
 _REASONS = {
     408: b"Request Timeout", 431: b"Request Header Fields Too Large", 503: b"Service Unavailable",
@@ -28,9 +33,11 @@ class GuardedProtocol(CorkedProtocol):
     limits: ClassVar[Limits] = Limits()
     _timer: asyncio.TimerHandle | None = None
     _reading_headers = True
-    _refused = False
+    _refused = _moved = False
     _bytes = 0
+    """Bytes since the last that made a request progress: its headers complete, its body, or its end."""
     _fields = 0
+    _data = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the clock for the first request's headers; refuse a connection too many."""
@@ -46,16 +53,19 @@ class GuardedProtocol(CorkedProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse, then hold the headers against the limits."""
+        """Parse, then hold headers, trailers and the framing of chunks against the limits."""
         if self._refused:
             return
+        self._moved, self._data = False, data
         super().data_received(data)
-        if self._refused or not self._reading_headers or self.transport.is_closing():
+        self._data = b""
+        if self._refused or self.transport.is_closing():
             return
-        self._bytes += len(data)
+        # A block that made progress may end with the next request's first bytes.
+        self._bytes = int(self._reading_headers) if self._moved else self._bytes + len(data)
         if self._bytes > self.limits.header_bytes:
             self._too_large()
-        elif self._timer is None and self.cycle is not None:
+        elif self._reading_headers and self._timer is None and self.cycle is not None:
             # The headers of a further request are incomplete: it has its own time from here on.
             self._start_clock()
 
@@ -65,41 +75,73 @@ class GuardedProtocol(CorkedProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header, and count it."""
+        """Take a header, and count it; what comes after the body (a trailer) is dropped."""
         self._fields += 1
-        if self._fields <= self.limits.header_fields and not self._refused:
+        if self._reading_headers and self._fields <= self.limits.header_fields and not self._refused:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Start the request, unless its headers are beyond the limits."""
         self._stop_clock()
-        self._reading_headers, self._bytes = False, 0
+        self._reading_headers, self._moved = False, True
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if self._refused:
             return
         if self._fields > self.limits.header_fields or size > self.limits.header_bytes:
             self._too_large()
-        else:
+        elif not self._leads_elsewhere:
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body, unless the request was refused."""
+        self._moved = True
         if not self._refused:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Take the end of the body, unless the request was refused."""
-        if not self._refused:
-            super().on_message_complete()
+        self._moved = True
+        if self._refused or self._leads_elsewhere:
+            return
+        super().on_message_complete()
+        if self.cycle.response_complete:  # answered before its end: the connection is as good as any again
+            self._stop_clock()
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def on_response_complete(self) -> None:
-        """Go on with the next request; where this one's body is unfinished, end the connection soon."""
-        unfinished = self.cycle is not None and self.cycle.more_body
+        """Go on with the next request; where this one's body is unfinished, it has little time to end."""
+        # With requests in the pipeline, `cycle` is the last of them, and this one is complete.
+        unfinished = not self.pipeline and self.cycle is not None and self.cycle.more_body
         super().on_response_complete()
         if unfinished and not self.transport.is_closing():
-            self._refused = True
             self._unset_keepalive_if_required()
-            self._timer = self.loop.call_later(_LINGER_S, self.transport.close)
+            self._end_soon()
+
+    @property
+    def _leads_elsewhere(self) -> bool:
+        """Whether the parser takes what follows for another protocol. CONNECT has no address here, and is a 400."""
+        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Read a request that asks for another protocol (Java's client does, for HTTP/2) as if it had not asked.
+
+        The parser takes what follows the headers for that protocol: it is parsed again behind headers without the wish.
+        """
+        upgrade = sys.exc_info()[1]
+        if self._refused or not isinstance(upgrade, httptools.HttpParserUpgrade):
+            return
+        kept = b"".join(b"%s: %s\r\n" % pair for pair in self.headers if pair[0] != b"upgrade")
+        version = self.parser.get_http_version().encode()
+        head = b"%s %s HTTP/%s\r\n%s\r\n" % (self.parser.get_method(), self.url, version, kept)
+        self.parser = httptools.HttpRequestParser(self)
+        super().data_received(head + self._data[upgrade.args[0] :])
+
+    def _end_soon(self) -> None:
+        self._stop_clock()
+        self._timer = self.loop.call_later(_LINGER_S, self.transport.close)
 
     def _start_clock(self) -> None:
         self._timer = self.loop.call_later(self.limits.header_s, self._too_slow)
@@ -123,14 +165,17 @@ class GuardedProtocol(CorkedProtocol):
     def _refuse(self, status: int, message: str, headers: str = "") -> None:
         self._refused = True
         self._stop_clock()
-        busy = self.cycle is not None and not self.cycle.response_complete
-        if not busy:  # else the reply of an earlier request is being written: the connection only ends
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.transport.close()  # the reply of an earlier request is being written: the connection only ends
+        else:
             body = json.dumps({"error": {"message": message, "type": "invalid_request_error", "code": None}}).encode()
             head = (
                 f"content-type: application/json\r\ncontent-length: {len(body)}\r\n{headers}connection: close\r\n\r\n"
             )
             self.transport.write(b"HTTP/1.1 %d %s\r\n" % (status, _REASONS[status]) + head.encode() + body)
-        self.transport.close()
+            self._corked.flush()
+            self._unset_keepalive_if_required()
+            self._end_soon()
 
 
 def guarded(limits: Limits) -> type[GuardedProtocol]:

@@ -160,3 +160,58 @@ def test_odd_bodies_are_told_in_words_of_their_own(world: World, body: bytes, wo
     answer = client.post("/v1/chat/completions", body)
     assert answer.status == 400
     assert words in answer.json["error"]["message"]
+
+
+def test_a_trailer_is_no_header_of_the_next_request(client: Client) -> None:
+    """Fields after a chunked body are dropped, and the request is answered once."""
+    request = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer sesame\r\nconnection: close\r\n"
+        b"transfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\nx-api-key: other\r\n\r\n" % (len(CHAT), CHAT)
+    )
+    reply = exchanged(client.port, request)
+    assert status(reply) == 200
+    assert reply.count(b"HTTP/1.1 ") == 1
+
+
+def test_a_pipelined_request_that_is_unfinished_does_not_cut_the_first(client: Client) -> None:
+    """The reply to the first request is whole; the second one, whose body stops, gets its 408."""
+    first = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+    second = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer sesame\r\ncontent-length: 9\r\n\r\n{"
+    )
+    reply = exchanged(client.port, first + second)
+    assert status(reply) == 200
+    assert reply.count(b"HTTP/1.1 408") == 1
+
+
+def test_a_request_that_asks_for_http_2_is_answered_in_http_1(client: Client) -> None:
+    """Java's client asks for h2c with its first request: the wish is ignored, its body is read."""
+    request = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer sesame\r\n"
+        b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n"
+        b"content-length: %d\r\n\r\n%s" % (len(CHAT), CHAT)
+    )
+    with socket.create_connection(("127.0.0.1", client.port), timeout=60) as connection:
+        connection.sendall(request)
+        assert status(connection.recv(65536)) == 200
+
+
+def test_a_client_that_still_sends_reads_why_it_was_refused(client: Client) -> None:
+    """A body beyond the limit is refused at once, and the reply is not lost while the client goes on sending."""
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer sesame\r\n"
+    head += b"content-length: 100000\r\n\r\n"
+    assert status(exchanged(client.port, head, *[b"a" * 10_000] * 10)) == 413
+
+
+def test_deeply_nested_fields_are_told(world: World) -> None:
+    """A body nested beyond what Python reads is a 400, wherever in it the nesting is."""
+    client = world.router(("v-l000", world.upstream("v-l000")))
+    for field in (b"user", b"messages", b"reasoning"):
+        answer = client.post("/v1/chat/completions", b'{"' + field + b'":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+        assert answer.status == 400
+        assert "nested too deeply" in answer.json["error"]["message"]
+
+
+def test_one_model_is_found_without_v1_too(world: World) -> None:
+    """GET /models/{id} is GET /v1/models/{id}."""
+    assert world.router(("v-l000", world.upstream("v-l000"))).get("/models/dami").json["id"] == "dami"
