@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from dami_router.messages.request import Request, read_request
+from dami_router.messages.request import BadRequestError, Request, read_request
 
 __all__ = ["request_of"]
 
@@ -24,6 +24,14 @@ def request_of(data: Mapping[str, Any], model: str) -> Request:
         body["messages"] = [_lean(message) for message in asked if isinstance(message, Mapping)]
     else:
         body["prompt"] = data.get("prompt") if asked is None else asked
+    try:
+        return _read(body)
+    except BadRequestError:
+        # An unknown effort: the server may refuse it, the hook does not.
+        return _read({name: value for name, value in body.items() if name not in _HINTS})
+
+
+def _read(body: Mapping[str, Any]) -> Request:
     return read_request("/v1/chat/completions", "openai", json.dumps(body, default=str).encode())
 
 

@@ -31,7 +31,7 @@ _RECIPE = (
 )  # fmt: skip
 _ROUTER = (
     "backends", "variants", "estimator", "effort_shift", "policy", "timeouts", "retries", "breaker", "limits",
-    "probe", "api_keys_env", "thinking",
+    "probe", "api_keys_env", "thinking", "hints", "aliases", "pass_through", "cors",
 )  # fmt: skip
 
 
@@ -65,10 +65,10 @@ def check(output: Output, config: Path, probe: bool) -> int:
 
 
 def kind_of(data: dict[str, Any]) -> str:
-    """Return `router` or `recipe`, whichever most of the top-level keys belong to; misspelt keys count too."""
+    """Return `router` or `recipe`, whichever most of the top-level keys belong to; misspelt keys count half."""
 
     def belonging(known: tuple[str, ...]) -> int:
-        return sum(did_you_mean(key, known) is not None for key in data)
+        return sum(2 if key in known else did_you_mean(key, known) is not None for key in data)
 
     return "router" if belonging(_ROUTER) > belonging(_RECIPE) else "recipe"
 

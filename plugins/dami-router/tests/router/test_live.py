@@ -190,7 +190,8 @@ def test_thoughts_are_split_as_the_server_s_template_says(world: World) -> None:
         await plain(data={"choices": [{"message": {"content": "a thought</think>4"}}]})(call, writer)  # type: ignore[arg-type]
 
     client = world.router(("live", world.live(script, opens_think_from=0.5)), extra="thinking: split")
-    assert client.chat().json["choices"][0]["message"] == {"content": "4", "reasoning_content": "a thought"}
+    message = client.chat().json["choices"][0]["message"]
+    assert message == {"content": "4", "reasoning_content": "a thought", "reasoning": "a thought"}
 
 
 def test_a_server_of_another_pair_is_refused(world: World) -> None:
