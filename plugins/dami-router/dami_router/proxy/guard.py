@@ -131,7 +131,7 @@ class GuardedProtocol(CorkedProtocol):
         The parser takes what follows the headers for that protocol: it is parsed again behind headers without the wish.
         """
         upgrade = sys.exc_info()[1]
-        if self._refused or not isinstance(upgrade, httptools.HttpParserUpgrade):
+        if self._refused or not self._leads_elsewhere or not isinstance(upgrade, httptools.HttpParserUpgrade):
             return
         kept = b"".join(b"%s: %s\r\n" % pair for pair in self.headers if pair[0] != b"upgrade")
         version = self.parser.get_http_version().encode()

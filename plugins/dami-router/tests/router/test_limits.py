@@ -215,3 +215,11 @@ def test_deeply_nested_fields_are_told(world: World) -> None:
 def test_one_model_is_found_without_v1_too(world: World) -> None:
     """GET /models/{id} is GET /v1/models/{id}."""
     assert world.router(("v-l000", world.upstream("v-l000"))).get("/models/dami").json["id"] == "dami"
+
+
+@pytest.mark.parametrize("target", [b"/health", b"x:80"])
+def test_connect_is_refused_once(client: Client, target: bytes) -> None:
+    """CONNECT is no method of this server: one refusal, and the next request on another connection is answered."""
+    reply = exchanged(client.port, b"CONNECT " + target + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    assert status(reply) in (400, 405)
+    assert client.get("/health").status == 200
