@@ -13,7 +13,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from dami_router.messages.request import Request, read_request
 from dami_router.messages.routes import ROUTES
 from dami_router.shared.suggestions import did_you_mean
 from dami_router.upstream.estimator_calls import ServedEndpoints
-from dami_router.upstream.fleet import Fleet, Replica
+from dami_router.upstream.fleet import Fleet, Replica, Waiting
 from dami_router.upstream.health import Prober
 from dami_router.upstream.reply import Calls, Reply, StaleError, UnansweredError
 from dami_router.upstream.transport import Transport
@@ -259,11 +259,17 @@ class Router:
         """
         tried: set[Replica] = set()
         attempts, stale, last = 0, False, None
-        replica = self.fleet.next(decision.order, tried, _protocols(request))
+        protocols = _protocols(request)
+        replica = self.fleet.next(decision.order, tried, protocols)
+
+        def elsewhere() -> bool:
+            others = {*tried, replica} if replica is not None else tried
+            return attempts < self.config.retries.attempts and bool(self.fleet.next(decision.order, others, protocols))
+
         while replica is not None and attempts < self.config.retries.attempts:
             attempts += 1
             try:
-                reply = await self._call(replica, request, decision.lambda_, fresh=stale)
+                reply = await self._call(replica, request, decision.lambda_, elsewhere, fresh=stale)
                 return Answered(reply, replica, decision.lambda_, attempts)
             except StaleError:
                 stale = True
@@ -272,7 +278,7 @@ class Router:
                 last, stale = error, False
                 self.on_failure(replica, error)
             tried.add(replica)
-            replica = self.fleet.next(decision.order, tried, _protocols(request))
+            replica = self.fleet.next(decision.order, tried, protocols)
             if replica is not None:
                 await asyncio.sleep(random.uniform(0, self.config.retries.backoff * 2 ** min(attempts - 1, 6)))  # noqa: S311
         if last is None:
@@ -281,12 +287,14 @@ class Router:
             last = UnansweredError("disconnected")
         raise NoAnswerError(last, attempts, tuple(sorted({r.variant.id for r in tried})))
 
-    async def _call(self, replica: Replica, request: Request, lambda_: float, *, fresh: bool) -> Reply:
+    async def _call(
+        self, replica: Replica, request: Request, lambda_: float, elsewhere: Callable[[], bool], *, fresh: bool
+    ) -> Reply:
         breaker = replica.breaker
         breaker.start()
         replica.outstanding += 1
         try:
-            reply = await self._awaited(replica, request, lambda_, fresh)
+            reply = await self._awaited(replica, request, lambda_, elsewhere, fresh)
         except UnansweredError as error:
             replica.outstanding -= 1
             if isinstance(error, StaleError) or not error.counts:
@@ -298,17 +306,20 @@ class Router:
             replica.outstanding -= 1
             breaker.abandoned()
             raise
+        replica.heard = asyncio.get_running_loop().time()
         if reply.stream:
             breaker.began()
         else:
             breaker.succeeded()
         return reply
 
-    async def _awaited(self, replica: Replica, request: Request, lambda_: float, fresh: bool) -> Reply:
+    async def _awaited(
+        self, replica: Replica, request: Request, lambda_: float, elsewhere: Callable[[], bool], fresh: bool
+    ) -> Reply:
         """Send, and wait for the first bytes; raises UnansweredError also where the replica is given up meanwhile."""
         task = asyncio.current_task()
         assert task is not None
-        replica.waiting[task] = (asyncio.get_running_loop().time(), not request.stream)
+        replica.waiting[task] = Waiting(asyncio.get_running_loop().time(), not request.stream, elsewhere)
         try:
             return await self.transport.send(replica, request, lambda_, fresh=fresh)
         except asyncio.CancelledError:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dami_router.backends.backend import Identity
 from dami_router.config.router_yml import parse_config
-from dami_router.upstream.fleet import Fleet, Replica
+from dami_router.upstream.fleet import Fleet, Replica, Waiting
 
 
 def fleet(*backends: tuple[str, str], variants: tuple[str, ...] = ("a", "b", "c")) -> Fleet:
@@ -129,7 +129,9 @@ def test_calls_that_wait_for_a_replica_that_hangs_are_given_up_once() -> None:
     async def run() -> None:
         replica = fleet(("a", "openai")).replicas[0]
         whole, streamed = (asyncio.create_task(asyncio.Event().wait()) for _ in range(2))
-        replica.waiting = {whole: (100.0, True), streamed: (0.0, False)}
+        replica.waiting = {
+            whole: Waiting(100.0, True, lambda: True), streamed: Waiting(0.0, False, lambda: True)
+        }  # fmt: skip
         assert not replica.overdue(160.0, 60.0)
         assert replica.overdue(160.1, 60.0)
         replica.give_up()
@@ -139,7 +141,9 @@ def test_calls_that_wait_for_a_replica_that_hangs_are_given_up_once() -> None:
                 await task
             assert task.cancelled()
         late = asyncio.create_task(asyncio.Event().wait())
-        replica.waiting[late] = (170.0, True)
+        replica.waiting[late] = Waiting(170.0, True, lambda: False)
+        replica.give_up(movable=True)
+        assert late.cancelling() == 0
         replica.give_up()
         assert late.cancelling() == 1
         replica.give_up()

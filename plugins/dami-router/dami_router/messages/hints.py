@@ -19,6 +19,9 @@ EFFORT_WORDS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _SWITCH = re.compile(r"(?:^|(?<=\s))/(no_think|think)(?=\s|$)")
 
 
+_PLACES = frozenset({"reasoning_effort", "reasoning", "output_config", "thinking", "chat_template_kwargs"})
+
+
 class HintError(ValueError):
     """A hint that no API has; the message is for the client."""
 
@@ -44,6 +47,8 @@ def effort_of(members: Mapping[str, Any], text: str, hints: Hints, *, anthropic:
     `reasoning.effort`, Anthropic's `output_config.effort` and `thinking`, `chat_template_kwargs.enable_thinking`, then
     the switches.
     """
+    if _PLACES.isdisjoint(members) and not hints.switches:
+        return None
     named = [(("reasoning_effort",), "`reasoning_effort`"), (("reasoning", "effort"), "`reasoning.effort`")]
     if anthropic:
         named.append((("output_config", "effort"), "`output_config.effort`"))

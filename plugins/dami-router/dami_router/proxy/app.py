@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
+import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -273,7 +273,7 @@ def _request_id(scope: Scope) -> str:
     given = header(scope, b"x-request-id")
     if given and len(given) <= _LONGEST_ID and given.isascii() and (text := given.decode()).isprintable():
         return text
-    return os.urandom(16).hex()
+    return f"{random.getrandbits(128):032x}"
 
 
 def _limit(key: str, value: object) -> bool:

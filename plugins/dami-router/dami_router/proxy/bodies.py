@@ -21,6 +21,9 @@ async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float) 
     if declared is not None and declared.isdigit() and int(declared[:20]) > limit:
         raise _too_large(limit)
     window = _window(scope)
+    if scope.get("state", {}).get("whole"):  # it is here already: no clock is needed
+        body = await _received(receive, limit)
+        return body if window is None else _unpacked(body, window, limit)
     try:
         async with asyncio.timeout(seconds):
             body = await _received(receive, limit)

@@ -33,11 +33,10 @@ class GuardedProtocol(CorkedProtocol):
     limits: ClassVar[Limits] = Limits()
     _timer: asyncio.TimerHandle | None = None
     _reading_headers = True
-    _refused = _moved = False
+    _refused = _moved = _elsewhere = False
     _bytes = 0
     """Bytes since the last that made a request progress: its headers complete, its body, or its end."""
-    _fields = 0
-    _data = b""
+    _data = _again = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the clock for the first request's headers; refuse a connection too many."""
@@ -54,10 +53,10 @@ class GuardedProtocol(CorkedProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse, then hold headers, trailers and the framing of chunks against the limits."""
-        if self._refused:
-            return
-        self._moved, self._data = False, data
-        super().data_received(data)
+        self._moved, self._again = False, data
+        while self._again and not self._refused and not self.transport.is_closing():
+            self._data, self._again = self._again, b""
+            super().data_received(self._data)
         self._data = b""
         if self._refused or self.transport.is_closing():
             return
@@ -71,26 +70,31 @@ class GuardedProtocol(CorkedProtocol):
 
     def on_message_begin(self) -> None:
         """Expect the headers of a request."""
-        self._reading_headers, self._fields = True, 0
+        self._reading_headers = True
         super().on_message_begin()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header, and count it; what comes after the body (a trailer) is dropped."""
-        self._fields += 1
-        if self._reading_headers and self._fields <= self.limits.header_fields and not self._refused:
-            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Start the request, unless its headers are beyond the limits."""
         self._stop_clock()
         self._reading_headers, self._moved = False, True
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if self._refused:
             return
-        if self._fields > self.limits.header_fields or size > self.limits.header_bytes:
+        if self._beyond_limits():
             self._too_large()
-        elif not self._leads_elsewhere:
+            return
+        # CONNECT has no address here, and is a 400 or 405.
+        self._elsewhere = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+        if not self._elsewhere:
             super().on_headers_complete()
+            self.headers = []  # for what comes after the body: a trailer is no header
+
+    def _beyond_limits(self) -> bool:
+        limits = self.limits
+        if len(self.headers) > limits.header_fields:
+            return True
+        if self._bytes + len(self._data) <= limits.header_bytes:
+            return False  # all that has come is less
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > limits.header_bytes
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body, unless the request was refused."""
@@ -101,9 +105,10 @@ class GuardedProtocol(CorkedProtocol):
     def on_message_complete(self) -> None:
         """Take the end of the body, unless the request was refused."""
         self._moved = True
-        if self._refused or self._leads_elsewhere:
+        if self._refused or self._elsewhere:
             return
         super().on_message_complete()
+        self.scope["state"]["whole"] = True
         if self.cycle.response_complete:  # answered before its end: the connection is as good as any again
             self._stop_clock()
             self._unset_keepalive_if_required()
@@ -120,24 +125,19 @@ class GuardedProtocol(CorkedProtocol):
             self._unset_keepalive_if_required()
             self._end_soon()
 
-    @property
-    def _leads_elsewhere(self) -> bool:
-        """Whether the parser takes what follows for another protocol. CONNECT has no address here, and is a 400."""
-        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
-
     def _unsupported_upgrade_warning(self) -> None:
         """Read a request that asks for another protocol (Java's client does, for HTTP/2) as if it had not asked.
 
         The parser takes what follows the headers for that protocol: it is parsed again behind headers without the wish.
         """
         upgrade = sys.exc_info()[1]
-        if self._refused or not self._leads_elsewhere or not isinstance(upgrade, httptools.HttpParserUpgrade):
+        if self._refused or not self._elsewhere or not isinstance(upgrade, httptools.HttpParserUpgrade):
             return
         kept = b"".join(b"%s: %s\r\n" % pair for pair in self.headers if pair[0] != b"upgrade")
         version = self.parser.get_http_version().encode()
         head = b"%s %s HTTP/%s\r\n%s\r\n" % (self.parser.get_method(), self.url, version, kept)
         self.parser = httptools.HttpRequestParser(self)
-        super().data_received(head + self._data[upgrade.args[0] :])
+        self._again = head + self._data[upgrade.args[0] :]
 
     def _end_soon(self) -> None:
         self._stop_clock()

@@ -39,7 +39,9 @@ async def relay(
     server dies midway, the client still reads only whole events, then the error.
     """
     tokens.feed(reply.first)
-    opaque = any(name.lower() == b"content-encoding" and value != b"identity" for name, value in reply.headers)
+    opaque = (rewrite is not None or reply.stream) and any(
+        name.lower() == b"content-encoding" and value != b"identity" for name, value in reply.headers
+    )
     if not reply.stream:
         body = rewrite(reply.first) if rewrite and not opaque else reply.first
         await start(send, reply.status, [*headers, (b"content-length", b"%d" % len(body))])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import signal
 import socket
 from collections.abc import Callable
@@ -17,7 +18,12 @@ if TYPE_CHECKING:
 
     from dami_router.proxy.app import Proxy
 
-__all__ = ["require_port", "require_serving", "serve", "settings"]
+__all__ = ["allow_files", "require_port", "require_serving", "serve", "settings"]
+
+
+_LOG = logging.getLogger(__name__)
+_OTHER_FILES = 128
+"""Files for all else: connections that are being refused, health checks, modules, logs."""
 
 
 def require_serving() -> None:
@@ -68,6 +74,25 @@ def require_port(host: str, port: int) -> None:
         ) from None
 
 
+def allow_files(limits: Limits) -> None:
+    """Raise this process's limit of open files to what the limits of connections need, as far as it may.
+
+    Beyond it, servers that answer would seem to refuse connections.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    needed = limits.connections + 2 * limits.concurrency + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    allowed = needed if hard == unlimited else min(needed, hard)
+    if soft != unlimited and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < needed:
+        _LOG.warning("%d files may be open, and limits of connections and concurrency need %d", allowed, needed)
+
+
 def serve(config: RouterConfig, host: str, port: int, ready: Callable[[str], None], proxy: Proxy | None = None) -> None:
     """Serve until SIGTERM or SIGINT; requests in progress are finished within `limits.drain` seconds.
 
@@ -91,6 +116,7 @@ def serve(config: RouterConfig, host: str, port: int, ready: Callable[[str], Non
                 ready(f"http://{f'[{host}]' if ':' in host else host}:{bound}")
 
     proxy = proxy or Proxy(config)
+    allow_files(config.limits)
     # Otherwise uvicorn raises SIGTERM again after its clean shutdown, and the exit code is that of a kill.
     signal.signal(signal.SIGTERM, lambda *_: None)
     server = Server(settings(proxy, host, port, config.limits))

@@ -18,6 +18,8 @@ PLAIN = ("", "identity")
 
 _WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 _PIECE = 1 << 20
+_MEMBER = b"\x1f"
+"""How a further member of a gzip body begins: there may be several, one after the other."""
 
 
 def can_decode(encoding: str) -> bool:
@@ -32,7 +34,8 @@ class DecodedCall:
     """
 
     def __init__(self, call: Call, encoding: str) -> None:
-        self._call, self._unpacker = call, zlib.decompressobj(_WINDOWS[encoding])
+        self._call, self._window = call, _WINDOWS[encoding]
+        self._unpacker, self._packed = zlib.decompressobj(self._window), b""
         self.status = call.status
         self.headers: Sequence[tuple[bytes, bytes]] = [
             pair for pair in call.headers if pair[0].lower() not in (b"content-encoding", b"content-length")
@@ -45,24 +48,29 @@ class DecodedCall:
     async def read(self, until: float | None = None) -> bytes:
         """Return the next decoded bytes; b"" at the end of the body."""
         while True:
-            data = self._unpacked(self._unpacker.unconsumed_tail)
-            if data:
-                return data
-            packed = await self._call.read(until)
-            if not packed:
+            while self._packed:
+                data = self._unpacked()
+                if data:
+                    return data
+            self._packed = await self._call.read(until)
+            if not self._packed:
                 if not self._unpacker.eof:
                     raise CallError("broke_off")
                 return b""
-            data = self._unpacked(packed)
-            if data:
-                return data
 
     def close(self) -> None:
         """End the call."""
         self._call.close()
 
-    def _unpacked(self, packed: bytes) -> bytes:
+    def _unpacked(self) -> bytes:
+        if self._unpacker.eof:
+            if not self._packed.startswith(_MEMBER):
+                self._packed = b""  # padding
+                return b""
+            self._unpacker = zlib.decompressobj(self._window)
         try:
-            return self._unpacker.decompress(packed, _PIECE) if packed else b""
+            data = self._unpacker.decompress(self._packed, _PIECE)
         except zlib.error:
             raise CallError("not_http") from None
+        self._packed = self._unpacker.unused_data if self._unpacker.eof else self._unpacker.unconsumed_tail
+        return data

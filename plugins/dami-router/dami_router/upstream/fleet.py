@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from dami_router.backends.backend import Identity
 from dami_router.config.specs import BackendSpec, RouterConfig, VariantSpec
 from dami_router.messages.pinning import LIVE, pin
 from dami_router.upstream.breaker import Breaker
 
-__all__ = ["Fleet", "Replica"]
+__all__ = ["Fleet", "Replica", "Waiting"]
 
 Protocols = frozenset[str] | None
 """The protocols that have a route; None: all of them."""
 
 Health = Literal["unknown", "alive", "dead", "wrong"]
+
+
+class Waiting(NamedTuple):
+    """A call before its first byte: since when (the loop's time), for a whole reply or a stream."""
+
+    since: float
+    whole: bool
+    elsewhere: Callable[[], bool]
+    """Whether another replica could take it now."""
 
 
 @dataclass(eq=False)
@@ -33,8 +42,12 @@ class Replica:
     identity: Identity | None = None
     outstanding: int = 0
     hung: bool = False
-    waiting: dict[asyncio.Task[Any], tuple[float, bool]] = field(default_factory=dict)
-    """Calls before their first byte: when each began (the loop's time), and whether it awaits a whole reply."""
+    missed: int = 2
+    """Health checks without a good answer, in a row; nothing is known at first, and nothing waits."""
+    heard: float = 0.0
+    """When it last gave an answer to a request, by the loop's time."""
+    waiting: dict[asyncio.Task[Any], Waiting] = field(default_factory=dict)
+    """Calls before their first byte."""
     given_up: set[asyncio.Task[Any]] = field(default_factory=set)
 
     @property
@@ -49,25 +62,29 @@ class Replica:
 
     def overdue(self, now: float, after: float) -> bool:
         """Return whether a whole reply has been awaited for more than `after` seconds."""
-        return any(whole and now - since > after for since, whole in self.waiting.values())
+        return any(call.whole and now - call.since > after for call in self.waiting.values())
 
-    def give_up(self) -> None:
-        """End all calls before their first byte, for another replica to take: this one will not answer."""
-        for task in self.waiting:
-            if task not in self.given_up:
+    def give_up(self, *, movable: bool = False) -> None:
+        """End the calls before their first byte, for another replica to take; or only those that another can take."""
+        for task, call in self.waiting.items():
+            if task not in self.given_up and (not movable or call.elsewhere()):
                 self.given_up.add(task)
                 task.cancel()
 
     def hang(self, trouble: str) -> None:
         """Note that it answers no completions: it comes last, and what waits for it goes elsewhere."""
-        self.hung, self.health, self.trouble = True, "dead", trouble
+        self.hung = True
+        if self.health != "wrong":
+            self.health, self.trouble = "dead", trouble
         self.breaker.trip()
         self.give_up()
 
     def recover(self) -> None:
         """Note that it answers completions again; the next health check says more."""
         if self.hung:
-            self.hung, self.health, self.trouble = False, "alive", ""
+            self.hung = False
+            if self.health != "wrong":
+                self.health, self.trouble = "alive", ""
             self.breaker.succeeded()
 
     def opens_think(self, lambda_: float) -> bool:

@@ -75,8 +75,9 @@ class Prober:
             try:
                 identity = await self._identify(replica)
             except CallError as error:
-                if error.why != "timeout" or replica.health != "alive":
+                if error.why not in ("timeout", "connect_timeout") or replica.health != "alive":
                     raise
+                replica.missed += 1
                 identity = await self._identify(replica)
         except WrongIdentityError as error:
             self._note(replica, "wrong", str(error))
@@ -125,7 +126,7 @@ class Prober:
         if replica.health != health:
             level = logging.INFO if health == "alive" else logging.ERROR if health == "wrong" else logging.WARNING
             _LOG.log(level, "%s at %s: %s %s", replica.variant.id, replica.spec.url, health, trouble)
-        died = health == "dead" and replica.health == "alive"
+        replica.missed = replica.missed + 1 if health == "dead" else 0
         replica.health, replica.trouble = health, trouble  # type: ignore[assignment]
-        if died:
-            replica.give_up()
+        if replica.missed == 2:
+            replica.give_up(movable=True)

@@ -62,9 +62,12 @@ class Watchdog:
     async def ask(self, replica: Replica) -> None:
         """Ask for one token; any reply shows that completions are answered."""
         path, body = _one_token(replica)
+        asked = asyncio.get_running_loop().time()
         try:
             await self._transport.post(replica, path, body, self._patience)
         except CallError as error:
+            if replica.heard > asked:
+                return  # others were answered meanwhile: the question waits in a queue that moves
             if not replica.hung:
                 _LOG.warning("%s at %s: hangs: %s", replica.variant.id, replica.spec.url, error.words)
             replica.hang("it answers no completion, not even of one token")

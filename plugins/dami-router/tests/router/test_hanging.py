@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fakes.upstream import Call, Script, Upstream, chat, hang, send
 from fakes.waiting import until
-from fakes.world import World
+from fakes.world import Client, World
 
 from dami_router.messages.request import read_request
 
@@ -34,12 +34,16 @@ class Stopped(Upstream):
         super().__init__(script, models=None)
         self.stopped = False
         self.missed = 0
+        self.health = 200
 
     async def get(self, call: Call, writer: asyncio.StreamWriter) -> None:
         if self.stopped or self.missed > 0:
             self.missed -= 1
             await asyncio.sleep(3600)
-        await super().get(call, writer)
+        if self.health != 200:
+            await send(writer, self.health, {})
+        else:
+            await super().get(call, writer)
 
 
 def real(server: Upstream) -> list[Call]:
@@ -152,3 +156,84 @@ def test_a_client_that_leaves_a_given_up_call_is_no_failure(world: World) -> Non
 
     assert world.loop.run(both()) == "cancelled"
     assert (replica.waiting, replica.given_up, replica.outstanding) == ({}, set(), 0)
+
+
+def waiting(world: World, *names: str) -> tuple[Client, Stopped, threading.Event, list[Any], threading.Thread]:
+    """A call that waits for the first of these variants, and what it gets once the event is set."""
+    gate = threading.Event()
+    low = world.start(Stopped(slow(gate)))
+    low.models = {"object": "list", "data": [{"id": "v-l000", "object": "model"}]}
+    others = [(name, world.upstream(name)) for name in names]
+    extra = "estimator: {fixed: 0}\nprobe: {interval: 600, timeout: 0.3}"
+    client = world.router(("v-l000", low), *others, extra=extra)
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(client.chat()))
+    thread.start()
+    until(lambda: len(client.app.router.fleet.replicas[0].waiting) == 1)
+    return client, low, gate, found, thread
+
+
+def test_a_call_that_no_other_server_can_take_waits_for_a_server_that_paused(world: World) -> None:
+    """Where nothing else has the variant, a server that misses health checks and then goes on loses no call."""
+    client, low, gate, found, thread = waiting(world)
+    low.stopped = True
+    world.loop.run(client.app.router.prober.probe(client.app.router.fleet.replicas[0]))
+    assert client.app.router.fleet.replicas[0].health == "dead"
+    low.stopped = False
+    gate.set()
+    thread.join(120)
+    assert found[0].status == 200
+    assert len(real(low)) == 1
+
+
+def test_one_failed_health_check_takes_no_call_away(world: World) -> None:
+    """A single 503 keeps new requests away, and the call under way; the second one in a row sends it elsewhere."""
+    client, low, gate, found, thread = waiting(world, "v-l100")
+    router = client.app.router
+    low.health = 503
+    world.loop.run(router.prober.probe(router.fleet.replicas[0]))
+    assert (router.fleet.replicas[0].health, len(router.fleet.replicas[0].waiting)) == ("dead", 1)
+    world.loop.run(router.prober.probe(router.fleet.replicas[0]))
+    thread.join(120)
+    gate.set()
+    assert (found[0].status, found[0].variant) == (200, "v-l100")
+
+
+def test_a_server_whose_queue_moves_does_not_hang(world: World) -> None:
+    """The question for one token waits behind other requests, which are answered meanwhile: nothing is sent twice."""
+    gate = threading.Event()
+
+    async def script(call: Call, writer: asyncio.StreamWriter) -> None:
+        held = call.json.get("max_tokens") == 1 or "held" in call.json["messages"][0]["content"]
+        while held and not gate.is_set():
+            await asyncio.sleep(0.01)
+        await send(writer, 200, chat())
+
+    low, high = world.pair(script, None)
+    client = world.router(("v-l000", low), ("v-l100", high), extra=f"estimator: {{fixed: 0}}\n{QUICK}")
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(client.chat("held")))
+    thread.start()
+
+    def asked_three_times() -> bool:
+        client.chat()
+        return len([call for call in low.calls if call.json.get("max_tokens") == 1]) >= 3
+
+    until(asked_three_times)
+    gate.set()
+    thread.join(120)
+    assert (found[0].status, found[0].variant) == (200, "v-l000")
+    assert not high.calls
+
+
+def test_a_server_that_hung_and_came_back_with_another_model_is_not_used(world: World) -> None:
+    """What the health check says of the model stays, whatever the watchdog finds."""
+    replica = world.router(("v-l000", world.upstream("v-l000"))).app.router.fleet.replicas[0]
+
+    async def changes() -> None:
+        replica.hang("it answers nothing")
+        replica.health = "wrong"
+        replica.recover()
+
+    world.loop.run(changes())
+    assert (replica.health, replica.usable) == ("wrong", False)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import http.client
 import json
+import resource
 import socket
 import zlib
 
 import pytest
 from fakes.world import Client, World
+
+from dami_router.config.router_schema import Limits
+from dami_router.proxy.server import allow_files
 
 CHAT = json.dumps({"model": "dami", "messages": [{"role": "user", "content": "2+2?"}]}).encode()
 SMALL = "limits: {header_bytes: 2000, header_fields: 20, header_s: 0.3, body_s: 0.3, connections: 3, body_bytes: 4000}"
@@ -223,3 +228,83 @@ def test_connect_is_refused_once(client: Client, target: bytes) -> None:
     reply = exchanged(client.port, b"CONNECT " + target + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
     assert status(reply) in (400, 405)
     assert client.get("/health").status == 200
+
+
+def test_connect_is_refused_in_a_few_words(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    """CONNECT asks for a tunnel: whatever its address, it is refused, and nothing fails inside."""
+    for address, expected in ((b"/health", 405), (b"x:80", 400)):
+        assert status(exchanged(client.port, b"CONNECT " + address + b" HTTP/1.1\r\nhost: x\r\n\r\n")) == expected
+    assert "Traceback" not in caplog.text
+
+
+def test_every_pipelined_wish_for_http_2_is_ignored(client: Client) -> None:
+    """Requests that arrive in one piece are all answered in order, each as if it had not asked."""
+    wish = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"
+    last = b"GET /nowhere HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    reply = exchanged(client.port, wish * 3 + last)
+    assert (reply.count(b"HTTP/1.1 200"), reply.count(b"HTTP/1.1 404")) == (3, 1)
+
+
+def chunked(trailer: bytes) -> bytes:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer sesame\r\n"
+    return head + b"transfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n%s" % (len(CHAT), CHAT, trailer)
+
+
+def test_a_trailer_is_no_header(world: World) -> None:
+    """What comes after a chunked body is dropped: it reaches no server as a header."""
+    low = world.upstream("v-l000")
+    client = world.router(("v-l000", low))
+    with socket.create_connection(("127.0.0.1", client.port), timeout=60) as connection:
+        connection.sendall(chunked(b"traceparent: late\r\n\r\n"))
+        assert status(connection.recv(65536)) == 200
+    assert "traceparent" not in low.calls[0].headers
+
+
+def test_a_trailer_that_never_ends_ends_the_connection(client: Client) -> None:
+    """Trailers are within the limit of headers: the connection ends long before 50 MB have come."""
+    assert exchanged(client.port, chunked(b"x-long: "), *[b"a" * (1 << 20)] * 50) == b""
+
+
+def test_a_pipelined_request_may_end_after_the_first_reply(world: World) -> None:
+    """A second request whose body is still on its way when the first reply is written is answered, too."""
+    client = world.router(("v-l000", world.upstream("v-l000")))
+    request = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(CHAT), CHAT)
+    with socket.create_connection(("127.0.0.1", client.port), timeout=60) as connection:
+        connection.sendall(request + request[:-9])
+        received = connection.recv(65536)
+        assert status(received) == 200
+        connection.sendall(request[-9:])
+        while received.count(b"HTTP/1.1 200") < 2:
+            piece = connection.recv(65536)
+            assert piece, received
+            received += piece
+
+
+def test_a_body_that_follows_a_refusal_leaves_the_connection_in_use(client: Client) -> None:
+    """A client that sends headers and body separately reads 401, and then asks again on the same connection."""
+    connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=60)
+    for key, expected in (("wrong", 401), ("sesame", 200)):
+        connection.putrequest("POST", "/v1/chat/completions")
+        connection.putheader("authorization", f"Bearer {key}")
+        connection.putheader("content-length", str(len(CHAT)))
+        connection.endheaders()
+        if expected == 401:
+            assert connection.sock.recv(8, socket.MSG_PEEK) == b"HTTP/1.1"
+        connection.send(CHAT)
+        reply = connection.getresponse()
+        reply.read()
+        assert reply.status == expected
+        local = connection.sock.getsockname()
+    assert local == connection.sock.getsockname()
+    connection.close()
+
+
+def test_serving_may_open_as_many_files_as_its_limits_need() -> None:
+    """The soft limit of open files is raised to what connections and concurrency need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+        allow_files(Limits(connections=600, concurrency=10))
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 620
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -242,6 +242,15 @@ def test_a_server_that_compresses_unasked_is_decoded(world: World) -> None:
     assert found.body.endswith(b"data: [DONE]\n\n")
 
 
+def test_a_gzip_reply_of_several_members_is_whole(world: World) -> None:
+    """gzip allows several members, and padding after the last: none of them is lost."""
+    data = json.dumps(RESPONSE).encode()
+    members = gzip.compress(data[:40]) + gzip.compress(data[40:])
+    for sent in (members, members + bytes(20)):
+        answer = proxy(world, packed(sent)).post("/v1/responses", {"model": "dami:0", "input": "x"})
+        assert answer.body == data
+
+
 def test_an_encoding_that_the_proxy_does_not_know_passes_untouched(world: World) -> None:
     """br is passed on byte for byte with its header; a stream of it that breaks off is no clean end."""
     pieces = (b"\x0b\x02\x80", b"\n\nxyz\x03")
