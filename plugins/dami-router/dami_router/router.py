@@ -168,7 +168,8 @@ class Router:
         """Estimate λ(q) and choose; raises UnknownModelError, NoVariantError. Changes no state."""
         begun = time.perf_counter()
         model = self._model(request)
-        if request.path in self.config.pass_through and model in _AUTO:
+        auto = model in _AUTO
+        if auto and request.path in self.config.pass_through:
             return self._anywhere(request, begun)
         if model in self.ordering.lambdas:
             id = self.fleet.standing_for(model)
@@ -178,7 +179,7 @@ class Router:
         estimate = await self._estimate(model, request)
         policy = self.config.policy
         lambda_ = min(max(estimate.lambda_, policy.lambda_min), policy.lambda_max)
-        bent, order = self._order(lambda_, request)
+        bent, order = self._order(lambda_, request, budgeted=auto)
         # Budget and conversation may change λ(q) for a live server: the evidence then holds the estimate too.
         told = {} if abs(bent - lambda_) < SAME_LAMBDA else {"wanted_lambda": round(lambda_, 6)}
         evidence = {**estimate.evidence, **told}
@@ -191,12 +192,17 @@ class Router:
 
     def _anywhere(self, request: Request, begun: float) -> Decision:
         """Decide on a request to which all variants give the same answer: the smallest λ on offer comes first."""
-        offered = self.fleet.offered(_protocols(request))
-        if not offered:
-            raise NoVariantError
+        offered = self._offered(request)
         lambdas = self.ordering.lambdas
         order = tuple(sorted(offered, key=lambda id: (lambdas.get(id, 0.0), id)))
         return Decision(lambdas.get(order[0], 0.0), order[0], "pass_through", _ms(begun), order)
+
+    def _offered(self, request: Request) -> set[str]:
+        """Return the variants on offer for a request's route; raises NoVariantError where there is none."""
+        offered = self.fleet.offered(_protocols(request))
+        if not offered:
+            raise NoVariantError
+        return offered
 
     async def _estimate(self, model: str, request: Request) -> Estimate:
         if model not in _AUTO:
@@ -217,15 +223,13 @@ class Router:
         near = did_you_mean(model, ["dami", *self.ordering.lambdas, *self.config.aliases])
         return f"; did you mean `{near}`?" if near else ""
 
-    def _order(self, lambda_: float, request: Request) -> tuple[float, list[str]]:
+    def _order(self, lambda_: float, request: Request, *, budgeted: bool) -> tuple[float, list[str]]:
         """Return the λ to answer at, and the variants in the order to try."""
-        offered = self.fleet.offered(_protocols(request))
-        if not offered:
-            raise NoVariantError
+        offered = self._offered(request)
         policy = self.config.policy
         wanted = Wanted(
             lambda_,
-            budgeted=self._model(request) in _AUTO,
+            budgeted=budgeted,
             # Digests of the request, computed only where the policy uses them.
             draw=request.draw if policy.rule == "dithered" else 0.0,
             conversation=request.conversation if policy.sticky else None,
@@ -247,9 +251,15 @@ class Router:
         """
         self.ordering.answered(conversation, variant, entry, tokens, lambda_)
 
-    def broke(self, answered: Answered) -> None:
-        """Note that a stream broke off after its first byte: a failure of that replica."""
-        self._failed(answered.replica, "the stream broke off")
+    def ended(self, answered: Answered, *, whole: bool) -> None:
+        """Note how a reply ended: a stream that broke off after its first byte is a failure of its replica.
+
+        A whole reply was complete when it came, and has counted as a success since.
+        """
+        if not whole:
+            self._failed(answered.replica, "the stream broke off")
+        elif answered.reply.stream:
+            answered.replica.breaker.succeeded()
 
     async def send(self, request: Request, decision: Decision) -> Answered:
         """Try the decision's variants in order until one begins to answer; raises NoAnswerError, NoVariantError.

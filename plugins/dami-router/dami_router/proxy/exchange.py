@@ -62,11 +62,9 @@ class Exchange:
         shape = self._request.shape
         whole = await relay(send, reply, headers, shape, tokens, self._rewrite(answered))
         self.done = True
-        if whole:
-            answered.replica.breaker.succeeded()
-        else:
+        self._router.ended(answered, whole=whole)
+        if not whole:
             self._metrics.broken(variant.id)
-            self._router.broke(answered)
         count = tokens.result() if reply.status == 200 else None
         conversation = self._request.conversation if self._router.config.policy.sticky else None
         self._router.answered(conversation, variant.id, entry, count, lambda_=answered.replica.at(answered.lambda_))
