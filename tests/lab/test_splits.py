@@ -69,5 +69,13 @@ def test_a_quarter_of_long_chains_is_pure() -> None:
 @pytest.mark.parametrize(("split", "count"), [("train", 10), ("validation", 10), ("test", -1)])
 def test_only_held_out_splits_are_drawn(split: str, count: int) -> None:
     """Asking for training queries, unknown splits or negative counts is refused."""
-    with pytest.raises(ValueError, match="drawn from 'dev' or 'test'"):
+    with pytest.raises(ValueError, match="drawn from 'dev', 'test', 'fresh'"):
         draw_queries(split, count)  # type: ignore[arg-type]
+
+
+def test_fresh_queries_are_in_no_other_draw() -> None:
+    """The larger test's chains are of the test split, distinct, and none is among the test or dev queries."""
+    fresh = [q.text for q in draw_queries("fresh", 600)]
+    assert len(set(fresh)) == 600
+    assert {split_of(chain) for chain in fresh} == {"test"}
+    assert not set(fresh) & {q.text for q in (*draw_queries("test"), *draw_queries("dev"))}

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import pytest
 from dami_router.cli import main
 from dami_router.errors import MisuseError
 from dami_router.estimators.training import TrainingSettings
-from dami_router.evaluating.comparison import compare, cross_validated, unseen
+from dami_router.evaluating.comparison import Contender, compare, cross_validated, unseen
+from dami_router.evaluating.report import rows
 from dami_router.manifest.family import load_family
 from dami_router.rollouts.gathering import grid_of
 from dami_router.rollouts.records import Rollout, read_rollouts, write_rollouts
@@ -73,6 +75,9 @@ def test_eval_of_two_variants_has_apgr(tmp_path: Path, capsys: pytest.CaptureFix
     found = json.loads(capsys.readouterr().out)
     assert found["apgr"] > 0.7
     assert len(found["apgr_by_fold"]) == 4
+    low, high = found["apgr_interval"]
+    assert low <= found["apgr"] <= high
+    assert found["folds_without_gap"] == 0
     assert 0.4 <= found["cpt"]["80%"] <= 0.6
     assert found["lambda_histogram"].keys() == {"0", "1"}
 
@@ -316,6 +321,31 @@ def test_a_hundred_thousand_rows_take_little_memory(tmp_path: Path) -> None:
         [sys.executable, "-c", code, path], capture_output=True, text=True, check=True, env=os.environ
     )
     assert int(done.stdout) < 400
+
+
+def test_what_choosing_costs_is_counted() -> None:
+    """An estimator that generates tokens of its own has them in its point, its curve and every comparison."""
+    grid = grid_of(rollouts(40, lambdas=(0.0, 1.0)))
+    free = Contender("free", tuple(float(i % 2) for i in range(40)), np.arange(40.0) % 2)
+    paid = replace(free, cost=np.full(40, 10.0))
+    found = compare(grid, [free, paid])
+    first, second = found.metrics
+    assert found.points[1].tokens.mean == pytest.approx(found.points[0].tokens.mean + 10)
+    assert (first["estimator_tokens"], second["estimator_tokens"]) == (0.0, 10.0)
+    assert second["over_random_mixing"] < first["over_random_mixing"]
+    assert second["tokens_of_largest_lambda"] > first["tokens_of_largest_lambda"]
+    assert second["cost_save"] == pytest.approx(first["cost_save"] - 0.1)
+    assert [b - a for (a, _), (b, _) in zip(*found.curves, strict=True)] == pytest.approx([10.0] * 41)
+    assert "10.0 of them its own" in rows(found)[3][-1]
+
+
+def test_folds_without_a_gap_are_said() -> None:
+    """A fold in which the larger λ gains nothing has no APGR; the note says how many there are."""
+    data = [Rollout(f"q{i}", f"t{i}", x, float(x == 1 or i < 20), 5) for i in range(40) for x in (0.0, 1.0)]
+    folds = (np.arange(20), np.arange(20, 40))
+    found = compare(grid_of(data), [Contender("x", (1.0,) * 40, np.zeros(40), folds)])
+    assert found.metrics[0]["folds_without_gap"] == 1
+    assert "1 folds without a gap" in rows(found)[2][-1]
 
 
 def test_comparing_nothing_still_has_points() -> None:

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from dami_router.evaluating.plots import draw_sweep, render
 from dami_router.evaluating.scores import (
     apgr,
+    apgr_in_folds,
     cost_curve,
     cpt,
     frontier,
     mixing_at,
     over_mixing,
     pareto_distance,
+    ranks,
     saving_at,
 )
 from dami_router.rollouts.gathering import grid_of
@@ -112,14 +114,63 @@ def test_the_distance_to_the_frontier_has_the_right_sign(seed: int, accuracy: fl
 
 
 def test_costs_of_a_worked_example() -> None:
-    """λ(q) shifted goes from the smallest to the largest λ for all; CostSave is read off it."""
+    """The expensive variant goes to the highest rank first; what choosing costs is added; CostSave is read off it."""
     made = grid(((0, 2), (1, 10)), ((1, 2), (1, 10)))
-    curve = cost_curve(made, [1.0, 0.0])
-    assert curve[0][1:] == (2.0, 0.5)
-    assert curve[-1][1:] == (10.0, 1.0)
+    curve = cost_curve(made, ranks(np.array([1.0, 0.0])), np.zeros(2), steps=3)
+    assert curve == [(2.0, 0.5), (6.0, 1.0), (10.0, 1.0)]
+    assert cost_curve(made, ranks(np.array([0.0, 1.0])), np.full(2, 1.0), steps=3) == [
+        (3.0, 0.5), (7.0, 0.5), (11.0, 1.0),
+    ]  # fmt: skip
     assert saving_at(curve, 1.0, 10.0) == pytest.approx(0.4)
     assert saving_at(curve, 1.1, 10.0) is None
     assert saving_at(curve, 1.0, 0.0) is None
+
+
+@given(seed=SEEDS)
+@settings(max_examples=40)
+def test_equal_ranks_are_random_mixing(seed: int) -> None:
+    """An order that says nothing has, at each cost, what the best random mixture has."""
+    made = random_grid(seed)
+    for tokens, accuracy in cost_curve(made, ranks(np.zeros(len(made.queries))), np.zeros(len(made.queries))):
+        assert accuracy == pytest.approx(mixing_at(made, tokens))
+
+
+@given(seed=SEEDS)
+def test_ranks_do_not_depend_on_a_folds_scale(seed: int) -> None:
+    """Scores of one fold stretched and shifted keep all ranks, and with them CPT and the order of the cost curve."""
+    rng = np.random.default_rng(seed)
+    score, folds = rng.integers(0, 9, 40) * 1.0, tuple(np.array_split(rng.permutation(40), 3))
+    moved = score.copy()
+    moved[folds[1]] = 1000 + 7 * moved[folds[1]]
+    assert np.array_equal(ranks(score, folds), ranks(moved, folds))
+    assert ranks(score, folds)[folds[0]] == pytest.approx(ranks(score[folds[0]]))
+    assert 0 < ranks(score, folds).min() <= ranks(score, folds).max() < 1
+
+
+def test_apgr_has_an_interval_over_queries_in_folds() -> None:
+    """The mean over folds is APGR's; the interval holds it, narrows with n, and folds without a gap are counted."""
+    rng = np.random.default_rng(0)
+    widths = []
+    for n in (60, 1500):
+        weak, strong = rng.integers(0, 2, n) * 1.0, np.ones(n)
+        weak[: n // 3] = 1.0  # the first fold has no gap
+        score, folds = rng.normal(size=n) - weak, tuple(np.array_split(np.arange(n), 3))
+        found, without = apgr_in_folds(score, weak, strong, folds)
+        assert found is not None
+        assert without == 1
+        assert found.mean == pytest.approx(np.mean([apgr(score[p], weak[p], strong[p]) for p in folds[1:]]))
+        assert found.low < found.mean < found.high
+        widths.append(found.high - found.low)
+    assert widths[1] < widths[0] / 3
+    assert apgr_in_folds(np.zeros(4), np.ones(4), np.ones(4), (np.arange(2), np.arange(2, 4))) == (None, 2)
+
+
+def test_a_resampled_apgr_is_apgr_of_the_resample() -> None:
+    """A constant score has ½ in every resample, a perfect one a fixed curve: the interval has no width."""
+    weak, strong = np.array([0.0, 0, 0, 0]), np.ones(4)
+    found, _ = apgr_in_folds(np.zeros(4), weak, strong, (np.arange(4),))
+    assert found is not None
+    assert (found.mean, found.low, found.high) == pytest.approx((0.5, 0.5, 0.5))
 
 
 def test_a_static_variant_is_its_own_mixture() -> None:

@@ -22,7 +22,17 @@ from dami_router.estimators.estimator import Estimator
 from dami_router.estimators.preference import Preference
 from dami_router.estimators.query import Query
 from dami_router.estimators.training import TrainingSettings, evidence_of, train, utility
-from dami_router.evaluating.scores import apgr, cost_curve, cpt, mixing_at, over_mixing, pareto_distance, saving_at
+from dami_router.evaluating.scores import (
+    apgr,
+    apgr_in_folds,
+    cost_curve,
+    cpt,
+    mixing_at,
+    over_mixing,
+    pareto_distance,
+    ranks,
+    saving_at,
+)
 from dami_router.rollouts.folds import fingerprint, folds_of
 from dami_router.rollouts.grid import Figure, Grid, Point, dominated, figure
 
@@ -34,12 +44,24 @@ CPT_SHARES = (0.5, 0.8)
 
 @dataclass(frozen=True)
 class Contender:
-    """One way of choosing: λ(q) for each query, and the score that orders them (higher: more thinking)."""
+    """One way of choosing: λ(q) for each query, and the score that orders them (higher: more thinking).
+
+    Scores compare only inside one of `folds`; without folds, all compare. `cost`: the tokens that choosing itself takes
+    for each query, such as a probe; None for nothing. `sweep`: its choices at other costs, one row of columns of the
+    grid per cost; None where only the order is known.
+    """
 
     name: str
     lambdas: tuple[float, ...]
     score: Floats
     folds: tuple[NDArray[np.intp], ...] = ()
+    cost: Floats | None = None
+    sweep: NDArray[np.intp] | None = None
+
+    @property
+    def ranks(self) -> Floats:
+        """The score's rank inside its fold, in (0, 1)."""
+        return ranks(self.score, self.folds)
 
 
 @dataclass(frozen=True)
@@ -52,7 +74,7 @@ class Comparison:
     contenders: tuple[Contender, ...]
     points: tuple[Point, ...]
     metrics: tuple[Mapping[str, Any], ...]
-    curves: tuple[tuple[tuple[float, float, float], ...], ...]
+    curves: tuple[tuple[tuple[float, float], ...], ...]
 
     @property
     def dominated(self) -> tuple[float, ...]:
@@ -131,48 +153,71 @@ def with_estimator(name: str, estimator: Estimator, grid: Grid) -> Contender:
 
 
 def compare(grid: Grid, contenders: Sequence[Contender]) -> Comparison:
-    """Return every contender's operating point and metrics on the same queries."""
-    choices = [[nearest(x, grid.lambdas) for x in c.lambdas] for c in contenders]
-    curves = tuple(tuple(cost_curve(grid, c.lambdas)) for c in contenders)
-    points = tuple(grid.routed(choice) for choice in choices)
-    found = zip(contenders, choices, points, curves, strict=True)
+    """Return every contender's operating point and metrics on the same queries; tokens include the choice's own."""
+    chosen = [_columns(grid, c) for c in contenders]
+    curves = tuple(tuple(_curve(grid, c)) for c in contenders)
+    points = tuple(
+        grid.routed([grid.lambdas[i] for i in columns], c.cost) for c, columns in zip(contenders, chosen, strict=True)
+    )
+    found = zip(contenders, chosen, points, curves, strict=True)
     return Comparison(
         grid, tuple(grid.static(x) for x in grid.lambdas), grid.routed(grid.oracle()), tuple(contenders), points,
         tuple(_metrics(grid, *one) for one in found), curves,
     )  # fmt: skip
 
 
+def _columns(grid: Grid, contender: Contender) -> NDArray[np.intp]:
+    index = {lambda_: i for i, lambda_ in enumerate(grid.lambdas)}
+    return np.array([index[nearest(x, grid.lambdas)] for x in contender.lambdas], dtype=np.intp)
+
+
+def _curve(grid: Grid, contender: Contender) -> list[tuple[float, float]]:
+    """Return (tokens, accuracy) over all costs."""
+    cost = np.zeros(len(grid.queries)) if contender.cost is None else contender.cost
+    if contender.sweep is None:
+        return cost_curve(grid, contender.ranks, cost)
+    rows = np.arange(len(cost))
+    return [
+        (float((grid.tokens[rows, columns] + cost).mean()), float(grid.correct[rows, columns].mean()))
+        for columns in contender.sweep
+    ]
+
+
 def _metrics(
-    grid: Grid, contender: Contender, choice: Sequence[float], point: Point, curve: Sequence[tuple[float, float, float]]
+    grid: Grid, contender: Contender, columns: NDArray[np.intp], point: Point, curve: Sequence[tuple[float, float]]
 ) -> dict[str, Any]:
     accuracy, tokens = point.accuracy.mean, point.tokens.mean
     means, thinking = grid.correct.mean(axis=0), float(grid.tokens[:, -1].mean())
-    columns = [grid.lambdas.index(x) for x in choice]
     rows = np.arange(len(columns))
     correct, gain = grid.correct[rows, columns], grid.correct[rows, columns] - grid.correct[:, -1]
-    over = over_mixing(grid, correct, grid.tokens[rows, columns])
+    spent = grid.tokens[rows, columns] + (0.0 if contender.cost is None else contender.cost)
+    over = over_mixing(grid, correct, spent)
     out: dict[str, Any] = {
         "over_largest_lambda": asdict(figure(gain)),
         "tokens_of_largest_lambda": tokens / thinking if thinking else None,
+        "estimator_tokens": 0.0 if contender.cost is None else float(contender.cost.mean()),
         "random_mixing_accuracy": mixing_at(grid, tokens),
         "over_random_mixing": None if over is None else over.mean,
         "over_random_mixing_interval": None if over is None else [over.low, over.high],
         "perf_gain": accuracy - float(means.max()),
         "cost_save": saving_at(curve, float(means[-1]), thinking),
         "pareto_dist": pareto_distance(grid, accuracy, tokens),
-        "lambda_histogram": {f"{x:g}": choice.count(x) for x in grid.lambdas},
+        "lambda_histogram": {f"{x:g}": int((columns == i).sum()) for i, x in enumerate(grid.lambdas)},
     }
     return {**out, **_two_variants(grid, contender)} if len(grid.lambdas) == 2 else {**out, "apgr": None}
 
 
 def _two_variants(grid: Grid, contender: Contender) -> dict[str, Any]:
     weak, strong = grid.correct.T
-    # Scores compare only within a fold, so APGR is a mean over folds.
     parts = contender.folds or (np.arange(len(weak)),)
-    each = [apgr(contender.score[p], weak[p], strong[p]) for p in parts]
-    known = [x for x in each if x is not None]
-    called = {f"{share:.0%}": cpt(contender.score, weak, strong, share) for share in CPT_SHARES}
-    return {"apgr": float(np.mean(known)) if known else None, "apgr_by_fold": each, "cpt": called}
+    found, without = apgr_in_folds(contender.score, weak, strong, parts)
+    return {
+        "apgr": None if found is None else found.mean,
+        "apgr_interval": None if found is None else [found.low, found.high],
+        "apgr_by_fold": [apgr(contender.score[p], weak[p], strong[p]) for p in parts],
+        "folds_without_gap": without,
+        "cpt": {f"{share:.0%}": cpt(contender.ranks, weak, strong, share) for share in CPT_SHARES},
+    }
 
 
 def _evidence(grid: Grid, names: Sequence[str]) -> list[Mapping[str, float]]:

@@ -90,7 +90,7 @@ def draw_calibration(
 def draw_costs(
     static: Sequence[tuple[float, float]], curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str
 ) -> Figure:
-    """Draw accuracy against tokens for shifts of each estimator's λ(q), with the frontier of random mixing."""
+    """Draw each estimator's accuracy against tokens, with the frontier of random mixing."""
     figure, axes = _empty(title, "mean tokens per answer", "accuracy (%)")
     axes.plot([x for x, _ in static], [100 * y for _, y in static], "--", color="#9aa5b1", label="random mixing")
     for (name, points), colour in zip(curves.items(), cycle(_COLOURS), strict=False):

@@ -34,13 +34,15 @@ def rows(found: Comparison) -> list[tuple[str, ...]]:
 
 
 def calibration(grid: Grid, contender: Contender, bins: int = 10) -> list[tuple[float, float, float, int]]:
-    """Return, by bins of rising score: mean score, accuracy at the smallest and the largest λ, number of queries."""
-    order = np.argsort(contender.score, kind="stable")
+    """Return, by bins of rising score: mean rank, accuracy at the smallest and the largest λ, number of queries.
+
+    Scores are compared inside folds only.
+    """
+    rank = contender.ranks
+    order = np.argsort(rank, kind="stable")
     parts = [part for part in np.array_split(order, bins) if len(part)]
     smallest, largest = grid.correct[:, 0], grid.correct[:, -1]
-    return [
-        (float(contender.score[p].mean()), float(smallest[p].mean()), float(largest[p].mean()), len(p)) for p in parts
-    ]
+    return [(float(rank[p].mean()), float(smallest[p].mean()), float(largest[p].mean()), len(p)) for p in parts]
 
 
 def write_report(found: Comparison, folder: Path, *, title: str) -> Path:
@@ -63,14 +65,14 @@ def _pictures(found: Comparison) -> dict[str, tuple[str, str, bytes]]:
     """Return each plot's heading, caption and PNG, by file name."""
     grid = found.grid
     stars = {c.name: p for c, p in zip(found.contenders, found.points, strict=True)} | {"oracle": found.oracle}
-    curves = {c.name: [(x, y) for _, x, y in k] for c, k in zip(found.contenders, found.curves, strict=True)}
+    curves = {c.name: k for c, k in zip(found.contenders, found.curves, strict=True)}
     x, y = frontier(grid)
     drawn = {
         "frontier": draw_frontier(
             grid.lambdas, found.static, stars, title="Variants (hollow: dominated) and estimators"
         ),
         "lambdas": draw_lambdas({c.name: c.lambdas for c in found.contenders}, title="λ(q)"),
-        "costs": draw_costs(list(zip(x, y, strict=True)), curves, title="Accuracy at each cost: λ(q) shifted"),
+        "costs": draw_costs(list(zip(x, y, strict=True)), curves, title="Accuracy at each cost"),
     }
     texts = {
         "frontier": (
@@ -81,7 +83,9 @@ def _pictures(found: Comparison) -> dict[str, tuple[str, str, bytes]]:
         "lambdas": ("λ of the queries", "The number of queries at each λ."),
         "costs": (
             "Accuracy at each cost",
-            "Each estimator's λ(q), shifted from −1 to 1, against the best random mixture of static variants.",
+            "The best random mixture of static variants, and the same mixtures dealt out by each estimator: the queries"
+            " with the highest scores get the more expensive variant. A trained estimator is swept over its price"
+            " instead. Tokens include what the estimator itself generates.",
         ),
     }
     for number, contender in enumerate(found.contenders):
@@ -90,7 +94,7 @@ def _pictures(found: Comparison) -> dict[str, tuple[str, str, bytes]]:
         drawn[name] = draw_calibration(calibration(grid, contender), ends, title=f"Calibration: {contender.name}")
         texts[name] = (
             f"Calibration: {contender.name}",
-            "At low scores, the smallest λ should be as accurate as the largest.",
+            "At low scores, the smallest λ should be as accurate as the largest. Scores are ranked inside folds.",
         )
     return {name: (*texts[name], render(picture, "png")) for name, picture in drawn.items()}
 
@@ -105,8 +109,9 @@ def _page(found: Comparison, pictures: Mapping[str, tuple[str, str, bytes]], tit
         title,
         f"<p>{len(found.grid.queries)} queries, {len(found.grid.lambdas)} variants. Dominated variants: {escape(gone)}."
         " No estimator was trained on a query that it is evaluated on. Over mixing: points of accuracy over the best"
-        " random mixture of variants at equal mean tokens. Brackets and ranges are 95 % bootstrap intervals over"
-        f" queries.</p>{html_table(HEADER, rows(found), label='Accuracy and tokens', note=True)}{figures}",
+        " random mixture of variants at equal mean tokens. Tokens include the estimator's own. Brackets and ranges are"
+        " 95 % bootstrap intervals over queries.</p>"
+        f"{html_table(HEADER, rows(found), label='Accuracy and tokens', note=True)}{figures}",
     )
 
 
@@ -132,8 +137,20 @@ def _note(metrics: Mapping[str, Any]) -> str:
     gain, share = metrics["over_largest_lambda"], metrics["tokens_of_largest_lambda"]
     parts = [f"{_points(gain['mean'], gain['low'], gain['high'])} over the largest λ"]
     parts += [f"{share:.0%} of its tokens"] if share is not None else []
-    parts += [f"APGR {metrics['apgr']:.3f}"] if metrics.get("apgr") is not None else []
+    parts += [f"{metrics['estimator_tokens']:.1f} of them its own"] if metrics["estimator_tokens"] else []
+    parts += _apgr(metrics)
     return NOTE_BREAK.join(parts)
+
+
+def _apgr(metrics: Mapping[str, Any]) -> list[str]:
+    if metrics.get("apgr") is None:
+        return []
+    low, high = metrics["apgr_interval"]
+    without = metrics["folds_without_gap"]
+    return [
+        f"APGR {metrics['apgr']:.3f} [{low:.3f}, {high:.3f}]",
+        *([f"{without} folds without a gap"] if without else []),
+    ]
 
 
 def _write(file: Path, data: bytes) -> None:

@@ -5,21 +5,78 @@ and strong that is recovered; APGR, its mean over all fractions of calls to the 
 smallest fraction of calls that recovers x. Here APGR is the exact area under the curve, and equal scores count as
 a random order among them, so that a constant score has 0.5. PerfGain, CostSave and ParetoDist are names in
 common use; their exact forms here are ours, given at each function.
+
+Scores of cross-validation come from one model per fold, and compare only inside a fold: `ranks` puts them on one scale.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dami_router.choosing.policy import nearest
 from dami_router.rollouts.grid import Figure, Grid, resample_count
 
-__all__ = ["apgr", "cost_curve", "cpt", "frontier", "mixing_at", "over_mixing", "pareto_distance", "saving_at"]
+__all__ = [
+    "apgr", "apgr_in_folds", "cost_curve", "cpt", "frontier", "mixing_at", "over_mixing", "pareto_distance", "ranks",
+    "saving_at",
+]  # fmt: skip
 
 Floats = NDArray[np.float64]
+Folds = Sequence[NDArray[np.intp]]
+_BLOCK = 4_000_000
+
+
+def ranks(score: Floats, folds: Folds = ()) -> Floats:
+    """Return each score's rank inside its fold, as a fraction in (0, 1); equal scores share the middle of their ranks.
+
+    Without folds, all queries are one fold.
+    """
+    out = np.zeros(len(score))
+    for part in folds or (np.arange(len(score)),):
+        _, group, size = np.unique(score[part], return_inverse=True, return_counts=True)
+        out[part] = (np.cumsum(size) - size / 2)[group] / max(len(part), 1)
+    return out
+
+
+def apgr_in_folds(score: Floats, weak: Floats, strong: Floats, folds: Folds) -> tuple[Figure | None, int]:
+    """Return the mean of APGR over the folds that have a gap, with its 95 % interval, and how many have none.
+
+    The interval resamples the queries inside each fold. In a resample, a fold without a gap is left out.
+    """
+    kept = [part for part in folds if float((strong[part] - weak[part]).sum()) > 1e-12]
+    known = [apgr(score[part], weak[part], strong[part]) for part in kept]
+    if not kept:
+        return None, len(folds)
+    n, rng = sum(map(len, kept)), np.random.default_rng(0)
+    resamples = resample_count(n)
+    drawn = np.array([_apgr_resampled(score[p], strong[p] - weak[p], resamples, rng) for p in kept])
+    defined = ~np.isnan(drawn)
+    usable = defined.any(axis=0)
+    means = np.where(defined, drawn, 0.0).sum(axis=0)[usable] / defined.sum(axis=0)[usable]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Figure(float(np.mean([x for x in known if x is not None])), float(low), float(high)), len(folds) - len(kept)
+
+
+def _apgr_resampled(score: Floats, gain: Floats, resamples: int, rng: np.random.Generator) -> Floats:
+    """Return APGR of resamples of one fold's queries; NaN where a resample has no gap."""
+    n = len(score)
+    order = np.argsort(-score, kind="stable")
+    starts = np.flatnonzero(np.diff(score[order], prepend=np.nan) != 0)
+    block, found = max(1, _BLOCK // n), []
+    for done in range(0, resamples, block):
+        picks = rng.integers(0, n, size=(min(block, resamples - done), n))
+        rows = n * np.arange(len(picks))[:, None]
+        weight = np.bincount((picks + rows).ravel(), minlength=picks.size).reshape(picks.shape)
+        size = np.add.reduceat(weight, starts, axis=1)
+        gained = np.add.reduceat(weight * gain[order], starts, axis=1)
+        gap = gained.sum(axis=1)
+        # Inside a group of equal scores, the order is random: the curve is straight.
+        area = (size * (np.cumsum(gained, axis=1) - gained / 2)).sum(axis=1)
+        found.append(np.where(gap > 1e-12, area / (n * np.where(gap > 1e-12, gap, 1.0)), np.nan))
+    return np.concatenate(found)
 
 
 def apgr(score: Floats, weak: Floats, strong: Floats) -> float | None:
@@ -116,25 +173,34 @@ def pareto_distance(grid: Grid, accuracy: float, tokens: float) -> float:
     return distance if at is None or accuracy >= at else -distance
 
 
-def cost_curve(grid: Grid, estimates: Sequence[float], steps: int = 41) -> list[tuple[float, float, float]]:
-    """Return (shift, tokens, accuracy) for λ(q) shifted from −1 to 1: from the smallest λ for all to the largest."""
-    rows = np.arange(len(estimates))
-    index = {lambda_: i for i, lambda_ in enumerate(grid.lambdas)}
-    points = []
-    for shift in np.linspace(-1.0, 1.0, steps):
-        columns = [index[nearest(min(max(x + shift, 0.0), 1.0), grid.lambdas)] for x in estimates]
-        points.append(
-            (float(shift), float(grid.tokens[rows, columns].mean()), float(grid.correct[rows, columns].mean()))
-        )
+def cost_curve(grid: Grid, rank: Floats, cost: Floats, steps: int = 41) -> list[tuple[float, float]]:
+    """Return (tokens, accuracy) of the frontier's mixtures, dealt out by rank instead of at random.
+
+    Between two neighbouring corners of the frontier, the queries with the highest ranks get the more expensive variant;
+    equal ranks get it at random. `cost` has the tokens that the choice itself takes for each query. For two variants,
+    this is RouteLLM's curve.
+    """
+    spent, accuracy = grid.tokens.mean(axis=0), grid.correct.mean(axis=0)
+    x, y = frontier(grid)
+    corners = [int(np.flatnonzero((spent == a) & (accuracy == b))[0]) for a, b in zip(x, y, strict=True)]
+    _, group, size = np.unique(-rank, return_inverse=True, return_counts=True)
+    before = (np.cumsum(size) - size)[group]
+    points = [(float(x[0] + cost.mean()), float(y[0]))]
+    for cheap, expensive in pairwise(corners):
+        for share in np.linspace(0.0, 1.0, steps)[1:]:
+            got = np.clip((share * len(rank) - before) / size[group], 0.0, 1.0)
+            tokens = grid.tokens[:, cheap] + got * (grid.tokens[:, expensive] - grid.tokens[:, cheap])
+            correct = grid.correct[:, cheap] + got * (grid.correct[:, expensive] - grid.correct[:, cheap])
+            points.append((float((tokens + cost).mean()), float(correct.mean())))
     return points
 
 
-def saving_at(curve: Sequence[tuple[float, float, float]], accuracy: float, tokens: float) -> float | None:
+def saving_at(curve: Sequence[tuple[float, float]], accuracy: float, tokens: float) -> float | None:
     """Return CostSave: the fraction of `tokens` saved by the cheapest point of a cost curve that reaches an accuracy.
 
     The point is chosen in hindsight, on the queries that it is reported on. None if no point reaches it.
     """
-    enough = [cost for _, cost, reached in curve if reached >= accuracy - 1e-12]
+    enough = [cost for cost, reached in curve if reached >= accuracy - 1e-12]
     return 1.0 - min(enough) / tokens if enough and tokens > 0 else None
 
 

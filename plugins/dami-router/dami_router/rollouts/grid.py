@@ -78,8 +78,11 @@ class Grid:
         """Return the point of one variant for every query."""
         return self.routed([lambda_] * len(self.queries))
 
-    def routed(self, choice: Sequence[float]) -> Point:
-        """Return the point of a choice of λ (one of `lambdas`) for each query, in the order of `queries`."""
+    def routed(self, choice: Sequence[float], cost: Floats | None = None) -> Point:
+        """Return the point of a choice of λ (one of `lambdas`) for each query, in the order of `queries`.
+
+        `cost`: the tokens that choosing itself took for each query, such as a probe.
+        """
         import numpy as np
 
         index = {lambda_: i for i, lambda_ in enumerate(self.lambdas)}
@@ -87,7 +90,7 @@ class Grid:
         rows = np.arange(len(columns))
         return Point(
             figure(self.correct[rows, columns]),
-            figure(self.tokens[rows, columns]),
+            figure(self.tokens[rows, columns] + (0.0 if cost is None else cost)),
             float(self.think[rows, columns].mean()),
             float(np.mean(choice)),
         )
