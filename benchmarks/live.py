@@ -141,7 +141,7 @@ def make_pair(shape: dict[str, int], device: torch.device, dtype: torch.dtype) -
     side = Checkpoint(ModelRef("random"), None, _config(shape), {})
     model = skeleton(side)
     shapes = parameter_names(model)
-    spread = Spread(list(shapes), Anatomy.of(shapes, side.config), Constant(Uniform()))
+    spread = Spread({name: (name,) for name in shapes}, Anatomy.of(shapes, side.config), Constant(Uniform()))
     torch.manual_seed(0)
     pairs = {}
     for name, size in shapes.items():

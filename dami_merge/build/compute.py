@@ -17,8 +17,8 @@ import torch
 
 from dami_merge.build.chunks import BLOCK, Block, Chunk
 from dami_merge.build.reader import Views
-from dami_merge.build.stored_values import StoredValues
 from dami_merge.checkpoints.sides import Sides
+from dami_merge.checkpoints.stored_values import StoredValues
 from dami_merge.interpolation.formula import TORCH_DTYPES, BlockInterpolator
 
 __all__ = ["LANES", "Lanes", "Work"]

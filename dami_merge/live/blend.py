@@ -68,13 +68,18 @@ class Blend:
         """Use `source` from now on; MIXED needs λ for the tokens of the next call."""
         self.source, self.lambdas = source, lambdas
 
-    def mix(self, instruct: torch.Tensor, thinking: torch.Tensor, group: int) -> torch.Tensor:
+    def mix(
+        self, instruct: torch.Tensor, thinking: torch.Tensor, group: int, tokens: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return (1−λ)·instruct + λ·thinking, token by token; both are (…, tokens, features).
 
-        In fp32 (fp64 for fp64), rounded once to their dtype.
+        In fp32 (fp64 for fp64), rounded once to their dtype. `tokens` says which token each row belongs to, if that
+        is not the row's own index.
         """
         assert self.lambdas is not None
         lambda_ = self.lambdas.values[group]
+        if tokens is not None:
+            lambda_ = lambda_[tokens]
         if instruct.dtype == lambda_.dtype:
             return torch.lerp(instruct, thinking, lambda_)
         return torch.lerp(instruct.to(lambda_.dtype), thinking.to(lambda_.dtype), lambda_).to(instruct.dtype)

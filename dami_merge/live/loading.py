@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,21 +19,23 @@ import torch
 from dami_merge.checkpoints.endpoints import Fetch, Pair, compared, download, local
 from dami_merge.checkpoints.matching import match
 from dami_merge.checkpoints.model_ref import ModelRef
-from dami_merge.checkpoints.tying import heads
+from dami_merge.checkpoints.sides import Sides
 from dami_merge.interpolation.depth import Anatomy
-from dami_merge.interpolation.path import Path, Uniform
+from dami_merge.interpolation.path import Path as LambdaPath
+from dami_merge.interpolation.path import Uniform
 from dami_merge.interpolation.setting import Constant, Setting
 from dami_merge.live.attention import register
 from dami_merge.live.blend import Blend
 from dami_merge.live.pair_model import PairModel
-from dami_merge.live.pair_weights import check_parameters, common_dtype, load_pairs
-from dami_merge.live.skeleton import exchange, longest, parameter_names, skeleton
+from dami_merge.live.pair_weights import load_pairs
+from dami_merge.live.skeleton import exchange, longest, skeleton
+from dami_merge.live.sources import Source, common_dtype, find_sources
 from dami_merge.live.spread import Spread
 from dami_merge.live.tokenizing import Tokenizing
 from dami_merge.live.weights_mode import MODES, Mode
 from dami_merge.recipes.family_block import FamilyBlock, read_family
 from dami_merge.recipes.recipe import Recipe
-from dami_router.errors import CheckpointError, MisuseError
+from dami_router.errors import MisuseError
 from dami_router.shared import strict_yaml
 
 __all__ = ["Loaded", "Order", "load", "order_of_endpoints", "order_of_recipe"]
@@ -49,7 +52,7 @@ class Order:
     instruct: ModelRef
     thinking: ModelRef
     name: str
-    path: Setting[Path]
+    path: Setting[LambdaPath]
     thinking_template_from: float
     dtype: str | None
     recipe: Recipe | None = None
@@ -105,34 +108,37 @@ def load(order: Order, *, device: str = "cpu", mode: Mode = "auto", fetch: Fetch
     place, dtype = _device(device), _dtype(order.dtype)
     register()
     pair = compared(order.instruct, order.thinking, order.dtype)
-    model = skeleton(pair.instruct)
-    shapes = parameter_names(model)
-    _check_head(pair, shapes)
-    for side in (pair.instruct, pair.thinking):
-        check_parameters(side, shapes)
-    spread = Spread(list(shapes), Anatomy.of(pair.instruct.tensors, pair.instruct.config), order.path, order.recipe)
+    model, sources = _planned(pair)
     here = Pair(local(pair.instruct, fetch), local(pair.thinking, fetch), pair.warnings)
+    if here != pair:
+        # Only local files say where their tensors lie, and whether a stored head equals the embeddings.
+        model, sources = _planned(here)
+    names = {name: source.names for name, source in sources.items()}
+    spread = Spread(names, Anatomy.of(here.instruct.tensors, here.instruct.config), order.path, order.recipe)
     texts = Tokenizing(here.instruct, here.thinking, order.thinking_template_from)
-    sides = (here.instruct, here.thinking)
-    pairs = load_pairs(sides, shapes, spread.groups, dtype or common_dtype(sides, list(shapes)), place)
+    pairs = load_pairs(_folders(here), sources, spread.groups, dtype or common_dtype(sources), place)
     blend = Blend()
     exchange(model, blend, pairs, place)
     made = PairModel(model, blend, list(pairs.values()), spread, place, mode)
-    positions = longest(model.config)
+    config = model.config.get_text_config()
+    positions = longest(config)
     warnings = [*map(str, pair.warnings), *texts.warnings]
-    if positions < int(getattr(model.config, "max_position_embeddings", 0) or 0):
+    if positions < int(getattr(config, "max_position_embeddings", 0) or 0):
         warnings.append(f"limited to {positions} tokens: beyond them this model's rotary embedding changes")
     return Loaded(order.name, made, texts, positions, tuple(warnings), here)
 
 
-def _check_head(pair: Pair, shapes: Mapping[str, Any]) -> None:
+def _planned(pair: Pair) -> tuple[Any, dict[str, Source]]:
+    """Return the model without weights, and where its parameters lie; refuses what is not supported."""
     found = match(pair.instruct, pair.thinking)
-    stored = [head for head in heads(found.tensors) if head not in shapes]
-    if found.untied and stored:
-        raise CheckpointError(
-            f"{pair.instruct.ref} ties its head to the embeddings, but the pair has a `{stored[0]}` of its own",
-            hint="`dami build` makes variants with that head; a live model with one is not supported yet",
-        )
+    model = skeleton(pair.instruct, untied=found.untied)
+    return model, find_sources(pair, found, model)
+
+
+def _folders(pair: Pair) -> Sides[Path]:
+    assert pair.instruct.folder is not None
+    assert pair.thinking.folder is not None
+    return Sides(pair.instruct.folder, pair.thinking.folder)
 
 
 def _ref(text: str) -> ModelRef:

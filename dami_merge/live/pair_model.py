@@ -68,7 +68,7 @@ class PlainModel:
         self._body, self._head = model.get_decoder(), head_of(model)
         self.device = torch.device(model.device)
         self.config: dict[str, Any] = model.config.to_dict()
-        self.vocabulary = int(model.config.vocab_size)
+        self.vocabulary = int(model.config.get_text_config().vocab_size)
 
     def vector(self, lambda_: float | Schedule | None) -> Vector:  # noqa: ARG002
         """Return an empty vector: there is one set of weights."""
@@ -100,7 +100,7 @@ class PairModel(PlainModel):
         self._body, self._head = model.get_decoder(), head_of(model)
         self.device = device
         self.config: dict[str, Any] = model.config.to_dict()
-        self.vocabulary = int(model.config.vocab_size)
+        self.vocabulary = int(model.config.get_text_config().vocab_size)
         self.merger = Merger(pairs, device)
         self.policy = Policy(mode)
         self._blend = blend
@@ -187,9 +187,13 @@ class _Passed:
     """What a head reads of its layers' output. Transformers' own class takes 20 µs to construct."""
 
     last_hidden_state: torch.Tensor
-    past_key_values: None = None
-    hidden_states: None = None
-    attentions: None = None
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        assert index == 0
+        return self.last_hidden_state
+
+    def __getattr__(self, name: str) -> None:
+        """Return None for what layers may tell beside it: a cache, attentions, the router's scores."""
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -2,51 +2,30 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from typing import Any
+from pathlib import Path
 
 import torch
 
-from dami_merge.checkpoints.checkpoint import Checkpoint
+from dami_merge.checkpoints.sides import Sides
+from dami_merge.checkpoints.stored_values import StoredValues
+from dami_merge.checkpoints.tensor_view import TensorView
 from dami_merge.interpolation.formula import BlockInterpolator
 from dami_merge.live.blend import PairTensor
+from dami_merge.live.sources import Source
 from dami_merge.live.spread import Vector
 from dami_router.errors import CheckpointError
 
-__all__ = ["Merger", "common_dtype", "load_pairs"]
+__all__ = ["Merger", "load_pairs"]
 
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 _BLOCK = {"cpu": 1 << 17, "cuda": 1 << 22}
 """Elements per block: on a CPU as many as its caches hold, on a GPU enough to occupy it."""
-_SHOWN = 3
-
-
-def common_dtype(sides: Sequence[Checkpoint], names: Sequence[str]) -> torch.dtype:
-    """Return a dtype that holds both endpoints' parameters: their own, or fp32 (fp64) if they differ."""
-    found = {_DTYPES[side.tensors[name].dtype] for side in sides for name in names}
-    if len(found) == 1:
-        return found.pop()
-    return torch.float64 if torch.float64 in found else torch.float32
-
-
-def check_parameters(side: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse a checkpoint that lacks a parameter of the model, or stores it with another shape or an integer dtype."""
-    missing = [name for name in shapes if name not in side.tensors]
-    if missing:
-        shown = ", ".join(f"`{name}`" for name in missing[:_SHOWN])
-        raise CheckpointError(f"{side.ref}: lacks {len(missing)} of the model's {len(shapes)} tensors, such as {shown}")
-    for name, shape in shapes.items():
-        info = side.tensors[name]
-        if info.shape != shape:
-            raise CheckpointError(f"{side.ref}: `{name}` is {list(info.shape)}; its config.json makes it {list(shape)}")
-        if not info.floating:
-            raise CheckpointError(f"{side.ref}: `{name}` is {info.dtype}; expected a floating dtype")
 
 
 def load_pairs(
-    sides: tuple[Checkpoint, Checkpoint],
-    shapes: Mapping[str, tuple[int, ...]],
+    folders: Sides[Path],
+    sources: Mapping[str, Source],
     groups: Mapping[str, int],
     dtype: torch.dtype,
     device: torch.device,
@@ -55,29 +34,48 @@ def load_pairs(
 
     Needs the memory of two models and no more. Raises CheckpointError if a file cannot be read.
     """
-    pairs = {
-        name: PairTensor(name, groups[name], torch.empty((2, *shape), dtype=dtype, device=device))
-        for name, shape in shapes.items()
-    }
-    for end, side in enumerate(sides):
-        _fill(side, {name: pair.ends[end] for name, pair in pairs.items()})
+    pairs = {}
+    for name, source in sources.items():
+        ends = torch.empty((2, *source.views.instruct.shape), dtype=dtype, device=device)
+        pairs[name] = PairTensor(name, groups[name], ends)
+    for end, folder in enumerate(folders):
+        reader = _Reader(folder)
+        for name, pair in pairs.items():
+            view = sources[name].views[end]
+            if sum(piece.count for piece in view.pieces) < view.elements:
+                # As in a built variant: what Thinking lacks is Instruct's.
+                pair.ends[end].copy_(pair.ends[0])
+            reader.fill(name, view, pair.ends[end].view(-1))
     return pairs
 
 
-def _fill(side: Checkpoint, places: Mapping[str, torch.Tensor]) -> None:
-    from safetensors import SafetensorError, safe_open
+class _Reader:
+    """Reads tensors of one endpoint from its mapped files."""
 
-    assert side.folder is not None
-    with ExitStack() as stack:
-        files: dict[str, Any] = {}
-        for name, place in places.items():
-            file = side.tensors[name].file
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._values = StoredValues(folder)
+        self._files: dict[str, memoryview] = {}
+
+    def fill(self, name: str, view: TensorView, place: torch.Tensor) -> None:
+        """Write the elements of a view to their place, 1-D."""
+        for piece in view.pieces:
+            file, start, end = piece.bytes
             try:
-                if file not in files:
-                    files[file] = stack.enter_context(safe_open(side.folder / file, framework="pt"))
-                place.copy_(files[file].get_tensor(name))
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{side.folder / file}: `{name}` cannot be read: {error}") from None
+                data = self._mapped(file)[start:end]
+                if len(data) != end - start:
+                    raise CheckpointError(f"{self._folder / file}: `{name}` is cut off; download or copy it again")
+                device = str(place.device) if piece.scaling else "cpu"
+                place[piece.start : piece.end].copy_(self._values.of(piece, data, place.dtype, device))
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"{self._folder / file}: `{name}` cannot be read: {error}") from None
+
+    def _mapped(self, file: str) -> memoryview:
+        if file not in self._files:
+            with (self._folder / file).open("rb") as opened:
+                # A private copy on write: PyTorch warns of memory that cannot be written. Nothing writes to it.
+                self._files[file] = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY))
+        return self._files[file]
 
 
 class Merger:

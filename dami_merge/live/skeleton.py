@@ -14,16 +14,20 @@ import torch
 from torch import nn
 
 from dami_merge.checkpoints.checkpoint import Checkpoint
+from dami_merge.checkpoints.tying import untied as untied_config
 from dami_merge.live.attention import ATTENTION
 from dami_merge.live.blend import Blend, PairTensor
+from dami_merge.live.mixture import PairExperts, PairRouter
 from dami_merge.live.modules import PairAffine, PairEmbedding, PairLinear, PairRMSNorm
 from dami_merge.live.supported import (
     AFFINE_EMBEDDINGS,
     AFFINE_NORMS,
-    CAUSAL_MODELS,
+    EXPERTS,
     HEADS_FIRST,
     LLAMA_NORMS,
+    MODELS,
     ROPES,
+    ROUTERS,
     SHORT_ROPES,
 )  # fmt: skip
 from dami_router.errors import CheckpointError
@@ -33,28 +37,47 @@ __all__ = ["exchange", "longest", "parameter_names", "skeleton"]
 _HEAD = "lm_head"
 _SHOWN = 4
 _AFFINE = AFFINE_NORMS | AFFINE_EMBEDDINGS
+_KNOWN = _AFFINE | LLAMA_NORMS | ROUTERS | EXPERTS
 
 
-def skeleton(side: Checkpoint) -> Any:
-    """Return the endpoint's model on the meta device; CheckpointError names what is not supported."""
-    import transformers
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+def skeleton(side: Checkpoint, *, untied: bool = False) -> Any:
+    """Return the endpoint's model on the meta device; CheckpointError names what is not supported.
 
-    config = _config(side)
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    Of a model for images and text, only the language model. `untied` gives it a head of its own whatever the config
+    says.
+    """
+    config = _config(side, untied=untied)
+    kind = _class(config)
     if kind is None:
         raise CheckpointError(
             f"{side.ref}: {type(config).__name__} is not the config of a language model that Transformers has"
         )
-    _check_rope(side, config)
+    _check_rope(side, config.get_text_config())
     with torch.device("meta"):
         try:
-            model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
+            model = kind._from_config(config, attn_implementation=ATTENTION)
         except Exception as error:  # a config is untrusted: Transformers can fail on it anywhere
             raise CheckpointError(f"{side.ref}: Transformers cannot build a model from config.json: {error}") from None
+    _leave_language_model(model)
     _refuse_modules(side, model)
     _refuse_class(side, model)
     return model.eval().requires_grad_(False)
+
+
+def _class(config: Any) -> Any:
+    from transformers.models.auto import modeling_auto
+
+    mappings = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return next((found for mapping in mappings if (found := mapping.get(type(config), None))), None)
+
+
+def _leave_language_model(model: Any) -> None:
+    """Remove the parts of a model that read images."""
+    decoder, body = model.get_decoder(), model.base_model
+    if any(child is decoder for child in body.children()):
+        for name, child in list(body.named_children()):
+            if child is not decoder:
+                delattr(body, name)
 
 
 def parameter_names(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -84,7 +107,7 @@ def exchange(model: Any, blend: Blend, pairs: Mapping[str, PairTensor], device: 
                 module.embed_scale = torch.tensor(module.scalar_embed_scale, device=device)
         elif _buffers(module):
             # Rotary tables are computed, never stored: compute them again from the config, off the meta device.
-            model.set_submodule(path, type(module)(model.config).to(device))
+            model.set_submodule(path, type(module)(model.get_decoder().config).to(device))
 
 
 def _pair_module(
@@ -100,6 +123,10 @@ def _pair_module(
         return PairEmbedding(blend, own["weight"])
     if type(module).__name__ in LLAMA_NORMS:
         return PairRMSNorm(blend, own["weight"], float(module.variance_epsilon), heads_first=heads_first)  # type: ignore[arg-type]
+    if type(module).__name__ in ROUTERS:
+        return PairRouter(blend, module, own["weight"])
+    if type(module).__name__ in EXPERTS:
+        return PairExperts(blend, module, own["gate_up_proj"], own["down_proj"])
     if own and type(module).__name__ in _AFFINE:
         return PairAffine(blend, module, own, heads_first=heads_first)
     return None
@@ -110,7 +137,7 @@ def _embeddings(model: Any) -> str:
     return next(f"{path}.weight" for path, module in model.named_modules() if module is table)
 
 
-def _config(side: Checkpoint) -> Any:
+def _config(side: Checkpoint, *, untied: bool) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     kind = side.config.get("model_type")
@@ -120,7 +147,8 @@ def _config(side: Checkpoint) -> Any:
             hint="models with their own code are not supported, because dami runs no code of a checkpoint",
         )
     try:
-        return CONFIG_MAPPING[kind].from_dict({k: v for k, v in side.config.items() if k != "auto_map"})
+        own = untied_config(side.config) if untied else side.config
+        return CONFIG_MAPPING[kind].from_dict({k: v for k, v in own.items() if k != "auto_map"})
     except Exception as error:  # a config is untrusted: Transformers can fail on it anywhere
         raise CheckpointError(f"{side.ref}: Transformers cannot read config.json: {error}") from None
 
@@ -148,17 +176,16 @@ def _refuse_modules(side: Checkpoint, model: Any) -> None:
         shown = ", ".join(f"{kind} (`{path}`)" for kind, path in list(unsupported.items())[:_SHOWN])
         raise CheckpointError(
             f"{side.ref}: not supported with two endpoints in memory: {shown}",
-            hint="linear layers, embeddings and norms of dense models are supported (docs/live.md lists the models);"
-            " `dami build` makes variants of any model",
+            hint="docs/live.md lists the supported models; `dami build` makes variants of any model",
         )
 
 
 def _refuse_class(side: Checkpoint, model: Any) -> None:
     kind = type(model).__name__
-    if kind not in CAUSAL_MODELS:
+    if kind not in MODELS:
         raise CheckpointError(
             f"{side.ref}: {kind} is not supported with two endpoints in memory; supported are"
-            f" {', '.join(sorted(name.removesuffix('ForCausalLM') for name in CAUSAL_MODELS))}",
+            f" {', '.join(sorted(name.partition('For')[0] for name in MODELS))}",
             hint="`dami build` makes variants of any model",
         )
 
@@ -171,7 +198,7 @@ def _unsupported(model: Any) -> Iterator[tuple[str, str]]:
     for path, module in reversed(list(model.named_modules())):
         own = [name for name, _ in module.named_parameters(recurse=False)]
         kind = type(module).__name__
-        supported = type(module) in (nn.Linear, nn.Embedding) or kind in LLAMA_NORMS or kind in _AFFINE
+        supported = type(module) in (nn.Linear, nn.Embedding) or kind in _KNOWN
         stored = {n for n, _ in module.named_buffers(recurse=False)} - module._non_persistent_buffers_set
         if (own and not supported) or stored:
             yield kind, path

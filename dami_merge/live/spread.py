@@ -5,7 +5,7 @@ Parameters that always share a λ form a group, so a row's λ is a short vector.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from numbers import Real
 from typing import Any, cast
@@ -23,27 +23,34 @@ Vector = tuple[float, ...]
 """λ for each group of parameters."""
 
 _REMEMBERED = 4096
+_Key = tuple[Path, Place, float | None]
+"""What decides a tensor's λ: its path, its place, and λ in the recipe."""
 
 
 class Spread:
     """Turns a request's λ into one λ for each group of parameters.
 
-    `names` are the parameters' names in the checkpoint; `path` is the family's; `recipe`, if given, sets λ for
-    requests that do not.
+    `names` has for each parameter the tensors of the checkpoint that it holds: one, or all experts of a layer.
+    `path` is the family's; `recipe`, if given, sets λ for requests that do not. Raises MisuseError if they give
+    tensors of one parameter different λ.
     """
 
     def __init__(
-        self, names: Sequence[str], anatomy: Anatomy, path: Setting[Path], recipe: Recipe | None = None
+        self, names: Mapping[str, Sequence[str]], anatomy: Anatomy, path: Setting[Path], recipe: Recipe | None = None
     ) -> None:
         self.groups: dict[str, int] = {}
         """The group of every parameter."""
-        self._members: list[tuple[Path, Place, float | None]] = []
-        seen: dict[tuple[Path, Place, float | None], int] = {}
-        for name in names:
-            place = anatomy.place(name)
-            own = recipe.lambda_for(name, anatomy) if recipe else None
-            key = (path.resolve(name, place.x) or Uniform(), place, own)
-            self.groups[name] = seen.setdefault(key, len(seen))
+        self._members: list[_Key] = []
+        seen: dict[_Key, int] = {}
+        for parameter, tensors in names.items():
+            keys = dict.fromkeys(_key(name, anatomy, path, recipe) for name in tensors)
+            if len(keys) > 1:
+                raise MisuseError(
+                    f"`{parameter}` holds {len(tensors)} tensors, such as `{tensors[0]}`, which path or λ tell apart;"
+                    " a live model has one λ for them",
+                    hint="use filters that name all experts of a layer, or build the variants with `dami build`",
+                )
+            self.groups[parameter] = seen.setdefault(next(iter(keys)), len(seen))
         self._members = list(seen)
         self._has_recipe = recipe is not None
         self._cached = lru_cache(_REMEMBERED)(self._vector)
@@ -66,3 +73,8 @@ class Spread:
         if not self._has_recipe:
             raise MisuseError("no λ given; expected a number in [0, 1]")
         return tuple(own for _, _, own in self._members if own is not None)
+
+
+def _key(name: str, anatomy: Anatomy, path: Setting[Path], recipe: Recipe | None) -> _Key:
+    place = anatomy.place(name)
+    return path.resolve(name, place.x) or Uniform(), place, recipe.lambda_for(name, anatomy) if recipe else None

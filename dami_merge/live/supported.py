@@ -7,23 +7,32 @@ if all its modules are known, because they do not show what the model computes o
 
 from __future__ import annotations
 
-__all__ = ["AFFINE_EMBEDDINGS", "AFFINE_NORMS", "CAUSAL_MODELS", "HEADS_FIRST", "LLAMA_NORMS", "ROPES", "SHORT_ROPES"]
+__all__ = [
+    "AFFINE_EMBEDDINGS", "AFFINE_NORMS", "EXPERTS", "HEADS_FIRST", "LLAMA_NORMS", "MODELS", "ROPES", "ROUTERS",
+    "SHORT_ROPES",
+]  # fmt: skip
 
-CAUSAL_MODELS = frozenset({
+MODELS = frozenset({
     "ArceeForCausalLM", "Cohere2ForCausalLM", "CohereForCausalLM", "CwmForCausalLM",
-    "Ernie4_5ForCausalLM", "Exaone4ForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "GemmaForCausalLM",
+    "Ernie4_5ForCausalLM", "Exaone4ForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM",
+    "Gemma3ForConditionalGeneration", "GemmaForCausalLM",
     "Glm4ForCausalLM", "GlmForCausalLM", "GraniteForCausalLM", "HeliumForCausalLM", "HunYuanDenseV1ForCausalLM",
     "HyperCLOVAXForCausalLM", "Jais2ForCausalLM", "LlamaForCausalLM", "MiniCPM3ForCausalLM", "Ministral3ForCausalLM",
-    "MinistralForCausalLM", "MistralForCausalLM", "NanoChatForCausalLM", "Olmo2ForCausalLM",
+    "MinistralForCausalLM", "Mistral3ForConditionalGeneration", "MistralForCausalLM", "MixtralForCausalLM",
+    "NanoChatForCausalLM", "Olmo2ForCausalLM",
     "Olmo3ForCausalLM", "OlmoForCausalLM", "PersimmonForCausalLM", "Phi3ForCausalLM", "PhiForCausalLM",
-    "Qwen2ForCausalLM", "Qwen3ForCausalLM", "SeedOssForCausalLM", "SmolLM3ForCausalLM", "Starcoder2ForCausalLM",
+    "OlmoeForCausalLM", "Qwen2ForCausalLM", "Qwen2MoeForCausalLM", "Qwen2VLForConditionalGeneration",
+    "Qwen2_5_VLForConditionalGeneration", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM",
+    "Qwen3VLForConditionalGeneration", "SeedOssForCausalLM", "SmolLM3ForCausalLM", "Starcoder2ForCausalLM",
     "VaultGemmaForCausalLM", "YoutuForCausalLM",
 })  # fmt: skip
 
 LLAMA_NORMS = frozenset({
     "ArceeRMSNorm", "CwmRMSNorm", "Ernie4_5RMSNorm", "Exaone4RMSNorm", "Glm4RMSNorm", "GlmRMSNorm",
     "GraniteRMSNorm", "HunYuanDenseV1RMSNorm", "HyperCLOVAXRMSNorm", "LlamaRMSNorm", "MiniCPM3RMSNorm",
-    "Ministral3RMSNorm", "MinistralRMSNorm", "MistralRMSNorm", "Phi3RMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm",
+    "Ministral3RMSNorm", "MinistralRMSNorm", "MistralRMSNorm", "MixtralRMSNorm", "OlmoeRMSNorm",
+    "Phi3RMSNorm", "Qwen2MoeRMSNorm", "Qwen2RMSNorm", "Qwen2VLRMSNorm", "Qwen2_5_VLRMSNorm", "Qwen3MoeRMSNorm",
+    "Qwen3RMSNorm", "Qwen3VLTextRMSNorm",
     "SeedOssRMSNorm", "SmolLM3RMSNorm", "YoutuRMSNorm",
 })  # fmt: skip
 """Norms that compute exactly what Llama's does, which `PairRMSNorm` computes."""
@@ -41,9 +50,16 @@ AFFINE_EMBEDDINGS = frozenset({
 """Embeddings with a constant factor."""
 
 HEADS_FIRST = frozenset({
-    "Exaone4ForCausalLM", "Gemma3ForCausalLM", "HunYuanDenseV1ForCausalLM", "PhiForCausalLM",
+    "Exaone4ForCausalLM", "Gemma3ForCausalLM", "Gemma3ForConditionalGeneration", "HunYuanDenseV1ForCausalLM",
+    "PhiForCausalLM",
 })  # fmt: skip
 """Models that normalise queries and keys as (1, heads, tokens, features); others do as (1, tokens, heads, features)."""
+
+ROUTERS = frozenset({"MixtralTopKRouter", "OlmoeTopKRouter", "Qwen2MoeTopKRouter", "Qwen3MoeTopKRouter"})
+"""Routers that begin with a product of their input and their one weight."""
+
+EXPERTS = frozenset({"MixtralExperts", "OlmoeExperts", "Qwen2MoeExperts", "Qwen3MoeExperts"})
+"""Experts with a gate, in two parameters (experts, 2·inner, hidden) and (experts, hidden, inner), without biases."""
 
 ROPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings that do not depend on the longest sequence of a batch."""

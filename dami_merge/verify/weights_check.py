@@ -13,9 +13,9 @@ import torch
 
 from dami_merge.build.build_plan import TensorSource, VariantPlan
 from dami_merge.build.layout import ITEMSIZE
-from dami_merge.build.stored_values import StoredValues
 from dami_merge.checkpoints.checkpoint import Checkpoint, TensorInfo
 from dami_merge.checkpoints.sides import Sides
+from dami_merge.checkpoints.stored_values import StoredValues
 from dami_merge.checkpoints.tensor_view import TensorView
 from dami_merge.interpolation.depth import Anatomy
 from dami_merge.interpolation.formula import TORCH_DTYPES, BlockInterpolator

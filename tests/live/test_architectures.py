@@ -7,17 +7,25 @@ from typing import Any
 
 import pytest
 import torch
-from support.live import logits_of, make_live_pair, variant
+from support.live import logits_of, make_live_pair, model_class, variant
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from dami_merge.live import Engine, Generation
 from dami_merge.live.blend import WeightSource
-from dami_merge.live.supported import CAUSAL_MODELS
+from dami_merge.live.supported import MODELS
 from dami_router.errors import MisuseError
 
 # What a class can do beside the plain decoder: its windows, biases, norms, caps and multipliers, switched on.
 WINDOW = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+LATENT = {
+    "q_lora_rank": 12, "kv_lora_rank": 8, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 8,
+    "head_dim": 4, "num_key_value_heads": 4,
+}  # fmt: skip
+MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+SECTIONS = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4}
+MULTIPLIERS = {
+    "embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.4, "attention_multiplier": 0.2,
+}  # fmt: skip
 CASES: dict[str, dict[str, Any]] = {
     "arcee": {"attention_bias": True, "mlp_bias": True},
     "cohere": {"use_qk_norm": True, "attention_bias": True, "logit_scale": 0.3},
@@ -27,36 +35,21 @@ CASES: dict[str, dict[str, Any]] = {
     "exaone4": WINDOW,
     "gemma": {},
     "gemma2": {**WINDOW, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 20},
+    "gemma3": {"text_config": WINDOW},
     "gemma3_text": {**WINDOW, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 20},
     "glm": {"attention_bias": True},
     "glm4": {"attention_bias": True},
-    "granite": {
-        "embedding_multiplier": 3.0,
-        "logits_scaling": 2.0,
-        "residual_multiplier": 0.4,
-        "attention_multiplier": 0.2,
-    },
+    "granite": MULTIPLIERS,
     "helium": {},
     "hunyuan_v1_dense": {"attention_bias": True},
-    "hyperclovax": {
-        "embedding_multiplier": 3.0,
-        "logits_scaling": 2.0,
-        "residual_multiplier": 0.4,
-        "attention_multiplier": 0.2,
-    },
+    "hyperclovax": MULTIPLIERS,
     "internlm3": {},
     "iquestcoder": {},
     "jais2": {},
     "llama": {"attention_bias": True, "mlp_bias": True},
-    "minicpm3": {
-        "q_lora_rank": 12,
-        "kv_lora_rank": 8,
-        "qk_nope_head_dim": 6,
-        "qk_rope_head_dim": 4,
-        "v_head_dim": 8,
-        "head_dim": 4,
-        "num_key_value_heads": 4,
-    },
+    "minicpm3": LATENT,
+    "mistral3": {"text_config": {"model_type": "ministral3", "sliding_window": 5}},
+    "mixtral": {**MIXTURE, "num_local_experts": 4, "sliding_window": 5},
     "ministral": WINDOW,
     "ministral3": {"sliding_window": 5},
     "mistral": {"sliding_window": 5},
@@ -64,24 +57,22 @@ CASES: dict[str, dict[str, Any]] = {
     "olmo": {"clip_qkv": 0.5},
     "olmo2": {},
     "olmo3": WINDOW,
+    "olmoe": {**MIXTURE, "clip_qkv": 0.5},
     "persimmon": {"qk_layernorm": True},
     "phi": {"qk_layernorm": True, "num_key_value_heads": 4},
     "phi3": {"sliding_window": 5},
     "qwen2": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    "qwen2_5_vl": {"rope_parameters": SECTIONS},
+    "qwen2_moe": {**MIXTURE, "shared_expert_intermediate_size": 24, "mlp_only_layers": [1]},
+    "qwen2_vl": {"rope_parameters": SECTIONS},
+    "qwen3_moe": {**MIXTURE, "norm_topk_prob": True, "mlp_only_layers": [1]},
+    "qwen3_vl": {"rope_parameters": SECTIONS},
     "qwen3": {"attention_bias": True},
     "seed_oss": {"attention_bias": True, "attention_out_bias": True, "mlp_bias": True},
     "smollm3": {"no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 5},
     "starcoder2": {"sliding_window": 5, "use_bias": True},
     "vaultgemma": {**WINDOW, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
-    "youtu": {
-        "q_lora_rank": 12,
-        "kv_lora_rank": 8,
-        "qk_nope_head_dim": 6,
-        "qk_rope_head_dim": 4,
-        "v_head_dim": 8,
-        "head_dim": 4,
-        "num_key_value_heads": 4,
-    },
+    "youtu": LATENT,
 }
 LAMBDAS = [0.0, 0.3, 0.55, 1.0, 0.8]
 PROMPTS = [[7, 3, 3], [11, 2, 40, 5, 9, 1, 30, 4], [6], [21, 22, 23, 24], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]]
@@ -89,12 +80,12 @@ PROMPTS = [[7, 3, 3], [11, 2, 40, 5, 9, 1, 30, 4], [6], [21, 22, 23, 24], [1, 2,
 
 def classes(kind: str) -> str:
     """The class that Transformers has for a model type."""
-    return MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[kind]].__name__
+    return str(model_class(CONFIG_MAPPING[kind]()).__name__)
 
 
 def test_every_listed_class_is_compared() -> None:
     """No class is supported unless one of the cases below is of it."""
-    assert {classes(kind) for kind in CASES} == CAUSAL_MODELS
+    assert {classes(kind) for kind in CASES} == MODELS
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])

@@ -180,14 +180,26 @@ def test_an_endpoint_that_is_no_name_is_refused(pair: Pair, name: Any) -> None:
 def test_unsupported_modules_are_named_before_anything_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A mixture of experts is refused by the names of its modules, and nothing is loaded by then."""
+    """Experts of another design are refused by the names of their modules, and nothing is loaded by then."""
     monkeypatch.setattr("dami_merge.live.loading.local", lambda *_: pytest.fail("downloads"))
     monkeypatch.setattr("dami_merge.live.loading.load_pairs", lambda *_: pytest.fail("loads"))
-    moe = make_pair(tmp_path, "qwen3_moe")
-    with pytest.raises(CheckpointError, match=r"Qwen3MoeExperts \(`model.layers.*experts`\)") as caught:
+    moe = make_live_pair(tmp_path, "ernie4_5_moe", moe_num_experts=4, moe_k=2, moe_intermediate_size=16)
+    with pytest.raises(CheckpointError, match=r"Ernie4_5_MoeExperts \(`model.layers.*experts`\)") as caught:
         Engine.load(str(moe.instruct), str(moe.thinking))
-    assert "Qwen3MoeTopKRouter" in caught.value.message
+    assert "Ernie4_5_MoeTopKRouter" in caught.value.message
     assert "dami build" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(("filtered", "message"), [("experts.1.", "8 tensors"), ("up_proj", "8 tensors")])
+def test_experts_of_one_layer_share_a_lambda(tmp_path: Path, filtered: str, message: str) -> None:
+    """A path that tells apart the tensors of one parameter is refused before weights are read; other filters work."""
+    moe = make_pair(tmp_path, "qwen3_moe")
+    ends = str(moe.instruct), str(moe.thinking)
+    with pytest.raises(MisuseError, match=rf"experts.gate_up_proj` holds ({message}), such as .*experts.0.gate_proj"):
+        Engine.load(*ends, path=[{"filter": filtered, "value": "late(0.5)"}, {"value": "uniform"}])
+    engine = Engine.load(*ends, path=[{"filter": ".experts.", "value": "late(0.5)"}, {"value": "uniform"}])
+    vector = engine.model.vector(0.5)
+    assert len(set(vector)) > 1
 
 
 @pytest.mark.parametrize(

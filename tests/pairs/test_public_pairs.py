@@ -13,10 +13,12 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 from support.builds import Built, build, same_bits
-from support.pair_table import recipe_of
+from support.pair_table import recipe_of, row_text
 from support.pairs import Pair
 from support.public_pairs import ROWS, PublicPair, dequantised, load_variant, write_public_pair
 
+from dami_merge.live import Engine
+from dami_merge.live.pair_model import PairModel
 from dami_merge.verify import verify_family
 from dami_router.commands.check import check
 from dami_router.errors import CheckpointError
@@ -127,6 +129,21 @@ def test_every_variant_loads_whole(row: PublicPair, case_of: Callable[[PublicPai
         _, missing, unexpected = load_variant(row, case.built.folder(lambda_))
         assert missing == set()
         assert {name for name in unexpected if not (row.has("mtp") and name.startswith("model.layers.3."))} == set()
+
+
+@pytest.mark.parametrize("row", usable())
+def test_a_live_engine_merges_the_bits_of_the_variant(row: PublicPair, case_of: Callable[[PublicPair], Case]) -> None:
+    """At one λ the engine's weights are those of the built variant, for every row that docs/pairs.md says it serves."""
+    if row_text(row).endswith("| no |"):
+        pytest.skip("not served live; test_pairs_page.py compares that with the page")
+    case = case_of(row)
+    engine = Engine.load(*map(str, case.pair), mode="uniform")
+    engine.generate([[5, 6]], [0.4], max_new_tokens=1, ignore_eos=True)
+    state, _, _ = load_variant(row, case.built.folder(0.4))
+    assert isinstance(engine.model, PairModel)
+    for pair in engine.model.pairs:
+        assert pair.merged is not None
+        assert same_bits(pair.merged, state[pair.name]), pair.name
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if set(row.twists) & set(REFUSED)], ids=lambda row: row.id)

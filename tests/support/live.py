@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors.torch import load_file
+from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from dami_merge.interpolation.depth import Anatomy
@@ -18,6 +19,17 @@ from dami_merge.live import Engine
 from dami_merge.live.attention import ForwardStep, KeyValues, RowSpan
 from dami_merge.live.pair_model import Batch
 from support.pairs import VOCABULARY, Pair, write_tokenizer
+
+_QWEN_VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 4}
+_ENCODER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+VISION: dict[str, dict[str, Any]] = {
+    "gemma3": {**_ENCODER, "patch_size": 4, "image_size": 16},
+    "mistral3": {**_ENCODER, "model_type": "pixtral", "head_dim": 8, "patch_size": 4, "image_size": 16},
+    "qwen2_vl": {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2},
+    "qwen2_5_vl": {**_QWEN_VISION, "out_hidden_size": 32, "fullatt_block_indexes": [0], "window_size": 16},
+    "qwen3_vl": {**_QWEN_VISION, "out_hidden_size": 32, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
+}
+"""Small vision towers of the models that have one; the engine leaves them out."""
 
 
 def make_live_pair(
@@ -30,7 +42,13 @@ def make_live_pair(
         "max_position_embeddings": 512, "pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2, **config,
     }  # fmt: skip
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**settings))
+    kinds = CONFIG_MAPPING[kind]
+    if "vision_config" in kinds.sub_configs:
+        text = settings | settings.pop("text_config", {})
+        made = kinds(text_config=text, vision_config=VISION[kind], tie_word_embeddings=text["tie_word_embeddings"])
+    else:
+        made = kinds(**settings)
+    model = model_class(made)._from_config(made)
     pair = Pair(folder / "instruct", folder / "thinking")
     for side in pair:
         with torch.no_grad():
@@ -43,24 +61,30 @@ def make_live_pair(
     return pair
 
 
+def model_class(config: Any) -> Any:
+    """Return Transformers' class for a config: of a language model, or of one that reads images too."""
+    known = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return next(mapping[type(config)] for mapping in known if type(config) in mapping)
+
+
 def variant(
     pair: Pair, lambda_: float, path: str = "uniform", dtype: torch.dtype | None = None, attention: str = "sdpa"
 ) -> Any:
     """Return Transformers' model of the variant at λ, merged as `dami build` merges."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        pair.instruct, dtype=dtype or "auto", attn_implementation=attention
-    )
     ends = [load_file(side / "model.safetensors") for side in pair]
-    anatomy = Anatomy.of(ends[0], model.config.to_dict())
+    config = transformers.AutoConfig.from_pretrained(pair.instruct)
+    anatomy = Anatomy.of(ends[0], config.to_dict())
     curve = parse_path(path)
     merged = {}
     for name in ends[0]:
         a, b = (end[name].to(dtype or end[name].dtype) for end in ends)
         merged[name] = interpolate(a, b, curve.lambda_at(lambda_, anatomy.place(name)))
-    missing, unexpected = model.load_state_dict(merged, strict=False)
-    assert not unexpected
-    assert set(missing) <= {"lm_head.weight"}
-    model.tie_weights()
+    model, info = model_class(config).from_pretrained(
+        None, config=config, state_dict=merged, dtype=dtype or "auto", attn_implementation=attention,
+        output_loading_info=True,
+    )  # fmt: skip
+    assert not info["unexpected_keys"]
+    assert not info["missing_keys"]
     return model.eval()
 
 

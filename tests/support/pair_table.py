@@ -95,7 +95,8 @@ def _mergekit(report: dict[str, Any]) -> str:
 
 def _live(pair: Pair) -> str:
     try:
-        load(order_of_endpoints(str(pair.instruct), str(pair.thinking)))
+        loaded = load(order_of_endpoints(str(pair.instruct), str(pair.thinking)))
     except DamiError:
         return "no"
-    return "yes"
+    config = loaded.endpoints.instruct.config
+    return "yes; text only" if "vision_config" in config else "yes"
