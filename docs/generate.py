@@ -47,7 +47,9 @@ def main() -> int:
 def reference() -> str:
     """Return the whole reference as Markdown."""
     with click.Context(dami, info_name="dami", **dami.context_settings) as shell:
-        contents = [f"- [`dami {name}`](#dami-{name}): {text}" for name, (_, text) in COMMANDS.items()]
+        contents = [
+            f"- [`dami {name}`](#dami-{name.replace(' ', '-')}): {text}" for name, (_, text) in COMMANDS.items()
+        ]
         sections = [section(shell, name, load(shell, name)) for name in COMMANDS]
     return "\n".join([HEAD, *contents, "", *sections])
 

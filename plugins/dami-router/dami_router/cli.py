@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "route": ("dami-router", "Show the λ and the variant that a query would get, and why."),
     "ask": ("dami-router", "Answer one query with the variant for its λ."),
     "rollout": ("dami-router", "Run every query on every variant and grade the answers; resumable."),
+    "rollout import": ("dami-router", "Make rollouts from the logs of other tools."),
     "train": ("dami-router", "Train an estimator of λ(q) on graded rollouts."),
     "calibrate": ("dami-router", "Fit confidence to a target mean λ or mean tokens, without labels; resumable."),
     "eval": ("dami-router", "Evaluate an estimator against every static λ and the oracle."),
@@ -42,7 +43,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "lab": ("dami-merge", "Write the tiny Instruct/Thinking pair into a folder."),
     "demo": ("dami-merge", "Merge, answer, route and report on the tiny pair, end to end."),
 }
-"""Our own commands: name → the distribution that has it, and what it does in one line."""
+"""Our own commands: name → the distribution that has it, and what it does in one line.
+
+The entry point of a command with two words has a hyphen in place of the space.
+"""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -93,6 +97,8 @@ class Shell(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command to run; for an unknown name, the error suggests the nearest known one."""
+        if len(args) > 1 and (pair := f"{args[0]} {args[1]}") in COMMANDS:
+            args = [pair, *args[2:]]
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None:
             near = did_you_mean(name, self.list_commands(ctx))
@@ -113,7 +119,8 @@ class Shell(click.Group):
 
 
 def _installed() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group="dami.commands")}
+    found = {point.name: point for point in entry_points(group="dami.commands")}
+    return {next((c for c in COMMANDS if c.replace(" ", "-") == name), name): point for name, point in found.items()}
 
 
 def _origin(point: EntryPoint | None) -> str:

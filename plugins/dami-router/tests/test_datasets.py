@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +92,37 @@ def test_columns_can_be_given_and_rows_limited(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("column", ["messages", "prompt"])
-def test_conversations_are_refused_with_the_way_out(column: str, tmp_path: Path) -> None:
-    """Rows of messages are no questions, under whatever name: the message says what to make of them."""
-    file = str(jsonl(tmp_path / "q.jsonl", [{column: [{"role": "user", "content": "2+2?"}], "answer": "4"}]))
-    for chosen in (None, column):
-        with pytest.raises(MisuseError) as refused:
-            load_dataset(file, query_column=chosen)
-        assert "chats are not supported" in str(refused.value.hint)
+def test_single_turn_chats_are_questions(column: str, tmp_path: Path) -> None:
+    """A system and a user message, of text or text parts, are a question; its id depends on both."""
+    user = {"role": "user", "content": [{"type": "text", "text": "2+2?"}]}
+    rows = [[user], [{"role": "system", "content": "In German."}, user], [{"role": "user", "content": "2+2?"}]]
+    found = load_dataset(str(jsonl(tmp_path / "q.jsonl", [{column: row, "answer": "4"} for row in rows]))).questions
+    assert [(q.system, q.text) for q in found] == [(None, "2+2?"), ("In German.", "2+2?"), (None, "2+2?")]
+    assert found[2].id == f"{found[0].id}-2"
+    assert found[1].id != found[0].id
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        ([], "found no message"),
+        ([{"role": "system", "content": "x"}], "found system"),
+        ([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}], "found user, assistant"),
+        ([{"role": "user", "content": "x"}] * 9, "user, …"),
+        ([{"role": "user", "content": "x"}, {"role": "system", "content": "x"}], "found user, system"),
+        (["x"], "messages with `role` and `content`"),
+        ([{"from": "human", "value": "x"}], "messages with `role` and `content`"),
+        ([{"role": "user", "content": " "}], "expects text"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "expects text"),
+        ([{"role": "system", "content": [1]}, {"role": "user", "content": "x"}], "system message of text"),
+    ],
+)
+def test_other_conversations_are_refused(messages: list[Any], says: str, tmp_path: Path) -> None:
+    """Several turns, pictures and other shapes are one message with the row, never half a question."""
+    file = str(jsonl(tmp_path / "q.jsonl", [{"messages": messages}]))
+    with pytest.raises(MisuseError, match=re.escape(says)) as refused:
+        load_dataset(file)
+    assert refused.value.message.startswith(f"{file}:1: `messages` expects ")
 
 
 def test_ids_are_the_rows_own_or_come_from_the_text(tmp_path: Path) -> None:

@@ -57,9 +57,9 @@ def test_rollouts_survive_a_file(tmp_path: Path, name: str) -> None:
         ({"lambda": 1.5}, "`lambda` expects a number in"),
         ({"correct": "yes"}, "`correct` expects a number in"),
         ({"tokens": -1}, "`tokens` expects a number of at least 0"),
-        ({"tokens": 1.5}, "a whole number"),
         ({"tokens": float("nan")}, "`tokens` expects"),
-        ({"token": 3}, "did you mean `tokens`?"),
+        ({"sample": 1.5}, "`sample` expects a whole number"),
+        ({"cap": -1}, "`cap` expects a number of at least 0"),
         ({"lambda": None}, "`lambda` expects"),
     ],
 )
@@ -71,6 +71,46 @@ def test_what_is_no_rollout_names_its_line(tmp_path: Path, change: dict[str, obj
         list(read_rollouts(path))
     assert str(caught.value).startswith(f"{path}:3: ")
     assert message in str(caught.value)
+
+
+def test_a_misspelled_field_is_named(tmp_path: Path) -> None:
+    """Where a required field is missing, the unknown field that is nearly its name is suggested."""
+    path = tmp_path / "r.jsonl"
+    path.write_text(json.dumps({"token" if key == "tokens" else key: value for key, value in LINE.items()}))
+    with pytest.raises(MisuseError, match="lacks tokens") as caught:
+        list(read_rollouts(path))
+    assert caught.value.hint == "is `token` it?"
+
+
+def test_rollouts_of_other_tools_are_read(tmp_path: Path) -> None:
+    """A byte-order mark and mean tokens are accepted; unknown fields are ignored, and reported once for the file."""
+    path = tmp_path / "r.jsonl"
+    rows = [{**LINE, "query_id": str(i), "tokens": 1.5 + i, "confidense": 1, "run": {}} for i in range(3)]
+    path.write_text("\ufeff" + "".join(json.dumps(row) + "\n" for row in rows))
+    told: list[str] = []
+    found = list(read_rollouts(path, told.append))
+    assert [row.tokens for row in found] == [1.5, 2.5, 3.5]
+    assert told == [f"{path}:1: unknown fields are ignored: `confidense`, `run` (did you mean `confidence`?)"]
+    write_rollouts(found, path)
+    assert list(read_rollouts(path, told.append)) == found
+    assert len(told) == 1
+
+
+def test_answers_with_a_cap_are_apart(tmp_path: Path) -> None:
+    """A cap makes another column of the same query, by λ and cap; it is no variant, and must be complete like one."""
+    rows = [Rollout("q", "t", x, 1, 10 * x) for x in (1.0, 0.0)]
+    rows += [Rollout("q", "t", 1.0, 0.5, 7, cap=cap) for cap in (64, 8)]
+    write_rollouts(rows, tmp_path / "r.jsonl")
+    found = grid_of(read_rollouts(tmp_path / "r.jsonl"))
+    assert found.lambdas == (0.0, 1.0)
+    assert found.capped is not None
+    assert (found.capped.settings, found.capped.tokens.tolist()) == (((1.0, 8), (1.0, 64)), [[7.0, 7.0]])
+    assert found.rows([0]).capped is not None
+    more = [Rollout("r", "u", x, 1, 1) for x in (0.0, 1.0)]
+    with pytest.raises(MisuseError, match="`r` has no rollout at λ=1 with cap 8"):
+        grid_of([*rows, *more])
+    with pytest.raises(MisuseError, match="every rollout has a cap"):
+        grid_of(rows[2:])
 
 
 def test_unreadable_rollouts_are_refused(tmp_path: Path) -> None:

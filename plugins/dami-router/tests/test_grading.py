@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from dami_router.errors import FailureError, MisuseError
 from dami_router.grading import Grader, grader_for, grader_named
+from dami_router.grading.choices import chosen_letter
 from dami_router.grading.graders import Exact, Numeric
 from dami_router.grading.numbers import last_number, only_number
 
@@ -110,11 +111,51 @@ def test_long_texts_take_no_time(text: str) -> None:
 
 
 def test_the_grader_is_chosen_by_what_is_expected() -> None:
-    """Numbers are compared as numbers, else text; without answers nothing is graded; a mixture is refused."""
-    assert [grader_for(x) for x in (["1", "-2,000"], ["1", "x"], [None, None])] == ["numeric", "exact", "none"]
+    """Numbers are compared as numbers, letters as choices, else text; without answers nothing; a mixture is refused."""
+    expected = (["1", "-2,000"], ["B", "(c)"], ["1", "x"], [None, None])
+    assert [grader_for(x) for x in expected] == ["numeric", "choice", "exact", "none"]
     assert [getattr(grader_named(x), "name", None) for x in ("exact", "none")] == ["exact", None]
     with pytest.raises(MisuseError, match="some have none"):
         grader_for(["1", None])
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("B", "B"),
+        (" (b). ", "B"),
+        ("**C**", "C"),
+        ("The answer is (D).", "D"),
+        ("Answer: $B$", "B"),
+        ("**Answer:** C", "C"),
+        ("The correct answer is option A, because a cat is an animal.", "A"),
+        ("The answer is A at first sight. But no: the correct choice is C.", "C"),
+        ("So we get \\boxed{\\text{D}}", "D"),
+        ("\\boxed{B) 12 m}", "B"),
+        ("Long division gives 12.\n\nB) 12 m", "B"),
+        ("Only (C) fits; the others do not.", "C"),
+        ("Neither (A) nor (B) is certain.", None),
+        ("The answer is a mammal.", None),
+        ("Answer: I'm not sure", None),
+        ("A cat sat there", None),
+        ("", None),
+        ("42", None),
+    ],
+)
+def test_the_letter_that_an_answer_settles_on_is_found(answer: str, letter: str | None) -> None:
+    """A bare, marked, stated or only bracketed letter is a choice; articles, words and doubts are none."""
+    assert chosen_letter(answer) == letter
+
+
+def test_choices_are_compared_as_letters() -> None:
+    """Case and brackets of the expected letter do not matter; an expected word cannot be compared."""
+    grader = grader_named("choice")
+    assert grader is not None
+    assert [grader.grade("The answer is (B)", x) for x in ("B", "(b)", "C")] == [1.0, 1.0, 0.0]
+    assert [grader.unfit(x) for x in ("d.", "yes", "12")] == [None, "is not a single letter", "is not a single letter"]
+    begun = time.process_time()
+    grader.grade("the answer is the " * 20_000 + "(" * 20_000, "B")
+    assert time.process_time() - begun < 5.0
 
 
 @pytest.fixture(scope="module")

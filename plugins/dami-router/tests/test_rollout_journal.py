@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dami_router import __version__
-from dami_router.collecting.rollout_journal import journal, rollouts_of, settings_path
+from dami_router.collecting.rollout_journal import Key, journal, rollouts_of, settings_path
 from dami_router.collecting.settings import QuestionSettings
 from dami_router.datasets import Question
 from dami_router.errors import FailureError, MisuseError
@@ -232,17 +232,18 @@ def test_settings_are_kept_beside_the_rollouts(path: Path) -> None:
     assert file.read_text(encoding="utf-8") == text
 
 
-def checked(path: Path, questions: Any = QUESTIONS, models: Any = MODELS) -> set[tuple[str, float, int]]:
+def checked(path: Path, questions: Any = QUESTIONS, models: Any = MODELS) -> set[Key]:
     """Return what a run finds done in a file."""
     with journal(path, SETTINGS, "data.jsonl") as opened:
         opened.check(questions, models)
         return opened.done
 
 
-def test_what_is_done_is_known_by_question_lambda_and_sample(path: Path) -> None:
-    """A row without a sample is sample 0; one of a λ that is served no more is done as well."""
-    write(path, row(0), row(0, 1.0), row(0, sample=1), row(2, sample=0))
-    done = {("q0", 0.0, 0), ("q0", 1.0, 0), ("q0", 0.0, 1), ("q2", 0.0, 0)}
+def test_what_is_done_is_known_by_question_lambda_cap_and_sample(path: Path) -> None:
+    """A row without a sample is sample 0; a cap makes another answer; one of a λ that is served no more is done too."""
+    write(path, row(0), row(0, 1.0), row(0, sample=1), row(2, sample=0), row(2, sample=0, cap=8))
+    done = {(q, x, None, i) for q, x, i in (("q0", 0.0, 0), ("q0", 1.0, 0), ("q0", 0.0, 1), ("q2", 0.0, 0))}
+    done.add(("q2", 0.0, 8, 0))
     assert checked(path) == done
     assert checked(path, models={0.0: "v-l000"}) == done
 
@@ -273,7 +274,7 @@ def test_rows_that_are_not_graded_yet_count_as_wrong(path: Path) -> None:
     ungraded = {key: value for key, value in row(1).items() if key != "correct"}
     write(path, row(0), ungraded)
     assert [(r.query_id, r.correct) for r in rollouts_of(path)] == [("q0", 1.0), ("q1", 0.0)]
-    assert checked(path) == {("q0", 0.0, 0), ("q1", 0.0, 0)}
+    assert checked(path) == {("q0", 0.0, None, 0), ("q1", 0.0, None, 0)}
     write(path, {"query_id": "q2"})
     with pytest.raises(MisuseError, match=rf"^{path}:3"):
         list(rollouts_of(path))
@@ -311,7 +312,7 @@ def test_a_crash_anywhere_loses_at_most_the_last_append(
     path.write_bytes(whole[:cut])
     done = checked(path)
     assert len(done) == whole[:cut].count(b"\n")
-    write(path, *(r for r in rows if (r["query_id"], r["lambda"], r["sample"]) not in done))
+    write(path, *(r for r in rows if (r["query_id"], r["lambda"], None, r["sample"]) not in done))
     assert path.read_bytes() == whole
 
 

@@ -28,9 +28,9 @@ class Collection:
     failures: Counter[str] = field(default_factory=Counter)
 
 
-def key_of(text: str) -> str:
-    """Return a query's digest as hexadecimal text."""
-    return digest(Query(text), "calibration", 0).hex()
+def key_of(query: Query) -> str:
+    """Return a query's digest as hexadecimal text; system messages count."""
+    return digest(query, "calibration", 0).hex()
 
 
 async def forms_of(estimator: Confidence, form: Choice, query: Query) -> tuple[Form, ...]:
@@ -48,21 +48,22 @@ async def forms_of(estimator: Confidence, form: Choice, query: Query) -> tuple[F
 
 
 async def collect(
-    estimator: Confidence, forms: Sequence[Form], texts: Sequence[str], into: ProbeJournal, concurrency: int,
+    estimator: Confidence, forms: Sequence[Form], queries: Sequence[Query], into: ProbeJournal, concurrency: int,
     say: Callable[[str], None],
 ) -> Collection:  # fmt: skip
     """Measure every query that is not in `into`, `concurrency` at a time."""
     each = {form: replace(estimator, form=form, memo=None, cache=0) for form in forms}
-    work = list(reversed([text for text in dict.fromkeys(texts) if key_of(text) not in into.done]))
+    distinct = {key_of(query): query for query in queries}
+    work = list(reversed([(key, query) for key, query in distinct.items() if key not in into.done]))
     outcome, total = Collection(), len(work)
     told = begun = time.monotonic()
 
     async def worker() -> None:
         nonlocal told
         while work:
-            text = work.pop()
+            key, query = work.pop()
             try:
-                into.append(key_of(text), await _scores(each, Query(text)))
+                into.append(key, await _scores(each, query))
                 outcome.measured += 1
             except EstimationError as error:
                 outcome.failures[error.message] += 1

@@ -19,12 +19,16 @@ _HEADERS = {"content-type": "application/json"}
 
 @dataclass(frozen=True)
 class RolloutTarget:
-    """What answers at λ: a variant's id, or `live`, without fallback; `model` is its name for clients."""
+    """What answers at λ: a variant's id, or `live`, without fallback; `model` is its name for clients.
+
+    `cap`: the limit of its thinking tokens, None without one.
+    """
 
     lambda_: float
     variant: str
     model: str
     opens_think: bool = False
+    cap: int | None = None
 
 
 @dataclass(frozen=True)

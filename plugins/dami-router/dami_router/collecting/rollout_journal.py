@@ -23,8 +23,8 @@ from dami_router.version import __version__
 
 __all__ = ["Key", "RolloutJournal", "journal", "rollouts_of"]
 
-Key = tuple[str, float, int]
-"""query_id, λ, sample: the key of a rollout."""
+Key = tuple[str, float, int | None, int]
+"""query_id, λ, cap, sample: the key of a rollout."""
 
 _CHUNK = 1 << 20
 
@@ -54,11 +54,12 @@ class RolloutJournal:
     def check(self, questions: Mapping[str, Question], models: Mapping[float, str]) -> None:
         """Read the existing rollouts; refuses those of other questions, or of other models at one of these λ."""
         for where, row in _placed(self.path):
-            key = (row.query_id, row.lambda_, int(row.sample or 0))
+            key = (row.query_id, row.lambda_, row.cap, int(row.sample or 0))
             if key in self.done:
-                raise MisuseError(f"{where}: the same question, λ and sample as an earlier line", hint="remove one")
+                raise MisuseError(f"{where}: the same question, λ, cap and sample as before", hint="remove one")
             question = questions.get(row.query_id)
-            if question is None or question.text != row.query or question.expected != row.expected:
+            told = question and (question.text, question.expected, question.system)
+            if told != (row.query, row.expected, row.system):
                 raise MisuseError(
                     f"{where}: `{row.query_id:.60}` has another text, or is no longer in the dataset", hint=_NEW
                 )

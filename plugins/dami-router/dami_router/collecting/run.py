@@ -106,7 +106,7 @@ class Collector:
             self._rows.put_nowait(await self._graded(target, question, sample, asked))
 
     async def _patiently(self, target: RolloutTarget, question: Question, sample: int) -> VariantAnswer:
-        body = self._settings.request(target.model, question.text, sample)
+        body = self._settings.request(target.model, question, sample, target.cap)
         now = asyncio.get_running_loop().time
         end, pause = 0.0, _FIRST_PAUSE
         while True:
@@ -129,7 +129,8 @@ class Collector:
             row["correct"] = bool(score) if score in (0.0, 1.0) else score
         row |= {"tokens": given.tokens, "sample": sample, "model": target.model}
         row["answer"] = given.text if self._settings.keep_thoughts else given.answer
-        optional = {"expected": question.expected, "finish_reason": given.finish_reason}
+        optional = {"expected": question.expected, "finish_reason": given.finish_reason, "system": question.system,
+                    "cap": target.cap}  # fmt: skip
         row |= {key: value for key, value in optional.items() if value is not None}
         return row | {"think": given.think, "latency_s": round(given.latency_s, 6)}
 
@@ -151,4 +152,4 @@ class Collector:
 
 def key_of(row: dict[str, Any]) -> Key:
     """Return a row's key."""
-    return row["query_id"], row["lambda"], row["sample"]
+    return row["query_id"], row["lambda"], row.get("cap"), row["sample"]

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from dami_router.datasets import Question
 from dami_router.errors import MisuseError
 
-__all__ = ["QuestionSettings"]
+__all__ = ["CAP_FIELD", "QuestionSettings"]
 
 _PLACE = "{query}"
-_OURS = ("model", "messages", "stream", "n", "max_tokens", "temperature", "seed")
+CAP_FIELD = "thinking_token_budget"
+_OURS = ("model", "messages", "stream", "n", "max_tokens", "temperature", "seed", CAP_FIELD)
+_OPTIONS = {"max_tokens": "--max-tokens", "temperature": "--temperature", "seed": "--seed", CAP_FIELD: "--caps"}
 
 
 @dataclass(frozen=True)
@@ -39,17 +42,22 @@ class QuestionSettings:
             raise MisuseError(f"--template has no {_PLACE}", hint=f"such as '{_PLACE} Answer with a number.'")
         for name in _OURS:
             if name in self.body:
-                option = f"--{name.replace('_', '-')}" if name in ("max_tokens", "temperature", "seed") else None
-                raise MisuseError(f"--body must not set `{name}`", hint=f"use {option}" if option else None)
+                hint = f"use {_OPTIONS[name]}" if name in _OPTIONS else None
+                raise MisuseError(f"--body must not set `{name}`", hint=hint)
 
-    def request(self, model: str, query: str, sample: int) -> dict[str, Any]:
-        """Return the body of a chat completion; each sample of a question gets its own seed."""
-        messages = [{"role": "system", "content": self.system}] if self.system else []
-        asked = self.template.replace(_PLACE, query)
+    def request(self, model: str, question: Question, sample: int, cap: int | None = None) -> dict[str, Any]:
+        """Return the body of a chat completion; each sample of a question gets its own seed.
+
+        `cap` limits the thinking tokens, by the field that vLLM has for it.
+        """
+        system = question.system or self.system
+        messages = [{"role": "system", "content": system}] if system else []
+        asked = self.template.replace(_PLACE, question.text)
         body: dict[str, Any] = {"model": model, "messages": [*messages, {"role": "user", "content": asked}]}
         body |= {"temperature": self.temperature}
         body |= {"max_tokens": self.max_tokens} if self.max_tokens is not None else {}
         body |= {"seed": self.seed + sample} if self.seed is not None else {}
+        body |= {CAP_FIELD: cap} if cap is not None else {}
         return {**body, **self.body}
 
     def as_dict(self) -> dict[str, Any]:

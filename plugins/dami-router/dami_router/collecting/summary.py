@@ -22,7 +22,7 @@ class Tally:
     graded: bool
     n: int = 0
     correct: float = 0.0
-    tokens: int = 0
+    tokens: float = 0.0
     think: int = 0
     cut: int = 0
 

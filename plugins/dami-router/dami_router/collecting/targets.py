@@ -92,7 +92,7 @@ def lanes(
             for question in questions
             for target in group
             for sample in range(samples)
-            if (question.id, target.lambda_, sample) not in done
+            if (question.id, target.lambda_, target.cap, sample) not in done
         ]
         for group in by_server.values()
     ]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dami_router.calibration.fitting import Fitted
     from dami_router.estimators.calibrated import Form
     from dami_router.estimators.confidence import Choice
+    from dami_router.estimators.query import Query
 
 __all__ = ["calibrate"]
 
@@ -79,17 +80,18 @@ def calibrate(
     for path in (place, confidence):
         if path is not None and path.exists():
             raise MisuseError(f"{path}: already exists; no server was called", hint="choose another file, or remove it")
-    texts = _texts(queries, limit, query_column=query_column, config=config, split=split)
-    run = _Run(output, config_file, place, texts, concurrency)
+    found = _queries(queries, limit, query_column=query_column, config=config, split=split)
+    run = _Run(output, config_file, place, found, concurrency)
     run.set_up(form, tokens, timeout)
     run.wish("lambda" if mean_lambda else "tokens", mean_lambda or mean_tokens or 0.0, max_lambda, rollouts)
     asyncio.run(run.ask())
     run.finish(confidence)
 
 
-def _texts(place: str, limit: int | None, **columns: str | None) -> dict[str, str]:
+def _queries(place: str, limit: int | None, **columns: str | None) -> dict[str, Query]:
     """Return the queries by id, in order."""
     from dami_router.datasets import load_dataset
+    from dami_router.estimators.query import Query
 
     if place.endswith(".txt"):
         if given := next((name for name, value in columns.items() if value is not None), None):
@@ -98,18 +100,18 @@ def _texts(place: str, limit: int | None, **columns: str | None) -> dict[str, st
             lines = [line.strip() for line in Path(place).read_text(encoding="utf-8").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
             raise MisuseError(f"{place}: cannot be read as text: {error}") from None
-        found = {str(i): line for i, line in enumerate((line for line in lines if line), 1)}
+        found = {str(i): Query(line) for i, line in enumerate((line for line in lines if line), 1)}
         return dict(list(found.items())[:limit])
-    return {q.id: q.text for q in load_dataset(place, limit=limit, **columns).questions}
+    return {q.id: Query(q.text, messages=q.messages) for q in load_dataset(place, limit=limit, **columns).questions}
 
 
 class _Run:
     """One call of the command, step by step."""
 
-    def __init__(self, output: Output, config: Path, out: Path, texts: dict[str, str], concurrency: int) -> None:
+    def __init__(self, output: Output, config: Path, out: Path, queries: dict[str, Query], concurrency: int) -> None:
         from dami_router.router import Router
 
-        self._output, self._file, self._out, self._texts = output, config, out, texts
+        self._output, self._file, self._out, self._queries = output, config, out, queries
         self._partial = out.with_name(f"{out.name}.partial")
         self._concurrency = concurrency
         self._router = Router.from_file(config)
@@ -143,7 +145,8 @@ class _Run:
         self._cost: Cost = LambdaCost()
         if unit == "tokens":
             between = bool(self._router.fleet.of(LIVE))
-            known = tokens_of_rollouts(read_rollouts(rollouts), between=between) if rollouts else None
+            rows = read_rollouts(rollouts, self._output.warning) if rollouts else None
+            known = tokens_of_rollouts(rows, between=between) if rows is not None else None
             self._cost = known or tokens_of_variants(self._router.config.variants)
             for lambda_ in {self._rule(i / 100, 0.5) for i in range(round(100 * top) + 1)}:
                 self._cost("", lambda_)
@@ -154,7 +157,6 @@ class _Run:
 
         from dami_router.calibration.measuring import collect, forms_of
         from dami_router.calibration.probe_journal import journal
-        from dami_router.estimators.query import Query
 
         settings = {
             "tokens": self._estimator.tokens, "form": self._form,
@@ -168,12 +170,12 @@ class _Run:
             with journal(self._partial, settings) as opened:
                 if opened.done:
                     self._output.note(f"{len(opened.done):,} queries were already measured")
-                forms = await forms_of(estimator, self._form, Query(next(iter(self._texts.values()))))
+                forms = await forms_of(estimator, self._form, next(iter(self._queries.values())))
                 if not forms:
                     raise FailureError("the servers return no log-probabilities", hint=self._check())
-                self._output.note(f"{len(self._texts):,} queries; measuring {', '.join(forms)}")
-                texts = list(self._texts.values())
-                outcome = await collect(estimator, forms, texts, opened, self._concurrency, self._output.note)
+                self._output.note(f"{len(self._queries):,} queries; measuring {', '.join(forms)}")
+                asked = list(self._queries.values())
+                outcome = await collect(estimator, forms, asked, opened, self._concurrency, self._output.note)
                 self._take(opened.done, outcome.failures, forms)
 
     def _take(self, done: Any, failures: Any, forms: tuple[Form, ...]) -> None:
@@ -181,7 +183,7 @@ class _Run:
         from dami_router.calibration.fitting import Sample, fit
         from dami_router.calibration.measuring import key_of
 
-        keys = {id: key_of(text) for id, text in self._texts.items()}
+        keys = {id: key_of(query) for id, query in self._queries.items()}
         known = {id: done[key] for id, key in keys.items() if key in done}
         for reason, count in failures.most_common(5):
             self._output.warning(f"{count:,} × {reason}")
@@ -194,7 +196,7 @@ class _Run:
         self._confidence = {id: scores["instruct"] for id, scores in known.items()}
         for form in forms:
             samples = [
-                Sample(self._texts[id], scores[form], int(keys[id][:12], 16) / (1 << 48))
+                Sample(self._queries[id].text, scores[form], int(keys[id][:12], 16) / (1 << 48))
                 for id, scores in known.items()
                 if form in scores
             ]

@@ -52,7 +52,7 @@ def evaluate(
     """Evaluate estimators on rollouts."""
     if benchmark and not manifest:
         raise MisuseError("--benchmark needs --write-manifest")
-    grid = read_grid(rollouts, confidence, drop_incomplete=drop_incomplete)
+    grid = read_grid(rollouts, confidence, drop_incomplete=drop_incomplete, note=output.warning)
     family = _family(manifest, grid) if manifest else None
     found = _compare(output, grid, estimators, folds, price, seed)
     data = found.as_dict()

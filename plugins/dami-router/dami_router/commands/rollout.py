@@ -47,8 +47,9 @@ __all__ = ["rollout"]
 @click.option("--lambdas", help="For live servers: the values of λ to run, such as 0,0.25,0.5.")
 @click.option("--samples", type=click.IntRange(1, 1000), default=1, show_default=True, help="Answers per query.")
 @click.option(
-    "--grade", type=click.Choice(["exact", "numeric", "math-verify", "none"]),
-    help="How answers are compared. Default: numeric if every expected answer is a number, else exact. With none, rows "
+    "--grade", type=click.Choice(["exact", "numeric", "choice", "math-verify", "none"]),
+    help="How answers are compared. Default: numeric if every expected answer is a number, choice if every one is a "
+    "letter, else exact. With none, rows "
     "have no `correct`; add it with your own grader.",
 )  # fmt: skip
 @click.option("--template", default="{query}", help="The prompt; {query} stands for the query.")
@@ -89,6 +90,8 @@ def rollout(
     name = grade or grader_for(q.expected for q in found.questions)
     grader = grader_named(name)
     _check_expected(found, grader)
+    if system and any(question.system for question in found.questions):
+        raise MisuseError("--system: the questions have system messages of their own", hint="omit --system")
     settings = QuestionSettings(name, template, system, max_tokens, temperature, seed, _fields(body), keep_thoughts)
     columns = f"`{found.query_column}`" + (f" and `{found.answer_column}`" if found.answer_column else "")
     output.note(f"{len(found.questions):,} questions from {columns}; grading: {name}")

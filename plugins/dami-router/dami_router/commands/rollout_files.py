@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,16 +15,22 @@ from dami_router.rollouts.records import read_rollouts
 __all__ = ["read_confidence", "read_grid"]
 
 
-def read_grid(rollouts: Path, confidence: Path | None = None, *, drop_incomplete: bool = False) -> Grid:
+def read_grid(
+    rollouts: Path,
+    confidence: Path | None = None,
+    *,
+    drop_incomplete: bool = False,
+    note: Callable[[str], None] = lambda _: None,
+) -> Grid:
     """Return a file's rollouts as a grid, with the confidences of another file if one is given.
 
-    Raises MisuseError if either file is invalid, FailureError if numpy is missing.
+    `note` is told of ignored fields. Raises MisuseError if either file is invalid, FailureError if numpy is missing.
     """
     try:
         import numpy as np
     except ImportError:
         raise FailureError("training and evaluation need numpy", hint="pip install 'dami-router[eval]'") from None
-    grid = grid_of(read_rollouts(rollouts), drop_incomplete=drop_incomplete)
+    grid = grid_of(read_rollouts(rollouts, note), drop_incomplete=drop_incomplete)
     if confidence is None:
         return grid
     known = read_confidence(confidence)

@@ -47,7 +47,7 @@ def train(
     """Train an estimator and save it."""
     if out.exists():
         raise MisuseError(f"{out}: already exists", hint="choose a new folder, or remove it")
-    grid = read_grid(rollouts, confidence, drop_incomplete=drop_incomplete)
+    grid = read_grid(rollouts, confidence, drop_incomplete=drop_incomplete, note=output.warning)
     from dami_router.estimators.store import save
     from dami_router.estimators.training import TrainingSettings
     from dami_router.estimators.training import train as fit

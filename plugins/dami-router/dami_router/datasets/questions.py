@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dami_router.datasets.finding import find_tables
+from dami_router.datasets.single_turns import single_turn
 from dami_router.datasets.tables import Table
 from dami_router.errors import MisuseError
 from dami_router.grading.answers import final_answer
@@ -22,12 +23,9 @@ from dami_router.shared.suggestions import did_you_mean, listed
 
 __all__ = ["Dataset", "Question", "load_dataset"]
 
-QUERY_COLUMNS = ("query", "question", "problem", "prompt", "instruction", "input", "text")
+QUERY_COLUMNS = ("query", "question", "problem", "prompt", "instruction", "input", "text", "messages", "conversation")
 ANSWER_COLUMNS = ("expected", "answer", "final_answer", "target", "solution")
 ID_COLUMNS = ("query_id", "id", "unique_id")
-
-_CONVERSATIONS = ("messages", "conversations", "conversation")
-_ONE_TEXT = "a question is a single text: copy the user's message into a column `query`; chats are not supported"
 
 _MAX_QUESTIONS = 1_000_000
 _MAX_TEXT = 1 << 20
@@ -37,6 +35,7 @@ _MAX_TEXT = 1 << 20
 class Question:
     """A query with its id. `expected` is the expected answer, None if the dataset has none.
 
+    `system` is the query's own system message, from a row of messages.
     For a worked solution, `expected` is the final answer: after `####`, or in the last `\\boxed{}`.
     """
 
@@ -44,6 +43,14 @@ class Question:
     text: str
     expected: str | None
     where: str
+    system: str | None = None
+
+    @property
+    def messages(self) -> list[dict[str, str]] | None:
+        """The system message and the query as a chat; None if there is no system message."""
+        if self.system is None:
+            return None
+        return [{"role": "system", "content": self.system}, {"role": "user", "content": self.text}]
 
 
 @dataclass(frozen=True)
@@ -72,8 +79,7 @@ def load_dataset(
     columns = tables[0].columns
     query = _column(columns, query_column, QUERY_COLUMNS, place, "--query-column")
     if query is None:
-        chats = any(column.lower() in _CONVERSATIONS for column in columns)
-        hint = _ONE_TEXT if chats else "name it with --query-column"
+        hint = "name it with --query-column"
         raise MisuseError(f"{place}: no column of queries in {listed(_quoted(columns))}", hint=hint)
     answer = _column([c for c in columns if c != query], answer_column, ANSWER_COLUMNS, place, "--answer-column")
     ids = [c for c in ID_COLUMNS if c in columns]
@@ -88,6 +94,7 @@ def load_dataset(
 class _Row:
     where: str
     text: str
+    system: str | None
     expected: str | None
     ids: tuple[str | None, ...]
 
@@ -103,7 +110,8 @@ def _rows(tables: Sequence[Table], query: str, answer: str | None, ids: Sequence
             expected = (
                 None if answer is None or values.get(answer) is None else _expected(values[answer], where, answer)
             )
-            yield _Row(where, _text(values.get(query), where, query), expected, tuple(_id(values.get(c)) for c in ids))
+            system, text = _query(values.get(query), where, query)
+            yield _Row(where, text, system, expected, tuple(_id(values.get(c)) for c in ids))
 
 
 def _named(rows: Sequence[_Row]) -> list[Question]:
@@ -111,15 +119,20 @@ def _named(rows: Sequence[_Row]) -> list[Question]:
     for column in range(len(rows[0].ids)):
         ids = [row.ids[column] for row in rows]
         if None not in ids and len(set(ids)) == len(ids):
-            return [Question(str(id), row.text, row.expected, row.where) for id, row in zip(ids, rows, strict=True)]
+            return [_question(str(id), row) for id, row in zip(ids, rows, strict=True)]
     seen: Counter[str] = Counter()
     questions = []
     for row in rows:
-        id = hashlib.blake2b(row.text.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
+        told = row.text if row.system is None else f"{row.system}\0{row.text}"
+        id = hashlib.blake2b(told.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
         seen[id] += 1
         id = id if seen[id] == 1 else f"{id}-{seen[id]}"
-        questions.append(Question(id, row.text, row.expected, row.where))
+        questions.append(_question(id, row))
     return questions
+
+
+def _question(id: str, row: _Row) -> Question:
+    return Question(id, row.text, row.expected, row.where, row.system)
 
 
 def _column(columns: Sequence[str], given: str | None, usual: Sequence[str], place: str, option: str) -> str | None:
@@ -138,10 +151,15 @@ def _quoted(columns: Sequence[str]) -> list[str]:
     return [*shown, f"{len(columns) - 20} more"] if len(columns) > 20 else shown or ["none"]
 
 
+def _query(value: Any, where: str, column: str) -> tuple[str | None, str]:
+    """Return a query's system message, if it is a chat, and its text."""
+    system, text = single_turn(value, where, column) if isinstance(value, list) else (None, value)
+    return system and _text(system, where, column), _text(text, where, column)
+
+
 def _text(value: Any, where: str, column: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        hint = _ONE_TEXT if isinstance(value, list) else None
-        raise MisuseError(f"{where}: `{column}` expects text, found {_shown(value)}", hint=hint)
+        raise MisuseError(f"{where}: `{column}` expects text, found {_shown(value)}")
     if len(value) > _MAX_TEXT:
         raise MisuseError(f"{where}: `{column}` has {len(value):,} characters; the limit is {_MAX_TEXT:,}")
     try:

@@ -9,10 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dami_router.errors import MisuseError
-from dami_router.rollouts.grid import Grid
+from dami_router.rollouts.grid import Capped, Grid
 from dami_router.rollouts.records import Rollout
 
 __all__ = ["Gathering", "grid_of"]
+
+Column = tuple[float, int | None]
+"""λ, and the cap on thinking tokens, None without one."""
 
 
 def grid_of(rollouts: Iterable[Rollout], *, drop_incomplete: bool = False) -> Grid:
@@ -33,7 +36,7 @@ class Gathering:
 
     def __init__(self) -> None:
         self._rows: dict[str, int] = {}
-        self._columns: dict[float, int] = {}
+        self._columns: dict[Column, int] = {}
         self._texts: list[str] = []
         self._confidence = array("d")
         self._cells = (array("q"), array("q"), array("q"))  # query, variant, sample
@@ -49,7 +52,7 @@ class Gathering:
             raise MisuseError(f"query `{rollout.query_id}` has two different texts", hint="use one query_id per text")
         if rollout.confidence is not None:
             self._keep_confidence(row, rollout)
-        column = self._columns.setdefault(rollout.lambda_, len(self._columns))
+        column = self._columns.setdefault((rollout.lambda_, rollout.cap), len(self._columns))
         sample = -1 if rollout.sample is None else int(rollout.sample)
         for store, index in zip(self._cells, (row, column, sample), strict=True):
             store.append(index)
@@ -60,28 +63,31 @@ class Gathering:
         """Return the grid; raises as `grid_of` does."""
         if not self._rows:
             raise MisuseError("no rollouts")
-        queries, lambdas = list(self._rows), list(self._columns)
+        queries, columns = list(self._rows), list(self._columns)
         row, column, sample = (np.frombuffer(store, dtype=np.int64) for store in self._cells)
-        self._refuse_twice(queries, lambdas, row, column, sample)
-        cell = row * len(lambdas) + column
-        shape = len(queries), len(lambdas)
+        self._refuse_twice(queries, columns, row, column, sample)
+        cell = row * len(columns) + column
+        shape = len(queries), len(columns)
         counts = np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape)
         kept = np.arange(len(queries))
         if (counts == 0).any():
-            kept = _complete(counts, queries, lambdas, drop_incomplete)
-        order = np.argsort(lambdas)
+            kept = _complete(counts, queries, columns, drop_incomplete)
+        plain, capped = _in_order(columns)
 
         def mean(values: array[float]) -> NDArray[np.float64]:
             total = np.bincount(cell, weights=np.frombuffer(values), minlength=counts.size).reshape(shape)
-            return np.asarray((total / np.maximum(counts, 1))[kept][:, order])
+            return np.asarray((total / np.maximum(counts, 1))[kept])
 
+        correct, tokens, think = map(mean, self._values)
         return Grid(
             tuple(queries[i] for i in kept),
-            tuple(lambdas[i] for i in order),
-            *(mean(self._values[0]), mean(self._values[1]), mean(self._values[2])),
+            tuple(columns[i][0] for i in plain),
+            *(correct[:, plain], tokens[:, plain], think[:, plain]),
             texts=tuple(self._texts[i] for i in kept),
             confidence=np.array(self._confidence)[kept],
-        )
+            capped=Capped(tuple((x, cap) for x, cap in (columns[i] for i in capped) if cap is not None),
+                          correct[:, capped], tokens[:, capped]) if capped else None,
+        )  # fmt: skip
 
     def _keep_confidence(self, row: int, rollout: Rollout) -> None:
         known = self._confidence[row]
@@ -90,7 +96,7 @@ class Gathering:
         self._confidence[row] = float(rollout.confidence or 0.0)
 
     def _refuse_twice(
-        self, queries: list[str], lambdas: list[float], row: NDArray[np.int64], column: NDArray[np.int64],
+        self, queries: list[str], columns: list[Column], row: NDArray[np.int64], column: NDArray[np.int64],
         sample: NDArray[np.int64],
     ) -> None:  # fmt: skip
         order = np.lexsort((sample, column, row))
@@ -99,22 +105,37 @@ class Gathering:
             return
         first = order[int(np.argmax(same))]
         raise MisuseError(
-            f"query `{queries[row[first]]}` has two rollouts at λ={lambdas[column[first]]:g}"
+            f"query `{queries[row[first]]}` has two rollouts at {_named(columns[column[first]])}"
             f" ({int(same.sum())} duplicate rows in total)",
             hint="remove the duplicates, or number several answers to one query with `sample`: 0, 1, …",
         )
 
 
+def _in_order(columns: list[Column]) -> tuple[list[int], list[int]]:
+    """Return the columns without a cap by λ, and those with one by λ and cap; raises MisuseError if all have one."""
+    plain = sorted((i for i, (_, cap) in enumerate(columns) if cap is None), key=lambda i: columns[i][0])
+    capped = [(x, cap, i) for i, (x, cap) in enumerate(columns) if cap is not None]
+    if not plain:
+        raise MisuseError("every rollout has a cap on its thinking tokens; expected some without")
+    return plain, [i for _, _, i in sorted(capped)]
+
+
+def _named(column: Column) -> str:
+    lambda_, cap = column
+    return f"λ={lambda_:g}" if cap is None else f"λ={lambda_:g} with cap {cap}"
+
+
 def _complete(
-    counts: NDArray[np.intp], queries: list[str], lambdas: list[float], drop_incomplete: bool
+    counts: NDArray[np.intp], queries: list[str], columns: list[Column], drop_incomplete: bool
 ) -> NDArray[np.intp]:
     """Return the rows that every variant answered; raises MisuseError for others, unless they may be dropped."""
     lacking = np.flatnonzero((counts == 0).any(axis=1))
     first = lacking[0]
     if not drop_incomplete:
-        lambda_ = min(x for x, count in zip(lambdas, counts[first], strict=True) if not count)
+        empty = [column for column, count in zip(columns, counts[first], strict=True) if not count]
+        column = min(empty, key=lambda column: (column[0], column[1] or 0))
         raise MisuseError(
-            f"query `{queries[first]}` has no rollout at λ={lambda_:g}, but others have"
+            f"query `{queries[first]}` has no rollout at {_named(column)}, but others have"
             f" ({len(lacking)} of {len(queries)} queries lack a variant)",
             hint="collect the missing rollouts, or skip these queries with --drop-incomplete",
         )

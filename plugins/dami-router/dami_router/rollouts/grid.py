@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-__all__ = ["Figure", "Grid", "Point", "dominated", "figure", "resample_count"]
+__all__ = ["Capped", "Figure", "Grid", "Point", "dominated", "figure", "resample_count"]
 
 _RESAMPLES = 2000
 _FEWEST = 200
@@ -48,11 +48,24 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Capped:
+    """Answers with a cap on their thinking tokens: a column for each λ and cap of `settings`, ascending.
+
+    The rows are those of the grid that it belongs to.
+    """
+
+    settings: tuple[tuple[float, int], ...]
+    correct: Floats
+    tokens: Floats
+
+
+@dataclass(frozen=True)
 class Grid:
     """Rollouts as arrays: one row per query, one column per variant in the order of `lambdas`.
 
     A cell is the mean over a variant's samples of a query. `texts` are the queries' texts;
-    `confidence` is Instruct's, NaN if no rollout of the query has it.
+    `confidence` is Instruct's, NaN if no rollout of the query has it. `capped` are further answers to the same
+    queries, None if there are none.
     """
 
     queries: tuple[str, ...]
@@ -62,6 +75,7 @@ class Grid:
     think: Floats
     texts: tuple[str, ...] = ()
     confidence: Floats | None = None
+    capped: Capped | None = None
 
     def rows(self, index: Sequence[int] | NDArray[np.intp]) -> Grid:
         """Return a grid of some of the queries."""
@@ -72,6 +86,7 @@ class Grid:
             tuple(self.queries[i] for i in kept), self.lambdas, self.correct[kept], self.tokens[kept], self.think[kept],
             tuple(self.texts[i] for i in kept) if self.texts else (),
             None if self.confidence is None else self.confidence[kept],
+            self.capped and Capped(self.capped.settings, self.capped.correct[kept], self.capped.tokens[kept]),
         )  # fmt: skip
 
     def static(self, lambda_: float) -> Point:

@@ -534,3 +534,19 @@ def test_the_readable_summary_has_a_line_for_each_lambda(config: Path, dataset: 
     assert re.search(r"^1\s+v-l100\s+12\s+100\.0%\s+40\.0\s+100%\s+0%$", done.stdout, re.M)
     assert f"next: dami eval {tmp_path / 'r.jsonl'}" in done.stderr
     assert "questions" not in done.stdout
+
+
+def test_system_messages_of_the_questions_are_sent_and_kept(
+    config: Path, servers: tuple[Upstream, Upstream], tmp_path: Path
+) -> None:
+    """A row of messages is sent as it is; the rollout has both parts; a second system message is refused."""
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
+    dataset = tmp_path / "chats.jsonl"
+    dataset.write_text(json.dumps({"messages": chat, "answer": "2"}) + "\n")
+    out = tmp_path / "r.jsonl"
+    assert run(config, dataset, out).returncode == 0
+    assert [call.json["messages"] for server in servers for call in server.calls] == [chat, chat]
+    assert {(row["query"], row["system"], row["correct"]) for row in content(out)} == {("1+1?", "Be brief.", True)}
+    assert "0 rollouts to collect" in run(config, dataset, out).stderr
+    refused = run(config, dataset, tmp_path / "s.jsonl", "--system", "Be long.")
+    assert (refused.returncode, "system messages of their own" in refused.stderr) == (2, True)
