@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow test-tgi test-vllm test-litellm test-clients lint bench docs mutants clean
+.PHONY: setup demo test test-ui test-slow test-tgi test-vllm test-litellm test-clients lint bench docs mutants clean
 
 setup: $(STAMP)
 
@@ -23,7 +23,14 @@ demo: $(STAMP)
 	$(BIN)/dami demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not ui" --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# The page at /ui in Chromium; axe-core, which looks for barriers, comes from npm where there is one.
+AXE := $(VENV)-axe/node_modules/axe-core/axe.min.js
+
+test-ui: $(STAMP)
+	@test -f $(AXE) || npm install --prefix $(VENV)-axe --no-audit --no-fund --silent axe-core@4.14.1 || true
+	DAMI_AXE=$(abspath $(AXE)) $(BIN)/python -m pytest -m ui
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

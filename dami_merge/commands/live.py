@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from dami_router.cli import command
+from dami_router.commands.shared_options import page_data, page_options
 from dami_router.errors import MisuseError
 from dami_router.output import Output
 
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     ),
     help="Serve every λ in [0, 1] from two checkpoints in memory (folders or Hub ids), through OpenAI's API and TGI's. "
     "The model `dami:0.37` answers at λ = 0.37, `dami` at an estimated λ(q), and each endpoint under its own name. "
-    "Requests at different λ share a batch. Listens on 127.0.0.1 by default. --router takes a router.yml without "
-    "`family`, `variants` and `backends`: estimator, policy, limits, keys.",
+    "Requests at different λ share a batch. Listens on 127.0.0.1 by default; a browser shows the page at /ui. "
+    "--router takes a router.yml without `family`, `variants` and `backends`: estimator, policy, limits, keys.",
 )
 @click.argument("instruct")
 @click.argument("thinking")
@@ -61,10 +62,11 @@ if TYPE_CHECKING:
 @click.option(
     "--api-key-env", multiple=True, help="An environment variable with a key that clients must send. Repeatable."
 )
+@page_options
 def live(
     output: Output, instruct: str, thinking: str, host: str, port: int, path: str, chat_template: str,
     dtype: str | None, device: str, mode: str, max_length: int | None, max_rows: int, name: str | None,
-    router: Path | None, api_key_env: tuple[str, ...],
+    router: Path | None, api_key_env: tuple[str, ...], reports: tuple[Path, ...], no_ui: bool,
 ) -> None:  # fmt: skip
     """Load both endpoints and serve."""
     from dami_router.config.router_yml import load_section
@@ -77,6 +79,7 @@ def live(
     keys = tuple(_key(variable) for variable in api_key_env)
     # Report errors in these before two models are loaded.
     section = load_section(router)
+    page = page_data(reports, no_ui)
     require_port(host, port)
     from dami_merge.live import Engine
     from dami_merge.live_server.launch import configure, run
@@ -91,12 +94,12 @@ def live(
     config = configure(engine, section, keys)
     if not config.api_keys and host not in ("127.0.0.1", "::1", "localhost"):
         output.warning(f"{host} is reachable from other machines and no API key is required; see --api-key-env")
-    run(engine, config, path, host, port, lambda address: _ready(output, engine.name, address))
 
+    def ready(address: str) -> None:
+        output.result(f"serving {engine.name} at any λ at {address}", {"name": engine.name, "address": address})
+        output.hint(f"OPENAI_BASE_URL={address}/v1, model dami:0.5{f'; open {address}/ui' if page else ''}")
 
-def _ready(output: Output, name: str, address: str) -> None:
-    output.result(f"serving {name} at any λ at {address}", {"name": name, "address": address})
-    output.hint(f"OPENAI_BASE_URL={address}/v1, model dami:0.5")
+    run(engine, config, path, host, port, ready, page)
 
 
 def _key(variable: str) -> str:

@@ -6,15 +6,18 @@ from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from dami_merge.demo.running import PROBE_TOKENS, Demo, Routed
+from dami_router.evaluating.frontier_file import FRONTIER_FILE, frontier_of
 from dami_router.evaluating.html_page import html_page, html_picture, html_table, html_text
 from dami_router.evaluating.plots import draw_frontier, render
 from dami_router.output import table
 from dami_router.rollouts.grid import Figure, Point, dominated
+from dami_router.rollouts.records import Rollout
 from dami_router.shared.durable import write_atomically
 
-__all__ = ["as_dict", "as_text", "examples", "write_report"]
+__all__ = ["as_dict", "as_text", "examples", "page_address", "write_report"]
 
 _HEADER = ("", "accuracy", "95 % interval", "tokens", "thinks", "mean λ")
 
@@ -49,13 +52,15 @@ def as_dict(demo: Demo) -> dict[str, Any]:
 
 
 def write_report(demo: Demo, folder: Path) -> list[Path]:
-    """Write `report.html` and `frontier.png` into a folder and return their paths."""
-    figure = draw_frontier(
-        demo.lambdas, demo.static,
-        {"routed, zero-shot": demo.routed, "exactly λ(q), live": demo.exact, "oracle": demo.oracle},
-        title=f"The tiny pair, {len(demo.queries)} held-out queries",
-    )  # fmt: skip
-    files = {"frontier.png": render(figure, "png"), "report.html": _page(demo, render(figure, "svg")).encode()}
+    """Write `report.html`, `frontier.png` and `frontier.json` into a folder and return their paths."""
+    others = {"routed, zero-shot": demo.routed, "exactly λ(q), live": demo.exact, "oracle": demo.oracle}
+    title = f"The tiny pair, {len(demo.queries)} held-out queries"
+    figure = draw_frontier(demo.lambdas, demo.static, others, title=title)
+    files = {
+        "frontier.png": render(figure, "png"),
+        "report.html": _page(demo, render(figure, "svg")).encode(),
+        FRONTIER_FILE: frontier_of(title, len(demo.queries), demo.lambdas, demo.static, others).text().encode(),
+    }
     for name, data in files.items():
         write_atomically(folder / name, data)
     return [folder / name for name in files]
@@ -68,6 +73,12 @@ def examples(demo: Demo) -> list[Routed]:
     hard = [r for r in right if r.lambda_ > demo.lambdas[0] and not r.instruct.correct]
     wrong = [r for r in demo.queries if not r.rollout.correct and r.thinking.correct]
     return [max(found, key=_telling) for found in (easy, hard, wrong) if found]
+
+
+def page_address(demo: Demo) -> str:
+    """Return the page's address at `dami live`'s port, with a query that needs thinking filled in."""
+    asked = next((r for r in examples(demo) if r.lambda_ > demo.lambdas[0]), demo.queries[0])
+    return f"http://127.0.0.1:8010/ui#playground?prompt={quote(asked.query.text)}&lambda=0"
 
 
 def _telling(routed: Routed) -> tuple[int, str]:
@@ -118,15 +129,31 @@ def _points(difference: Figure | None) -> str:
 
 
 def _story(routed: Routed) -> str:
-    answers = [
-        ("λ=0", routed.instruct), (f"routed, λ={routed.lambda_:g}", routed.rollout), ("λ=1", routed.thinking)
-    ]  # fmt: skip
-    question = f"{routed.query.text}{routed.query.expected}"
-    lines = [f"{question}   (confidence {routed.confidence:.2f} → λ(q) = {routed.estimate:.2f})"]
-    for name, rollout in answers:
+    lines = [f"{routed.query.text}{routed.query.expected}   ({_estimate(routed)})"]
+    for name, rollout in _answers(routed):
         mark = "right" if rollout.correct else "wrong"
         lines.append(f"  {name:<15} {mark}, {rollout.tokens:>3} tokens: {_short(rollout.answer or '')}")
     return "\n".join(lines)
+
+
+def _told(routed: Routed) -> str:
+    """Return a story for the report."""
+    question = f"{routed.query.text}{routed.query.expected}"
+    answers = "".join(
+        f"<li><strong>{escape(name)}</strong> {'right' if rollout.correct else 'wrong'}, {rollout.tokens} tokens"
+        f"<code>{escape(rollout.answer or '')}</code></li>"
+        for name, rollout in _answers(routed)
+    )
+    estimate = html_text(f"{_estimate(routed).capitalize()}.")
+    return f'<h3><code>{escape(question)}</code></h3>{estimate}<ul class="answers">{answers}</ul>'
+
+
+def _answers(routed: Routed) -> list[tuple[str, Rollout]]:
+    return [("λ=0", routed.instruct), (f"routed, λ={routed.lambda_:g}", routed.rollout), ("λ=1", routed.thinking)]
+
+
+def _estimate(routed: Routed) -> str:
+    return f"confidence {routed.confidence:.2f} → λ(q) = {routed.estimate:.2f}"
 
 
 def _short(answer: str) -> str:
@@ -135,7 +162,7 @@ def _short(answer: str) -> str:
 
 def _page(demo: Demo, picture: bytes) -> str:
     verdict = "".join(map(html_text, _verdict(demo).splitlines()))
-    stories = "".join(f"<pre>{escape(_story(story))}</pre>" for story in examples(demo))
+    stories = "".join(map(_told, examples(demo)))
     return html_page(
         "dami demo",
         f"{verdict}{html_picture(picture, 'image/svg+xml', alt='Accuracy against tokens')}"

@@ -15,6 +15,7 @@ from dami_router.config.router_schema import Timeouts
 from dami_router.config.specs import RouterConfig, VariantSpec
 from dami_router.messages.pinning import LIVE
 from dami_router.proxy.app import Proxy
+from dami_router.proxy.page_data import PageData
 from dami_router.proxy.server import serve
 
 __all__ = ["configure", "make_proxy", "run"]
@@ -31,19 +32,22 @@ def configure(engine: Engine, section: RouterConfig, keys: tuple[str, ...] = ())
     )
 
 
-def make_proxy(engine: Engine, config: RouterConfig, path: object = "uniform") -> Proxy:
+def make_proxy(engine: Engine, config: RouterConfig, path: object = "uniform", page: PageData | None = None) -> Proxy:
     """Return the application: the proxy over the engine. Its lifespan starts and stops the engine's thread."""
     description = Description(engine, path)
     description.start()
     calls = EngineCalls(engine, config.timeouts, description.info)
-    proxy = Proxy(config, calls, {"/tokenize": calls.tokenize})
+    proxy = Proxy(config, calls, {"/tokenize": calls.tokenize}, page)
     proxy.metrics.registry.register(_Rows(engine))
     return proxy
 
 
-def run(engine: Engine, config: RouterConfig, path: object, host: str, port: int, ready: Callable[[str], None]) -> None:
+def run(
+    engine: Engine, config: RouterConfig, path: object, host: str, port: int, ready: Callable[[str], None],
+    page: PageData | None = None,
+) -> None:  # fmt: skip
     """Serve until SIGTERM or SIGINT; see `dami_router.proxy.server`."""
-    serve(config, host, port, ready, make_proxy(engine, config, path))
+    serve(config, host, port, ready, make_proxy(engine, config, path, page))
 
 
 def _variants(engine: Engine) -> tuple[VariantSpec, ...]:

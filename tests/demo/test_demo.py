@@ -13,6 +13,7 @@ import pytest
 from dami_merge.demo.demo_report import as_dict, as_text, examples, write_report
 from dami_merge.demo.running import Demo, Routed
 from dami_merge.lab import LabQuery
+from dami_router.evaluating.frontier_file import load_frontier
 from dami_router.rollouts.grid import Figure, Point
 from dami_router.rollouts.records import Rollout
 
@@ -178,7 +179,13 @@ def test_the_report_tells_the_table_and_the_stories(demo: Demo, tmp_path: Path) 
     assert data["exact_accuracy_over_mixing"] is None
     assert data["exact"]["accuracy"]["mean"] == 0.86
     assert "exactly λ(q), live" in text
-    html, picture = (p.read_bytes() for p in sorted(write_report(demo, tmp_path), key=lambda p: p.suffix != ".html"))
+    html, picture, points = (tmp_path / name for name in ("report.html", "frontier.png", "frontier.json"))
+    assert sorted(write_report(demo, tmp_path)) == sorted([html, picture, points])
+    frontier = load_frontier(tmp_path)
+    assert [(p.name, p.kind, p.dominated) for p in frontier.points][2:5] == [
+        ("λ = 1", "variant", True), ("routed, zero-shot", "routed", False), ("exactly λ(q), live", "routed", False),
+    ]  # fmt: skip
+    html, picture = html.read_bytes(), picture.read_bytes()
     assert b"9&lt;1=" in html
     assert b"<think>" not in html
     assert "<span>+5.1 [+3.1, +7.0]</span>" in html.decode()

@@ -14,14 +14,17 @@ from dami_merge.live import Engine
 from dami_merge.live_server.launch import configure, make_proxy
 from dami_router.config.router_yml import load_section
 from dami_router.config.specs import RouterConfig
+from dami_router.proxy.page_data import PageData
 
 
 @contextmanager
-def served(loop: Loop, engine: Engine, config: RouterConfig, *, hashed: bool = True) -> Iterator[Client]:
+def served(
+    loop: Loop, engine: Engine, config: RouterConfig, *, hashed: bool = True, page: PageData | None = None
+) -> Iterator[Client]:
     """Run a real server of an engine at a free port; its files are hashed when it is handed out, unless told not."""
     world = World(loop)
     try:
-        client = world.serve(make_proxy(engine, config))
+        client = world.serve(make_proxy(engine, config, page=page))
         if hashed:
             wait_for_hashes()
         yield client

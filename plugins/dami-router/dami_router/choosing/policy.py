@@ -46,10 +46,11 @@ def fallbacks(first: float, lambdas: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """A variant on one benchmark: accuracy in [0, 1], mean tokens of an answer."""
+    """A variant on one benchmark: accuracy in [0, 1], mean tokens of an answer, over n queries where that is known."""
 
     accuracy: float
     mean_tokens: float
+    n: int | None = None
 
 
 def dominated(measured: Mapping[str, Mapping[str, Figures]]) -> set[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dami_router.cli import command
+from dami_router.commands.shared_options import page_data, page_options
 from dami_router.output import Output
 
 if TYPE_CHECKING:
@@ -24,17 +25,22 @@ __all__ = ["serve"]
         "dami serve router.yml",
         "dami serve router.yml --check",
         "dami serve router.yml --host 0.0.0.0 --port 8080",
+        "dami serve router.yml --report report",
     ),
     help="Serve a family behind one address, with OpenAI's routes, streaming or not, and TGI's. Estimate λ for each "
     "query, send it to the variant at that λ, and fall back to the nearest healthy variant. Listens on 127.0.0.1 by "
-    "default. With --check, only read the configuration, query every server for its identity, and exit with 1 if one "
+    "default. A browser shows the page at /ui: a playground for λ, the frontier, and the state of every server. "
+    "With --check, only read the configuration, query every server for its identity, and exit with 1 if one "
     "is down or serves another model.",
 )
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="The port; 0: a free one.")
 @click.option("--check", is_flag=True, help="Do not serve; show what would be served.")
-def serve(output: Output, config: Path, host: str, port: int, check: bool) -> int:
+@page_options
+def serve(
+    output: Output, config: Path, host: str, port: int, check: bool, reports: tuple[Path, ...], no_ui: bool
+) -> int:
     """Serve, or check."""
     from dami_router.config.router_yml import load_config
 
@@ -45,9 +51,20 @@ def serve(output: Output, config: Path, host: str, port: int, check: bool) -> in
         return _check(output, config, found)
     if not found.api_keys and host not in ("127.0.0.1", "::1", "localhost"):
         output.warning(f"{host} is reachable from other machines, and authentication is off; see api_keys_env")
+    from dami_router.proxy.server import require_serving
     from dami_router.proxy.server import serve as run
 
-    run(found, host, port, lambda address: output.result(f"serving {found.name} at {address}", {"address": address}))
+    require_serving()
+    from dami_router.proxy.app import Proxy
+
+    page = page_data(reports, no_ui)
+
+    def ready(address: str) -> None:
+        output.result(f"serving {found.name} at {address}", {"address": address})
+        if page is not None:
+            output.hint(f"open {address}/ui")
+
+    run(found, host, port, ready, Proxy(found, page=page))
     return 0
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-__all__ = ["dataset_options", "query_options"]
+from dami_router.errors import MisuseError
+
+if TYPE_CHECKING:
+    from dami_router.proxy.page_data import PageData
+
+__all__ = ["dataset_options", "page_data", "page_options", "query_options"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _Option = Callable[[Any], Any]
@@ -28,6 +33,13 @@ _DATASET: tuple[_Option, ...] = (
     click.option("--query-column", help="Column of the queries. Default: found by its usual names."),
     click.option("--limit", type=click.IntRange(min=1), help="Read only the first rows."),
 )
+_PAGE: tuple[_Option, ...] = (
+    click.option(
+        "--report", "reports", multiple=True, type=click.Path(path_type=Path),
+        help="A folder written by `dami eval --report` or `dami demo`, for the page's frontier. Repeatable.",
+    ),
+    click.option("--no-ui", is_flag=True, help="Do not answer /ui, the page for a browser."),
+)  # fmt: skip
 
 
 def query_options(function: _F) -> _F:
@@ -38,6 +50,21 @@ def query_options(function: _F) -> _F:
 def dataset_options(function: _F) -> _F:
     """Add `config`, `split`, `query_column` and `limit`, for `dami rollout` and `dami calibrate`."""
     return _with(_DATASET, function)
+
+
+def page_options(function: _F) -> _F:
+    """Add `reports` and `no_ui`, for `dami serve` and `dami live`."""
+    return _with(_PAGE, function)
+
+
+def page_data(reports: Sequence[Path], no_ui: bool) -> PageData | None:
+    """Return what the page shows, None where it is off; raises MisuseError for a report that cannot be read."""
+    from dami_router.evaluating.frontier_file import load_frontier
+    from dami_router.proxy.page_data import PageData
+
+    if no_ui and reports:
+        raise MisuseError("--report is for the page, which --no-ui turns off", hint="leave one of the two out")
+    return None if no_ui else PageData([load_frontier(path) for path in reports])
 
 
 def _with(options: tuple[_Option, ...], function: _F) -> _F:

@@ -41,7 +41,7 @@ def _family(place: str, folder: Path) -> Variants:
 
 def _spec(variant: Variant) -> VariantSpec:
     names = {variant.id, variant.folder} | ({variant.hub.repo} if variant.hub else set())
-    figures = {m.benchmark: Figures(m.accuracy, m.mean_tokens) for m in variant.measured}
+    figures = {m.benchmark: Figures(m.accuracy, m.mean_tokens, m.n) for m in variant.measured}
     revision = variant.hub.revision if variant.hub else None
     opens_think = variant.chat_template.opens_think
     return VariantSpec(variant.id, variant.lambda_, frozenset(names), revision, opens_think, figures)

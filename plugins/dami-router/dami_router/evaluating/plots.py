@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_calibration", "draw_costs", "draw_frontier", "draw_lambdas", "draw_sweep", "render"]
 
-_BLUE = "#1f5f8b"
+_BLUE = "#17638f"
 _COLOURS = ("#c8553d", "#5a8f3c", "#7a4fa3", "#c28e0e", "#3a7d7c", "#8a5a44")
 _DPI = 150
 _WIDTH, _HEIGHT, _ROW = 6.4, 4.2, 0.21
@@ -118,6 +118,7 @@ def _empty(title: str, x: str, y: str) -> tuple[Figure, Any]:
     axes.set_ylabel(y)
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
@@ -128,7 +129,9 @@ def _legend(figure: Figure, entries: Sequence[tuple[str, Any]]) -> None:
     names = [name if len(name) <= _NAME else f"…{name[1 - _NAME :]}" for name, _ in entries]
     columns = max(1, min(len(names), _LINE // (max(map(len, names)) + 6)))
     figure.set_figheight(_HEIGHT + _ROW * -(-len(names) // columns))
-    figure.legend([handle for _, handle in entries], names, loc="outside lower center", ncols=columns, fontsize=9)
+    figure.legend(
+        [handle for _, handle in entries], names, loc="outside lower center", ncols=columns, fontsize=9, frameon=False
+    )
 
 
 def _legend_of(figure: Figure, axes: Any) -> None:

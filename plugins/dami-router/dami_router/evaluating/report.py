@@ -11,6 +11,7 @@ import numpy as np
 
 from dami_router.errors import FailureError
 from dami_router.evaluating.comparison import Comparison, Contender
+from dami_router.evaluating.frontier_file import FRONTIER_FILE, FrontierFile, frontier_of
 from dami_router.evaluating.html_page import NOTE_BREAK, html_page, html_picture, html_table
 from dami_router.evaluating.plots import draw_calibration, draw_costs, draw_frontier, draw_lambdas, render
 from dami_router.evaluating.scores import frontier
@@ -46,7 +47,7 @@ def calibration(grid: Grid, contender: Contender, bins: int = 10) -> list[tuple[
 
 
 def write_report(found: Comparison, folder: Path, *, title: str) -> Path:
-    """Write `report.html` and its plots as PNG into a folder; returns the page's path.
+    """Write `report.html`, its plots as PNG and `frontier.json` into a folder; returns the page's path.
 
     Raises FailureError if the folder cannot be written or matplotlib is missing.
     """
@@ -55,6 +56,7 @@ def write_report(found: Comparison, folder: Path, *, title: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         for name, (*_, data) in pictures.items():
             _write(folder / f"{name}.png", data)
+        _write(folder / FRONTIER_FILE, _frontier(found, title).text().encode())
         _write(folder / "report.html", _page(found, pictures, title).encode())
     except OSError as error:
         raise FailureError(f"{folder}: cannot be written: {error.strerror}") from None
@@ -63,8 +65,7 @@ def write_report(found: Comparison, folder: Path, *, title: str) -> Path:
 
 def _pictures(found: Comparison) -> dict[str, tuple[str, str, bytes]]:
     """Return each plot's heading, caption and PNG, by file name."""
-    grid = found.grid
-    stars = {c.name: p for c, p in zip(found.contenders, found.points, strict=True)} | {"oracle": found.oracle}
+    grid, stars = found.grid, _stars(found)
     curves = {c.name: k for c, k in zip(found.contenders, found.curves, strict=True)}
     x, y = frontier(grid)
     drawn = {
@@ -97,6 +98,14 @@ def _pictures(found: Comparison) -> dict[str, tuple[str, str, bytes]]:
             "At low scores, the smallest λ should be as accurate as the largest. Scores are ranked inside folds.",
         )
     return {name: (*texts[name], render(picture, "png")) for name, picture in drawn.items()}
+
+
+def _stars(found: Comparison) -> dict[str, Point]:
+    return {c.name: p for c, p in zip(found.contenders, found.points, strict=True)} | {"oracle": found.oracle}
+
+
+def _frontier(found: Comparison, title: str) -> FrontierFile:
+    return frontier_of(title, len(found.grid.queries), found.grid.lambdas, found.static, _stars(found))
 
 
 def _page(found: Comparison, pictures: Mapping[str, tuple[str, str, bytes]], title: str) -> str:

@@ -18,6 +18,8 @@ from dami_router.proxy.cors import Cors
 from dami_router.proxy.exchange import Exchange
 from dami_router.proxy.keys import Keys
 from dami_router.proxy.metrics import Metrics
+from dami_router.proxy.page_data import PageData
+from dami_router.proxy.ui import PageFile, page_files
 from dami_router.proxy.watching import Watches
 from dami_router.proxy.wire import (
     ClientGoneError,
@@ -51,12 +53,13 @@ class Proxy:
     """An ASGI application for one configuration; its lifespan probes the servers and closes the connections.
 
     `calls` replaces HTTP where the servers are inside this process; `posts` are further routes: a body in, a
-    status and JSON out.
+    status and JSON out. With `page`, `/ui` answers.
     """
 
     def __init__(
-        self, config: RouterConfig, calls: Calls | None = None, posts: Mapping[str, Post] | None = None
-    ) -> None:
+        self, config: RouterConfig, calls: Calls | None = None, posts: Mapping[str, Post] | None = None,
+        page: PageData | None = None,
+    ) -> None:  # fmt: skip
         limits = config.limits
         self.router = Router(config, calls)
         self.admission = Admission(limits.concurrency, limits.queue, limits.queue_wait)
@@ -69,9 +72,14 @@ class Proxy:
         self._inside = calls is not None
         self._watches = Watches()
         self._posts = posts or {}
-        self._gets: Mapping[str, Callable[[Send], Awaitable[None]]] = {
+        self._gets: dict[str, Callable[[Send], Awaitable[None]]] = {
             "/health": self._health, "/v1/models": self._models, "/info": self._info, "/metrics": self._metrics,
         }  # fmt: skip
+        self._files: Mapping[str, PageFile] = {}
+        if page is not None:
+            self._files = page_files()
+            self._gets["/ui/data"] = lambda send: send_json(send, 200, page.family(self.router))
+            self._gets["/ui/now"] = lambda send: send_json(send, 200, page.now(self.router, self.metrics.registry))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event of ASGI."""
@@ -147,6 +155,8 @@ class Proxy:
         elif method == "POST" and path in self._posts:
             self._keys.require(scope)
             await send_json(send, *await self._posts[path](await self._body(scope, receive)))
+        elif method in ("GET", "HEAD") and path in self._files:
+            await self._files[path].send(scope, send)
         else:
             await self._otherwise(scope, path, send)
 
@@ -154,7 +164,7 @@ class Proxy:
         """Answer OPTIONS, and refuse what no route takes; raises HttpError 404, 405."""
         method: str = scope["method"]
         posts = path in self._routes or path in self._posts or path == "/v1/route"
-        gets = path in self._gets or path.startswith("/v1/models/")
+        gets = path in self._gets or path in self._files or path.startswith("/v1/models/")
         if not posts and not gets:
             raise HttpError(404, "no such path", code="not_found")
         allowed = (b"allow", ", ".join([*["GET", "HEAD"] * gets, *["POST"] * posts, "OPTIONS"]).encode())
