@@ -28,7 +28,10 @@ from dami_router.upstream.reply import BrokenError, Reply
 __all__ = ["EngineCalls"]
 
 T = TypeVar("T")
-_TGI = ("/generate", "/generate_stream", "/")
+_READERS: Mapping[str, Callable[..., EngineRequest]] = {
+    "/v1/chat/completions": read_chat, "/v1/completions": read_completion,
+    **{path: partial(read_generate, path=path) for path in ("/generate", "/generate_stream", "/")},
+}  # fmt: skip
 _LARGE = 1 << 16
 """Bodies of more bytes are read in a thread, because tokenizing them takes a while."""
 _JSON = ((b"content-type", b"application/json"),)
@@ -52,7 +55,7 @@ class EngineCalls:
 
     async def send(self, replica: Replica, request: Request, lambda_: float, *, fresh: bool = False) -> Reply:  # noqa: ARG002
         """Answer a request at λ: completely, or as a stream once its first token is there."""
-        shape: Shape = "tgi" if request.path in _TGI else "openai"
+        shape = request.shape
         try:
             asked = await self._read(request.path, request.body, lambda_)
             job = self.thread.submit(asked.generations)
@@ -80,11 +83,10 @@ class EngineCalls:
         return _Stream(asked.form, job, told, end)
 
     async def _read(self, path: str, body: bytes, lambda_: float) -> EngineRequest:
-        readers: Mapping[str, Callable[..., EngineRequest]] = {
-            "/v1/chat/completions": read_chat, "/v1/completions": read_completion,
-            **{route: partial(read_generate, path=route) for route in _TGI},
-        }  # fmt: skip
-        return await self._apart(body, lambda: readers[path](json.loads(body), self._engine, lambda_))
+        read = _READERS.get(path)
+        if read is None:
+            raise HttpError(404, "this server has no such path", code="not_found")
+        return await self._apart(body, lambda: read(json.loads(body), self._engine, lambda_))
 
     async def _apart(self, body: bytes, work: Callable[[], T]) -> T:
         return await asyncio.to_thread(work) if len(body) > _LARGE else work()

@@ -49,6 +49,7 @@ def _facts(replica: Replica) -> dict[str, Any]:
         "variant": replica.variant.id,
         "lambda": None if replica.live else replica.variant.lambda_,
         "protocol": replica.spec.protocol,
+        "engine": replica.engine,
         "url": replica.spec.url,
         "health": replica.health,
         "trouble": replica.trouble,
@@ -59,5 +60,6 @@ def _facts(replica: Replica) -> dict[str, Any]:
 def _row(facts: dict[str, Any]) -> list[str]:
     can = ", ".join(name.replace("_", " ") for name, able in facts["capabilities"].items() if able)
     lambda_ = "any" if facts["lambda"] is None else f"{facts['lambda']:g}"
-    first = [facts["variant"], lambda_, facts["protocol"], facts["url"], facts["health"]]
+    protocol = "live (vLLM)" if facts["engine"] == "vllm" else facts["protocol"]
+    first = [facts["variant"], lambda_, protocol, facts["url"], facts["health"]]
     return [*first, facts["trouble"] or can]

@@ -1,7 +1,8 @@
 """Read what a request asks for from its body, without changing a byte of it.
 
 The body stays as received: numbers, spacing and unknown fields reach the server untouched. Only
-the value of `model` is replaced, in place, where a server wants its own name for the variant.
+the value of `model` is replaced, in place, where a server wants its own name for the variant; and
+for vLLM at any λ, two more members.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, Literal
@@ -20,6 +21,9 @@ __all__ = ["BadRequestError", "Request", "Shape", "read_request"]
 
 Shape = Literal["openai", "tgi", "anthropic"]
 """Whose format a route uses, for its fields and its errors."""
+
+Span = tuple[str, int, int]
+"""A top-level member's name, and its value's first byte and the byte after its last in the body."""
 
 _MARK = b"\xef\xbb\xbf"
 _OPENED = ("/v1/responses", "/v1/messages")
@@ -51,7 +55,7 @@ class Request:
     follow_up: bool = False
     messages: Sequence[Mapping[str, Any]] | None = field(default=None, repr=False)
     prompt: str | None = field(default=None, repr=False)
-    model_spans: tuple[tuple[int, int], ...] = ()
+    model_spans: Sequence[Span] = ()
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -72,18 +76,35 @@ class Request:
 
     def body_for(self, model: str | None) -> bytes:
         """Return the body with another model name; None keeps the body as it is."""
-        if model is None:
-            return self.body
-        quoted = json.dumps(model).encode()
-        if not self.model_spans:
-            rest = self.body[self.body.index(b"{") + 1 :]
-            comma = b"" if rest.lstrip().startswith(b"}") else b","
-            return b'{"model":' + quoted + comma + rest
+        return self.body if model is None else self.body_with({"model": model})
+
+    def body_with(self, members: Mapping[str, object]) -> bytes:
+        """Return the body with these top-level members: replaced in place, or added in front."""
+        spans: Sequence[Span] = self.model_spans if "model" in members else ()
+        if self._may_hold(*(members.keys() - {"model"})):
+            _, spans = _scan(self.body.decode(), members)
         parts, end = [], 0
-        for start, stop in self.model_spans:
-            parts += [self.body[end:start], quoted]
+        for name, start, stop in spans:
+            parts += [self.body[end:start], json.dumps(members[name]).encode()]
             end = stop
-        return b"".join([*parts, self.body[end:]])
+        body = b"".join([*parts, self.body[end:]])
+        absent = {name: value for name, value in members.items() if name not in {span[0] for span in spans}}
+        if not absent:
+            return body
+        rest = body[body.index(b"{") + 1 :]
+        added = json.dumps(absent, separators=(",", ":")).encode()[:-1]
+        return added + (b"" if rest.lstrip().startswith(b"}") else b",") + rest
+
+    def members(self, *names: str) -> Mapping[str, Any]:
+        """Return those of these top-level members that the body has."""
+        if not self._may_hold(*names):
+            return {}
+        found, _ = _members(self.body)
+        return {name: found[name] for name in names if name in found}
+
+    def _may_hold(self, *names: str) -> bool:
+        """Say whether the body may have one of these members; only escapes can spell a key differently."""
+        return any(name.encode() in self.body for name in names) or (bool(names) and b"\\u" in self.body)
 
 
 def read_request(
@@ -97,6 +118,9 @@ def read_request(
     model = members.get("model")
     if model is not None and not isinstance(model, str):
         raise BadRequestError("`model` must be a string")
+    xargs = members.get("vllm_xargs")
+    if isinstance(xargs, dict) and "lambda" in xargs:
+        raise BadRequestError("`vllm_xargs` holds `lambda`; pin λ with the model's name instead, as in `dami:0.37`")
     stream = members.get("stream") is True or path == "/generate_stream"
     messages = _messages(members, path)
     text = _text(members, messages)
@@ -124,10 +148,10 @@ def read_request(
     )
 
 
-def _members(body: bytes) -> tuple[dict[str, Any], tuple[tuple[int, int], ...]]:
-    """Return the top-level members, and the byte spans of every value of `model`."""
+def _members(body: bytes) -> tuple[dict[str, Any], list[Span]]:
+    """Return the top-level members, and the spans of every value of `model`."""
     try:
-        return _quick(body) or _scan(body.decode("utf-8"))
+        return _quick(body) or _scan(body.decode("utf-8"), ("model",))
     except UnicodeDecodeError:
         raise BadRequestError("the body is not UTF-8 text") from None
     except RecursionError:
@@ -154,7 +178,7 @@ def _messages(members: Mapping[str, Any], path: str) -> list[Any] | None:
     return [*opening, *found]
 
 
-def _quick(body: bytes) -> tuple[dict[str, Any], tuple[tuple[int, int], ...]] | None:
+def _quick(body: bytes) -> tuple[dict[str, Any], list[Span]] | None:
     """Do the same as `_scan`, ten times faster, where `model` is easy to find; None where it is not.
 
     Only escapes (`\\u006d`) can spell the key differently, and quotes inside a string are escaped. So where there is
@@ -168,17 +192,18 @@ def _quick(body: bytes) -> tuple[dict[str, Any], tuple[tuple[int, int], ...]] | 
     found = _MODEL.search(body)
     if not isinstance(members, dict) or "model" not in members or found is None:
         return None
-    return members, (found.span(1),)
+    return members, [("model", *found.span(1))]
 
 
 _DECODER = json.JSONDecoder()
 
 
-def _scan(text: str) -> tuple[dict[str, Any], tuple[tuple[int, int], ...]]:
+def _scan(text: str, names: Container[str]) -> tuple[dict[str, Any], list[Span]]:
+    """Return the top-level members, and the spans of every value of `names`."""
     at = _skip(text, 0)
     _expect(text, at, "{")
     members: dict[str, Any] = {}
-    spans: list[tuple[int, int]] = []
+    spans: list[Span] = []
     at = _skip(text, at + 1)
     while text[at] != "}":
         _expect(text, at, '"')
@@ -187,8 +212,8 @@ def _scan(text: str) -> tuple[dict[str, Any], tuple[tuple[int, int], ...]]:
         _expect(text, at, ":")
         start = _skip(text, at + 1)
         members[key], at = _DECODER.raw_decode(text, start)
-        if key == "model":
-            spans.append((len(text[:start].encode()), len(text[:at].encode())))
+        if key in names:
+            spans.append((key, len(text[:start].encode()), len(text[:at].encode())))
         at = _skip(text, at)
         if text[at] == ",":
             at = _skip(text, at + 1)
@@ -197,7 +222,7 @@ def _scan(text: str) -> tuple[dict[str, Any], tuple[tuple[int, int], ...]]:
             _expect(text, at, "}")
     if _skip(text, at + 1) != len(text):
         raise ValueError
-    return members, tuple(spans)
+    return members, spans
 
 
 def _skip(text: str, at: int) -> int:

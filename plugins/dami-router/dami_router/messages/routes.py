@@ -10,12 +10,15 @@ from dami_router.messages.request import Shape
 __all__ = ["OWN_PATHS", "ROUTES", "UNVERSIONED", "GenerationRoute"]
 
 _TGI = frozenset({"tgi", "live"})
-_OPENAI = frozenset({"openai"})
+_OPENAI = frozenset({"openai", "vllm"})
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRoute:
-    """A route: `shape` is its format, `protocols` the backends that have it, None where all have it."""
+    """A route: `shape` is its format, `protocols` the backends that have it, None where all have it.
+
+    `live` is `dami live` with its own engine, `vllm` with vLLM.
+    """
 
     shape: Shape
     protocols: frozenset[str] | None = None

@@ -66,12 +66,12 @@ class Proxy:
         self.metrics = Metrics(self.router.fleet, lambda: (self.admission.inside, self.admission.waiting))
         self.router.on_failure = self.metrics.failed
         self._keys, self._cors = Keys(config.api_keys), Cors(config.cors)
-        self._routes = {**ROUTES, **dict.fromkeys(config.pass_through, _PASSED)}
-        self._spoken = {backend.protocol for backend in config.backends}
+        self._posts = posts or {}
+        passed = [path for path in config.pass_through if path not in self._posts]
+        self._routes = {**ROUTES, **dict.fromkeys(passed, _PASSED)}
         self._config = config
         self._inside = calls is not None
         self._watches = Watches()
-        self._posts = posts or {}
         self._gets: dict[str, Callable[[Send], Awaitable[None]]] = {
             "/health": self._health, "/v1/models": self._models, "/info": self._info, "/metrics": self._metrics,
         }  # fmt: skip
@@ -180,8 +180,8 @@ class Proxy:
     async def _generate(self, scope: Scope, path: str, id: str, receive: Receive, send: Send) -> None:
         began = time.perf_counter()
         needed = self._routes[path].protocols
-        if needed is not None and not needed & self._spoken:
-            listed = " or ".join(f"`{protocol}`" for protocol in sorted(needed, reverse=True))
+        if needed is not None and not any(needed & replica.dialects for replica in self.router.fleet.replicas):
+            listed = " or ".join(_named(protocol) for protocol in sorted(needed, reverse=True))
             raise HttpError(404, f"no backend has this route: it needs one of protocol {listed}", code="not_found")
         body = await self._body(scope, receive)
         request = self._read(scope, path, id, body)
@@ -272,6 +272,10 @@ class Proxy:
     async def _metrics(self, send: Send) -> None:
         kind = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
         await send_whole(send, 200, [kind], self.metrics.text())
+
+
+def _named(dialect: str) -> str:
+    return "`live` with the engine vLLM" if dialect == "vllm" else f"`{dialect}`"
 
 
 def _model(id: str) -> Mapping[str, object]:

@@ -25,6 +25,7 @@ from dami_router.estimators.query import Query
 from dami_router.upstream.breaker import Breaker
 from dami_router.upstream.fleet import Fleet, Replica
 from dami_router.upstream.health import Prober
+from dami_router.upstream.live_bodies import data_at
 from dami_router.upstream.reply import Calls, UnansweredError
 
 __all__ = ["ServedEndpoint", "ServedEndpoints"]
@@ -79,7 +80,8 @@ class ServedEndpoint:
 
         async def post(path: str, data: Mapping[str, Any]) -> tuple[int, Any]:
             try:
-                return await self._transport.post(replica, path, data, timeout, fresh=False)
+                asked = data_at(data, replica, self.lambda_)
+                return await self._transport.post(replica, path, asked, timeout, fresh=False)
             except Exception as error:
                 # Refused, cut off, not HTTP: the client raises many exceptions, and all mean the same here.
                 raise UnansweredError(type(error).__name__) from error

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from dami_router.backends.backend import Identity
+from dami_router.backends.live_protocol import described
 from dami_router.config.specs import BackendSpec, RouterConfig, VariantSpec
 from dami_router.messages.pinning import LIVE, pin
 from dami_router.upstream.breaker import Breaker
@@ -17,6 +18,10 @@ __all__ = ["Fleet", "Replica", "Waiting"]
 
 Protocols = frozenset[str] | None
 """The protocols that have a route; None: all of them."""
+
+_ENGINES: Mapping[str | None, frozenset[str]] = {
+    "builtin": frozenset({"live"}), "vllm": frozenset({"vllm"}), None: frozenset({"live", "vllm"}),
+}  # fmt: skip
 
 Health = Literal["unknown", "alive", "dead", "wrong"]
 
@@ -60,6 +65,20 @@ class Replica:
         """Whether it answers at any λ."""
         return self.spec.protocol == "live"
 
+    @property
+    def engine(self) -> Literal["builtin", "vllm"] | None:
+        """The engine of a live server: `dami live`'s own, or vLLM; None for a variant, and until the server says it."""
+        if not self.live or self.identity is None:
+            return None
+        return "vllm" if described(self.identity.info).get("engine") == "vllm" else "builtin"
+
+    @property
+    def dialects(self) -> frozenset[str]:
+        """The protocols of `messages.routes` that it speaks; both engines' until a live server says which it is."""
+        if self.live:
+            return _ENGINES[self.engine]
+        return frozenset({self.spec.protocol})
+
     def overdue(self, now: float, after: float) -> bool:
         """Return whether a whole reply has been awaited for more than `after` seconds."""
         return any(call.whole and now - call.since > after for call in self.waiting.values())
@@ -89,8 +108,7 @@ class Replica:
 
     def opens_think(self, lambda_: float) -> bool:
         """Say whether the chat template that it uses at λ ends inside a `<think>` block."""
-        told = self.identity.info.get("live") if self.live and self.identity else None
-        least = told.get("opens_think_from") if isinstance(told, dict) else None
+        least = described(self.identity.info).get("opens_think_from") if self.live and self.identity else None
         return lambda_ >= least if isinstance(least, int | float) else self.variant.opens_think
 
     def at(self, lambda_: float) -> float:
@@ -103,7 +121,7 @@ class Replica:
 
     def served_as(self, lambda_: float) -> str | None:
         """Return the server's own name for the model at λ; None for TGI, which accepts any name."""
-        if self.live:
+        if self.live and self.engine != "vllm":
             return pin(lambda_)
         if self.spec.protocol == "tgi":
             return None
@@ -158,7 +176,7 @@ class Fleet:
 
 
 def _speaks(replica: Replica, protocols: Protocols) -> bool:
-    return protocols is None or replica.spec.protocol in protocols
+    return protocols is None or bool(protocols & replica.dialects)
 
 
 def _least_busy(replicas: list[Replica]) -> Replica:

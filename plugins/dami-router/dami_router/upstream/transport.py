@@ -18,6 +18,7 @@ from dami_router.errors import FailureError
 from dami_router.messages.request import Request
 from dami_router.upstream.decoding import PLAIN, DecodedCall, can_decode
 from dami_router.upstream.fleet import Replica
+from dami_router.upstream.live_bodies import body_at
 from dami_router.upstream.reply import BrokenError, CallError, Calls, Reply, StaleError, UnansweredError
 from dami_router.version import __version__
 
@@ -104,7 +105,7 @@ class Transport:
         """
         now = asyncio.get_running_loop().time()
         until = now + (self._timeouts.first_byte if request.stream else self._timeouts.total)
-        body = request.body_for(replica.served_as(lambda_))
+        body = body_at(request, replica, lambda_)
         try:
             call = await self._begin(replica, "POST", request.path, request.headers, body, until, fresh=fresh)
             try:

@@ -15,6 +15,7 @@ from typing import Any
 
 from dami_router.config.router_schema import ProbeSpec
 from dami_router.upstream.fleet import Fleet, Replica
+from dami_router.upstream.live_bodies import data_at
 from dami_router.upstream.reply import CallError, Calls
 
 __all__ = ["Watchdog"]
@@ -80,4 +81,5 @@ class Watchdog:
 def _one_token(replica: Replica) -> tuple[str, Mapping[str, Any]]:
     if replica.spec.protocol == "tgi":
         return "/generate", {"inputs": "1", "parameters": {"max_new_tokens": 1, "do_sample": False}}
-    return "/v1/completions", {"model": replica.served_as(0.0), "prompt": "1", "max_tokens": 1, "temperature": 0}
+    body = {"model": replica.served_as(0.0), "prompt": "1", "max_tokens": 1, "temperature": 0}
+    return "/v1/completions", data_at(body, replica, 0.0)
