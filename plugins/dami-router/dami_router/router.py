@@ -300,46 +300,32 @@ class Router:
     async def _call(
         self, replica: Replica, request: Request, lambda_: float, elsewhere: Callable[[], bool], *, fresh: bool
     ) -> Reply:
-        breaker = replica.breaker
+        """Send, and wait for the first bytes; raises UnansweredError also where the replica is given up meanwhile."""
+        breaker, now, task = replica.breaker, asyncio.get_running_loop().time, asyncio.current_task()
+        assert task is not None
+        call = Waiting(task, now(), not request.stream, elsewhere)
         breaker.start()
         replica.outstanding += 1
+        replica.waiting.add(call)
         try:
-            reply = await self._awaited(replica, request, lambda_, elsewhere, fresh)
-        except UnansweredError as error:
+            reply = await self.transport.send(replica, request, lambda_, fresh=fresh)
+        except BaseException as error:
             replica.outstanding -= 1
-            if isinstance(error, StaleError) or not error.counts:
-                breaker.abandoned()
-            else:
+            if call.ended_by(error):
+                error = UnansweredError("given_up")
+            if isinstance(error, UnansweredError) and error.counts and not isinstance(error, StaleError):
                 self._failed(replica, error.why)
-            raise
-        except BaseException:
-            replica.outstanding -= 1
-            breaker.abandoned()
-            raise
-        replica.heard = asyncio.get_running_loop().time()
+            else:
+                breaker.abandoned()
+            raise error from None
+        finally:
+            replica.waiting.discard(call)
+        replica.heard = now()
         if reply.stream:
             breaker.began()
         else:
             breaker.succeeded()
         return reply
-
-    async def _awaited(
-        self, replica: Replica, request: Request, lambda_: float, elsewhere: Callable[[], bool], fresh: bool
-    ) -> Reply:
-        """Send, and wait for the first bytes; raises UnansweredError also where the replica is given up meanwhile."""
-        task = asyncio.current_task()
-        assert task is not None
-        replica.waiting[task] = Waiting(asyncio.get_running_loop().time(), not request.stream, elsewhere)
-        try:
-            return await self.transport.send(replica, request, lambda_, fresh=fresh)
-        except asyncio.CancelledError:
-            # Cancelled once for the replica; once more where the client left, too.
-            if task not in replica.given_up or task.uncancel() > 0:
-                raise
-            raise UnansweredError("given_up") from None
-        finally:
-            replica.given_up.discard(task)
-            del replica.waiting[task]
 
     def _failed(self, replica: Replica, why: str) -> None:
         was = replica.breaker.state

@@ -129,19 +129,17 @@ def test_calls_that_wait_for_a_replica_that_hangs_are_given_up_once() -> None:
     async def run() -> None:
         replica = fleet(("a", "openai")).replicas[0]
         whole, streamed = (asyncio.create_task(asyncio.Event().wait()) for _ in range(2))
-        replica.waiting = {
-            whole: Waiting(100.0, True, lambda: True), streamed: Waiting(0.0, False, lambda: True)
-        }  # fmt: skip
+        replica.waiting = {Waiting(whole, 100.0, True, lambda: True), Waiting(streamed, 0.0, False, lambda: True)}
         assert not replica.overdue(160.0, 60.0)
         assert replica.overdue(160.1, 60.0)
         replica.give_up()
-        assert replica.given_up == {whole, streamed}
+        assert all(call.given_up for call in replica.waiting)
         for task in (whole, streamed):
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert task.cancelled()
         late = asyncio.create_task(asyncio.Event().wait())
-        replica.waiting[late] = Waiting(170.0, True, lambda: False)
+        replica.waiting.add(Waiting(late, 170.0, True, lambda: False))
         replica.give_up(movable=True)
         assert late.cancelling() == 0
         replica.give_up()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from dami_router.choosing.budget import Budget, Entry
 from dami_router.choosing.conversations import Conversations
@@ -16,8 +16,7 @@ SAME_LAMBDA = 1e-6
 """Two λ nearer than this are one: names and replies carry six digits."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """What a request wants: λ in [0, 1], and what else bends the choice.
 
     `budgeted`: the budget applies, since the client left the choice of λ to the router. `draw` in [0, 1) decides the

@@ -20,7 +20,7 @@ from dami_router.estimators.chain import Chain
 from dami_router.estimators.confidence import Choice, Confidence
 from dami_router.estimators.effort import EFFORTS
 from dami_router.messages.hints import Hints
-from dami_router.messages.routes import OWN_PATHS, ROUTES, UNVERSIONED
+from dami_router.messages.routes import OWN_PATHS, ROUTES, canonical
 from dami_router.shared.strict_model import Flag, Many, Some, StrictModel, Text, Wrong, expected, one_of, shown
 
 __all__ = [
@@ -49,7 +49,8 @@ def _sound_url(url: str) -> str:
 def _free_path(path: str) -> str:
     if not re.fullmatch(r"(/[A-Za-z0-9._-]+)+", path) or ".." in path:
         raise Wrong((), f"expected a path such as /v1/embeddings, found {path:.100}")
-    if path in ROUTES or path in UNVERSIONED or path in OWN_PATHS or path.startswith("/v1/models"):
+    full = canonical(path)
+    if full in ROUTES or full in OWN_PATHS or full.startswith("/v1/models/"):
         raise Wrong((), f"{path:.100} is a route of the proxy already", "leave it out")
     return path
 

@@ -26,7 +26,8 @@ Span = tuple[str, int, int]
 """A top-level member's name, and its value's first byte and the byte after its last in the body."""
 
 _MARK = b"\xef\xbb\xbf"
-_OPENED = ("/v1/responses", "/v1/messages")
+_CHATS = {"/v1/responses": ("input", "instructions"), "/v1/messages": ("messages", "system")}
+"""Where a route has its conversation, and what stands before it, unless that is in `messages`."""
 _SPACE = re.compile(r"[ \t\n\r]*")
 _HINTS = Hints()
 _LONGEST_NUMBER = 4300  # digits; Python refuses longer ones
@@ -37,9 +38,9 @@ class BadRequestError(Exception):
     """The body is not a request; the message is for the client and quotes nothing of it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # freezing would cost 3 % of a request
 class Request:
-    """One request: its route, and what the router reads of it.
+    """One request: its route, and what the router reads of it. Not to be changed.
 
     `messages` is None for a request without a chat; `prompt` is then its text, empty where it is not one text.
     """
@@ -52,7 +53,6 @@ class Request:
     text: str = field(repr=False)
     effort: str | None = None
     user: str = field(default="", repr=False)
-    follow_up: bool = False
     messages: Sequence[Mapping[str, Any]] | None = field(default=None, repr=False)
     prompt: str | None = field(default=None, repr=False)
     model_spans: Sequence[Span] = ()
@@ -62,6 +62,11 @@ class Request:
     def draw(self) -> float:
         """A number in [0, 1) that depends on the body alone."""
         return int.from_bytes(hashlib.blake2b(self.body, digest_size=6).digest()) / (1 << 48)
+
+    @property
+    def follow_up(self) -> bool:
+        """Whether the conversation has an answer already."""
+        return any(message.get("role") == "assistant" for message in self.messages or ())
 
     @property
     def conversation(self) -> bytes | None:
@@ -140,7 +145,6 @@ def read_request(
         text=text,
         effort=effort,
         user=user,
-        follow_up=any(_role(message) == "assistant" for message in messages or ()),
         messages=[message for message in messages if isinstance(message, dict)] if messages is not None else None,
         prompt=_prompt(members) if messages is None else None,
         model_spans=spans,
@@ -168,14 +172,14 @@ def _messages(members: Mapping[str, Any], path: str) -> list[Any] | None:
     The Responses API has it as `input`: a text, or items of which the messages count. `instructions`, and Anthropic's
     `system`, stand before it.
     """
-    found = members.get("input") if path == "/v1/responses" else members.get("messages")
-    if path == "/v1/responses" and isinstance(found, str):
+    said, before = _CHATS.get(path, ("messages", None))
+    found = members.get(said)
+    if said == "input" and isinstance(found, str):
         found = [{"role": "user", "content": found}]
     if not isinstance(found, list):
         return None
-    system = members.get("instructions" if path == "/v1/responses" else "system")
-    opening = [{"role": "system", "content": system}] if path in _OPENED and system else []
-    return [*opening, *found]
+    system = members.get(before) if before else None
+    return [{"role": "system", "content": system}, *found] if system else found
 
 
 def _quick(body: bytes) -> tuple[dict[str, Any], list[Span]] | None:

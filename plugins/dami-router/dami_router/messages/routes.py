@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dami_router.messages.request import Shape
 
-__all__ = ["OWN_PATHS", "ROUTES", "UNVERSIONED", "GenerationRoute"]
+__all__ = ["OWN_PATHS", "ROUTES", "GenerationRoute", "canonical"]
 
 _TGI = frozenset({"tgi", "live"})
 _OPENAI = frozenset({"openai", "vllm"})
@@ -37,8 +37,9 @@ ROUTES: Mapping[str, GenerationRoute] = {
 OWN_PATHS = ("/v1/route", "/v1/models", "/health", "/info", "/metrics")
 """The proxy's other routes."""
 
-UNVERSIONED: Mapping[str, str] = {
-    path.removeprefix("/v1"): path
-    for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/models")
-}
-"""Paths without `/v1`, as clients send them whose base URL lacks it."""
+_UNVERSIONED = frozenset({"/chat/completions", "/completions", "/responses", "/messages", "/models"})
+
+
+def canonical(path: str) -> str:
+    """Return a path with the `/v1` that clients leave out whose base URL lacks it; other paths unchanged."""
+    return f"/v1{path}" if path in _UNVERSIONED or path.startswith("/models/") else path

@@ -7,8 +7,9 @@ import re
 __all__ = ["TokenCount"]
 
 # Inside a JSON string the quotes are escaped, so a text about tokens is not mistaken for a count.
-# (The quote comes before what must not be before it: `re` then looks for quotes alone.)
-_COUNT = re.compile(rb'"(?<!\\")(?:completion_tokens|generated_tokens|output_tokens)"\s*:\s*(\d{1,9})')
+# (The end of the names comes first: `re` then looks for a fixed text.)
+_NAMES = "|".join(rf'(?<=(?<!\\)"{name}_tokens")' for name in ("completion", "generated", "output"))
+_COUNT = re.compile(rf'_tokens"(?:{_NAMES})\s*:\s*(\d{{1,9}})'.encode())
 _KEEP = 4096
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
+import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from itertools import count
+from typing import Any
 
 from dami_router.config.specs import RouterConfig
 from dami_router.messages.pinning import pinned
 from dami_router.messages.request import BadRequestError, Request, Shape, read_request
-from dami_router.messages.routes import ROUTES, UNVERSIONED, GenerationRoute
+from dami_router.messages.routes import ROUTES, GenerationRoute, canonical
 from dami_router.proxy.admission import Admission, OverloadedError
 from dami_router.proxy.bodies import read_body
 from dami_router.proxy.cors import Cors
@@ -42,6 +44,8 @@ __all__ = ["Proxy"]
 _LOG = logging.getLogger(__name__)
 _PASSED = GenerationRoute("openai")
 _LONGEST_ID = 200
+_OURS, _COUNT = secrets.token_hex(12), count(1)
+"""Request ids of this process: where they begin, and how they go on."""
 Post = Callable[[bytes], Awaitable[tuple[int, object]]]
 # Only these headers of the client reach a server; its key never does.
 _FORWARDED = frozenset(
@@ -105,9 +109,7 @@ class Proxy:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path: str = UNVERSIONED.get(scope["path"], scope["path"])
-        if path.startswith("/models/"):
-            path = f"/v1{path}"
+        path = canonical(scope["path"])
         shape: Shape = self._routes[path].shape if path in self._routes else "openai"
         id = _request_id(scope)
         ours = [(b"x-request-id", id.encode()), *self._cors.headers(scope)]
@@ -121,7 +123,7 @@ class Proxy:
             await send(message)
 
         try:
-            await self._dispatch(scope, path, id, receive, tracked)  # type: ignore[arg-type]
+            await self._handling(scope, path, id, receive, tracked)  # type: ignore[arg-type]
         except ClientGoneError:
             self.metrics.gone()
         except HttpError as error:
@@ -135,30 +137,37 @@ class Proxy:
             if not begun:
                 await send_json(tracked, 500, error_body(shape, HttpError(500, "internal error")))  # type: ignore[arg-type]
 
-    async def _dispatch(self, scope: Scope, path: str, id: str, receive: Receive, send: Send) -> None:
+    def _handling(self, scope: Scope, path: str, id: str, receive: Receive, send: Send) -> Awaitable[None]:
+        """Return what answers a request; raises HttpError 401 where its key is not right."""
         method: str = scope["method"]
-        if method == "POST" and path in self._routes:
+        posts, gets = method == "POST", method in ("GET", "HEAD")
+        if gets and path == "/health":
+            return self._health(send)
+        if posts and path in self._routes:
             self._keys.require(scope)
-            await self._generate(scope, path, id, receive, send)
-        elif method in ("GET", "HEAD") and path in self._gets:
-            if path != "/health":
-                self._keys.require(scope)
-            await self._gets[path](send)
-        elif method in ("GET", "HEAD") and path.startswith("/v1/models/"):
+            return self._generate(scope, path, id, receive, send)
+        if gets and path in self._gets:
             self._keys.require(scope)
-            await self._model(path.removeprefix("/v1/models/"), send)
-        elif method == "POST" and path == "/v1/route":
+            return self._gets[path](send)
+        if gets and path.startswith("/v1/models/"):
             self._keys.require(scope)
-            body = await self._body(scope, receive)
-            decision = await self._decided(self._read(scope, "/v1/chat/completions", id, body))
-            await send_json(send, 200, decision)
-        elif method == "POST" and path in self._posts:
+            return self._model(path.removeprefix("/v1/models/"), send)
+        if posts and path == "/v1/route":
             self._keys.require(scope)
-            await send_json(send, *await self._posts[path](await self._body(scope, receive)))
-        elif method in ("GET", "HEAD") and path in self._files:
-            await self._files[path].send(scope, send)
-        else:
-            await self._otherwise(scope, path, send)
+            return self._route(scope, id, receive, send)
+        if posts and path in self._posts:
+            self._keys.require(scope)
+            return self._post(scope, path, receive, send)
+        if gets and path in self._files:
+            return self._files[path].send(scope, send)
+        return self._otherwise(scope, path, send)
+
+    async def _route(self, scope: Scope, id: str, receive: Receive, send: Send) -> None:
+        body = await self._body(scope, receive)
+        await send_json(send, 200, await self._decided(self._read(scope, "/v1/chat/completions", id, body)))
+
+    async def _post(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
+        await send_json(send, *await self._posts[path](await self._body(scope, receive)))
 
     async def _otherwise(self, scope: Scope, path: str, send: Send) -> None:
         """Answer OPTIONS, and refuse what no route takes; raises HttpError 404, 405."""
@@ -173,9 +182,9 @@ class Proxy:
         await start(send, 204, [allowed, *self._cors.preflight(scope)])
         await send({"type": "http.response.body", "body": b""})
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+    def _body(self, scope: Scope, receive: Receive) -> Coroutine[Any, Any, bytes]:
         limits = self._config.limits
-        return await read_body(scope, receive, limits.body_bytes, limits.body_s)
+        return read_body(scope, receive, limits.body_bytes, limits.body_s)
 
     async def _generate(self, scope: Scope, path: str, id: str, receive: Receive, send: Send) -> None:
         began = time.perf_counter()
@@ -287,7 +296,7 @@ def _request_id(scope: Scope) -> str:
     given = header(scope, b"x-request-id")
     if given and len(given) <= _LONGEST_ID and given.isascii() and (text := given.decode()).isprintable():
         return text
-    return f"{random.getrandbits(128):032x}"
+    return f"{_OURS}{next(_COUNT):08x}"
 
 
 def _limit(key: str, value: object) -> bool:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import zlib
 
+from dami_router.messages.encodings import can_decode, decoder, encoding_of
 from dami_router.proxy.wire import ClientGoneError, HttpError, Receive, Scope, header
 
 __all__ = ["read_body"]
-
-_WINDOWS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float) -> bytes:
@@ -17,19 +16,21 @@ async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float) 
 
     413 above `limit` bytes, packed or unpacked; 408 after `seconds`; 415 for an encoding other than gzip and deflate.
     """
-    declared = header(scope, b"content-length")
-    if declared is not None and declared.isdigit() and int(declared[:20]) > limit:
-        raise _too_large(limit)
-    window = _window(scope)
-    if scope.get("state", {}).get("whole"):  # it is here already: no clock is needed
+    encoding = encoding_of(scope["headers"])
+    if encoding and not can_decode(encoding):
+        raise HttpError(415, "expected a body that is plain, or encoded as gzip or deflate")
+    if scope.get("state", {}).get("whole"):  # it is here already: neither its announced length nor a clock is needed
         body = await _received(receive, limit)
-        return body if window is None else _unpacked(body, window, limit)
-    try:
-        async with asyncio.timeout(seconds):
-            body = await _received(receive, limit)
-    except TimeoutError:
-        raise HttpError(408, f"the body took longer than {seconds:g} seconds") from None
-    return body if window is None else _unpacked(body, window, limit)
+    else:
+        declared = header(scope, b"content-length")
+        if declared is not None and declared.isdigit() and int(declared[:20]) > limit:
+            raise _too_large(limit)
+        try:
+            async with asyncio.timeout(seconds):
+                body = await _received(receive, limit)
+        except TimeoutError:
+            raise HttpError(408, f"the body took longer than {seconds:g} seconds") from None
+    return _decoded(body, encoding, limit) if encoding else body
 
 
 async def _received(receive: Receive, limit: int) -> bytes:
@@ -48,18 +49,8 @@ async def _received(receive: Receive, limit: int) -> bytes:
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _window(scope: Scope) -> int | None:
-    """Return zlib's window size for the body's encoding; None for a plain body."""
-    encoding = (header(scope, b"content-encoding") or b"identity").strip().lower()
-    if encoding in (b"identity", b""):
-        return None
-    if encoding not in _WINDOWS:
-        raise HttpError(415, "expected a body that is plain, or encoded as gzip or deflate")
-    return _WINDOWS[encoding]
-
-
-def _unpacked(body: bytes, window: int, limit: int) -> bytes:
-    unpacker = zlib.decompressobj(window)
+def _decoded(body: bytes, encoding: bytes, limit: int) -> bytes:
+    unpacker = decoder(encoding)
     try:
         data = unpacker.decompress(body, limit + 1)
     except zlib.error:

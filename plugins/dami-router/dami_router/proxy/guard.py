@@ -8,12 +8,15 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import httptools
 
 from dami_router.config.router_schema import Limits
 from dami_router.proxy.cork import CorkedProtocol
+
+if TYPE_CHECKING:
+    from uvicorn._types import HTTPScope
 
 __all__ = ["GuardedProtocol", "guarded"]
 
@@ -32,7 +35,8 @@ class GuardedProtocol(CorkedProtocol):
 
     limits: ClassVar[Limits] = Limits()
     _timer: asyncio.TimerHandle | None = None
-    _reading_headers = True
+    _headed: HTTPScope | None = None
+    """The last request whose headers are complete."""
     _refused = _moved = _elsewhere = False
     _bytes = 0
     """Bytes since the last that made a request progress: its headers complete, its body, or its end."""
@@ -53,33 +57,33 @@ class GuardedProtocol(CorkedProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse, then hold headers, trailers and the framing of chunks against the limits."""
-        self._moved, self._again = False, data
-        while self._again and not self._refused and not self.transport.is_closing():
-            self._data, self._again = self._again, b""
-            super().data_received(self._data)
-        self._data = b""
+        self._moved, again = False, data
+        while again and not self._refused and not self.transport.is_closing():
+            self._data, self._again = again, b""
+            super().data_received(again)
+            again = self._again
         if self._refused or self.transport.is_closing():
             return
         # A block that made progress may end with the next request's first bytes.
-        self._bytes = int(self._reading_headers) if self._moved else self._bytes + len(data)
+        reading_headers = self.scope is not self._headed
+        self._bytes = reading_headers if self._moved else self._bytes + len(data)
         if self._bytes > self.limits.header_bytes:
             self._too_large()
-        elif self._reading_headers and self._timer is None and self.cycle is not None:
+        elif reading_headers and self._timer is None and self.cycle is not None:
             # The headers of a further request are incomplete: it has its own time from here on.
             self._start_clock()
 
-    def on_message_begin(self) -> None:
-        """Expect the headers of a request."""
-        self._reading_headers = True
-        super().on_message_begin()
-
     def on_headers_complete(self) -> None:
         """Start the request, unless its headers are beyond the limits."""
-        self._stop_clock()
-        self._reading_headers, self._moved = False, True
+        if self._timer is not None:
+            self._stop_clock()
+        self._headed, self._moved = self.scope, True
         if self._refused:
             return
-        if self._beyond_limits():
+        limits = self.limits
+        # Their exact size matters only where all that has come is more.
+        large = self._bytes + len(self._data) > limits.header_bytes and self._size() > limits.header_bytes
+        if large or len(self.headers) > limits.header_fields:
             self._too_large()
             return
         # CONNECT has no address here, and is a 400 or 405.
@@ -88,13 +92,9 @@ class GuardedProtocol(CorkedProtocol):
             super().on_headers_complete()
             self.headers = []  # for what comes after the body: a trailer is no header
 
-    def _beyond_limits(self) -> bool:
-        limits = self.limits
-        if len(self.headers) > limits.header_fields:
-            return True
-        if self._bytes + len(self._data) <= limits.header_bytes:
-            return False  # all that has come is less
-        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > limits.header_bytes
+    def _size(self) -> int:
+        """Return the bytes of the request's URL and headers."""
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body, unless the request was refused."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, generate_latest
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from dami_router.proxy.histogram import Histogram
@@ -24,33 +24,19 @@ class Metrics:
     """One registry of counters, histograms and gauges for one proxy."""
 
     def __init__(self, fleet: Fleet, inside: Callable[[], tuple[int, int]]) -> None:
-        self.registry = CollectorRegistry()
-        to = self.registry
-        self._requests = Counter(
-            "dami_requests", "Requests by route, variant and status.", ["route", "variant", "status"], registry=to
-        )
-        self._tokens = Counter(
-            "dami_tokens", "Generated tokens, as far as servers report them.", ["variant"], registry=to
-        )
         self._times = _Times()
-        self._fallbacks = Counter(
-            "dami_fallbacks",
-            "Requests answered by a variant other than the chosen one.",
-            ["chosen", "answered"],
-            registry=to,
+        self._requests = _Count("dami_requests", "Requests by route, variant and status.", "route", "variant", "status")
+        self._tokens = _Count("dami_tokens", "Generated tokens, as far as servers report them.", "variant")
+        self._fallbacks = _Count(
+            "dami_fallbacks", "Requests answered by a variant other than the chosen one.", "chosen", "answered"
         )
-        self._failures = Counter(
-            "dami_upstream_failures", "Calls without an answer.", ["variant", "reason"], registry=to
-        )
-        self._gone = Counter("dami_clients_gone", "Requests whose client left before the end.", registry=to)
-        self._broken = Counter(
-            "dami_broken_replies", "Replies that broke off after their first byte.", ["variant"], registry=to
-        )
-        self.registry.register(_Now(fleet, inside))
-        self.registry.register(self._times)
-        # `labels` takes locks and builds strings: keep what was looked up once.
-        self._spent: dict[str, Counter] = {}
-        self._known: dict[tuple[str, str, int], Counter] = {}
+        self._failures = _Count("dami_upstream_failures", "Calls without an answer.", "variant", "reason")
+        self._gone = _Count("dami_clients_gone", "Requests whose client left before the end.")
+        self._broken = _Count("dami_broken_replies", "Replies that broke off after their first byte.", "variant")
+        self.registry = CollectorRegistry()
+        counts = (self._requests, self._tokens, self._fallbacks, self._failures, self._gone, self._broken)
+        for collector in (*counts, self._times, _Now(fleet, inside)):
+            self.registry.register(collector)
 
     def decided(self, lambda_: float, seconds: float) -> None:
         """Count a decision."""
@@ -61,37 +47,44 @@ class Metrics:
         """Count a reply that began."""
         self._times.upstream[answered].observe(seconds)
         if chosen != answered:
-            self._fallbacks.labels(chosen, answered).inc()
+            self._fallbacks.by[chosen, answered] += 1
 
     def finished(self, route: str, variant: str, status: int, seconds: float, tokens: int | None) -> None:
         """Count a request that ended."""
-        key = (route, variant, status)
-        counter = self._known.get(key)
-        if counter is None:
-            counter = self._known[key] = self._requests.labels(route, variant, _status(status))
-        counter.inc()
+        self._requests.by[route, variant, _status(status)] += 1
         self._times.total.observe(seconds)
         if tokens:
-            spent = self._spent.get(variant)
-            if spent is None:
-                spent = self._spent[variant] = self._tokens.labels(variant)
-            spent.inc(tokens)
+            self._tokens.by[variant,] += tokens
 
     def failed(self, replica: Replica, error: UnansweredError) -> None:
         """Count a call without an answer."""
-        self._failures.labels(replica.variant.id, error.why).inc()
+        self._failures.by[replica.variant.id, error.why] += 1
 
     def gone(self) -> None:
         """Count a client that left."""
-        self._gone.inc()
+        self._gone.by[()] += 1
 
     def broken(self, variant: str) -> None:
         """Count a reply that broke off."""
-        self._broken.labels(variant).inc()
+        self._broken.by[variant,] += 1
 
     def text(self) -> bytes:
         """Return everything in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class _Count(Collector):
+    """A counter by its labels. Counting is one step of a dictionary; Prometheus' own counters take locks."""
+
+    def __init__(self, name: str, help: str, *labels: str) -> None:
+        self._name, self._help, self._labels = name, help, labels
+        self.by: Counter[tuple[str, ...]] = Counter() if labels else Counter({(): 0})
+
+    def collect(self) -> Iterable[Metric]:
+        family = CounterMetricFamily(self._name, self._help, labels=self._labels)
+        for values, count in self.by.items():
+            family.add_metric(values, count)
+        yield family
 
 
 class _Times(Collector):

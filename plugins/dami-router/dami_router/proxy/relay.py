@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from dami_router.messages.encodings import encoding_of
 from dami_router.messages.request import Shape
 from dami_router.messages.tokens import TokenCount
 from dami_router.proxy.wire import Headers, Send, error_event, start
@@ -23,11 +24,9 @@ Rewrite = Callable[[bytes], bytes]
 """Rewrites whole events, or a whole body."""
 
 
-def reply_headers(reply: Reply, ours: Headers) -> list[tuple[bytes, bytes]]:
+def reply_headers(reply: Reply, ours: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """Return the server's headers without those of its connection, plus the proxy's own."""
-    lower = [(name.lower(), value) for name, value in reply.headers]
-    kept = (pair for pair in lower if pair[0] not in _DROPPED and not pair[0].startswith(_OURS))
-    return [*kept, *ours]
+    return [pair for pair in reply.headers if pair[0] not in _DROPPED and not pair[0].startswith(_OURS)] + ours
 
 
 async def relay(
@@ -39,9 +38,7 @@ async def relay(
     server dies midway, the client still reads only whole events, then the error.
     """
     tokens.feed(reply.first)
-    opaque = (rewrite is not None or reply.stream) and any(
-        name.lower() == b"content-encoding" and value != b"identity" for name, value in reply.headers
-    )
+    opaque = (rewrite is not None or reply.stream) and encoding_of(reply.headers) != b""
     if not reply.stream:
         body = rewrite(reply.first) if rewrite and not opaque else reply.first
         await start(send, reply.status, [*headers, (b"content-length", b"%d" % len(body))])

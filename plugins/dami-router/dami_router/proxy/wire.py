@@ -54,7 +54,7 @@ def header(scope: Scope, name: bytes) -> bytes | None:
 
 async def start(send: Send, status: int, headers: Headers) -> None:
     """Send status and headers."""
-    await send({"type": "http.response.start", "status": status, "headers": list(headers)})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
 
 
 async def send_whole(send: Send, status: int, headers: Headers, body: bytes) -> None:

@@ -33,8 +33,7 @@ class Breaker:
     @property
     def ready(self) -> bool:
         """Whether a call may be made: always when closed, one at a time when half-open."""
-        state = self.state
-        return state == "closed" or (state == "half-open" and not self._trial)
+        return self._opened is None or (not self._trial and self.state == "half-open")
 
     def start(self) -> None:
         """Note that a call begins."""

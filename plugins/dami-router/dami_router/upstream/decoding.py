@@ -6,25 +6,17 @@ import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from dami_router.messages.encodings import decoder
 from dami_router.upstream.reply import CallError
 
 if TYPE_CHECKING:
     from dami_router.upstream.pool import Call
 
-__all__ = ["PLAIN", "DecodedCall", "can_decode"]
+__all__ = ["DecodedCall"]
 
-PLAIN = ("", "identity")
-"""Values of content-encoding that change nothing."""
-
-_WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 _PIECE = 1 << 20
 _MEMBER = b"\x1f"
 """How a further member of a gzip body begins: there may be several, one after the other."""
-
-
-def can_decode(encoding: str) -> bool:
-    """Return whether a reply of this content-encoding can be decoded."""
-    return encoding in _WINDOWS
 
 
 class DecodedCall:
@@ -33,12 +25,12 @@ class DecodedCall:
     `read` raises CallError, also for bytes that are not what the encoding says.
     """
 
-    def __init__(self, call: Call, encoding: str) -> None:
-        self._call, self._window = call, _WINDOWS[encoding]
-        self._unpacker, self._packed = zlib.decompressobj(self._window), b""
+    def __init__(self, call: Call, encoding: bytes) -> None:
+        self._call, self._encoding = call, encoding
+        self._unpacker, self._packed = decoder(encoding), b""
         self.status = call.status
         self.headers: Sequence[tuple[bytes, bytes]] = [
-            pair for pair in call.headers if pair[0].lower() not in (b"content-encoding", b"content-length")
+            pair for pair in call.headers if pair[0] not in (b"content-encoding", b"content-length")
         ]
 
     def header(self, name: bytes) -> str:
@@ -67,7 +59,7 @@ class DecodedCall:
             if not self._packed.startswith(_MEMBER):
                 self._packed = b""  # padding
                 return b""
-            self._unpacker = zlib.decompressobj(self._window)
+            self._unpacker = decoder(self._encoding)
         try:
             data = self._unpacker.decompress(self._packed, _PIECE)
         except zlib.error:

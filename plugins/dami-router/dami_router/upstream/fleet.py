@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from dami_router.backends.backend import Identity
 from dami_router.backends.live_protocol import described
@@ -26,13 +26,26 @@ _ENGINES: Mapping[str | None, frozenset[str]] = {
 Health = Literal["unknown", "alive", "dead", "wrong"]
 
 
-class Waiting(NamedTuple):
-    """A call before its first byte: since when (the loop's time), for a whole reply or a stream."""
+@dataclass(eq=False, slots=True)
+class Waiting:
+    """A call before its first byte: its task, since when (the loop's time), for a whole reply or a stream."""
 
+    task: asyncio.Task[Any]
     since: float
     whole: bool
     elsewhere: Callable[[], bool]
     """Whether another replica could take it now."""
+    given_up: bool = False
+
+    def give_up(self) -> None:
+        """Cancel the call, once, for another replica to take."""
+        if not self.given_up:
+            self.given_up = True
+            self.task.cancel()
+
+    def ended_by(self, error: BaseException) -> bool:
+        """Return whether the call ended because it was given up; False where its client left, too."""
+        return self.given_up and isinstance(error, asyncio.CancelledError) and self.task.uncancel() == 0
 
 
 @dataclass(eq=False)
@@ -51,9 +64,8 @@ class Replica:
     """Health checks without a good answer, in a row; nothing is known at first, and nothing waits."""
     heard: float = 0.0
     """When it last gave an answer to a request, by the loop's time."""
-    waiting: dict[asyncio.Task[Any], Waiting] = field(default_factory=dict)
+    waiting: set[Waiting] = field(default_factory=set)
     """Calls before their first byte."""
-    given_up: set[asyncio.Task[Any]] = field(default_factory=set)
 
     @property
     def usable(self) -> bool:
@@ -81,14 +93,13 @@ class Replica:
 
     def overdue(self, now: float, after: float) -> bool:
         """Return whether a whole reply has been awaited for more than `after` seconds."""
-        return any(call.whole and now - call.since > after for call in self.waiting.values())
+        return any(call.whole and now - call.since > after for call in self.waiting)
 
     def give_up(self, *, movable: bool = False) -> None:
         """End the calls before their first byte, for another replica to take; or only those that another can take."""
-        for task, call in self.waiting.items():
-            if task not in self.given_up and (not movable or call.elsewhere()):
-                self.given_up.add(task)
-                task.cancel()
+        for call in self.waiting:
+            if not movable or call.elsewhere():
+                call.give_up()
 
     def hang(self, trouble: str) -> None:
         """Note that it answers no completions: it comes last, and what waits for it goes elsewhere."""
@@ -137,10 +148,13 @@ class Fleet:
             Replica(spec, config.variant(spec.variant), Breaker(config.breaker.failures, config.breaker.open_s))
             for spec in config.backends
         ]
+        self._of: dict[str, list[Replica]] = {}
+        for replica in self.replicas:
+            self._of.setdefault(replica.variant.id, []).append(replica)
 
     def of(self, variant: str, protocols: Protocols = None) -> list[Replica]:
         """Return a variant's replicas; only of some protocols where the route needs that."""
-        return [r for r in self.replicas if r.variant.id == variant and _speaks(r, protocols)]
+        return [r for r in self._of.get(variant, ()) if _speaks(r, protocols)]
 
     def standing_for(self, variant: str) -> str | None:
         """Return the id that serves this variant: itself, else a live server's; None where there is neither.

@@ -14,15 +14,13 @@ __all__ = ["ReplyParser"]
 
 # Headers that come in pieces count twice, as bytes and as headers: at least 64 KiB of headers are accepted.
 _MAX_HEAD = 1 << 17
-# Lengths of the header names that say where a body ends.
-_FRAMING = (len("content-length"), len("transfer-encoding"))
 
 
 class ReplyParser:
     """One reply at a time: `expect`, then `feed` until `complete` or `failed`; `end` where the connection ends.
 
-    `status` and `headers` hold once `headed`. `parts` are pieces of the body not yet taken, `size` their bytes.
-    `keep` says whether the server will take another request.
+    `status` and `headers` (names in lower case) hold once `headed`. `parts` are pieces of the body not yet taken,
+    `size` their bytes. `keep` says whether the server will take another request.
     """
 
     def __init__(self) -> None:
@@ -46,7 +44,9 @@ class ReplyParser:
         try:
             self._parser.feed_data(data)
             if not self.headed:
-                self._add_to_head(len(data))
+                self._head_size += len(data)
+                if self._head_size > _MAX_HEAD:
+                    raise CallError("not_http")
         except (httptools.HttpParserError, httptools.HttpParserUpgrade, CallError):
             self.keep = False
             self.fail("not_http")
@@ -70,15 +70,14 @@ class ReplyParser:
             raise CallError("not_http")  # a second reply to one request
 
     def on_header(self, name: bytes, value: bytes) -> None:  # noqa: D102
-        self._add_to_head(len(name) + len(value))
+        self._head_size += len(name) + len(value)
+        if self._head_size > _MAX_HEAD:
+            raise CallError("not_http")
         if not self.headed:  # otherwise a trailer
+            name = name.lower()
             self.headers.append((name, value))
-            if len(name) in _FRAMING and self._frames(name.lower(), value.lower()):
+            if name == b"content-length" or (name == b"transfer-encoding" and b"chunked" in value.lower()):
                 self._framed = True
-
-    @staticmethod
-    def _frames(name: bytes, value: bytes) -> bool:
-        return name == b"content-length" or (name == b"transfer-encoding" and b"chunked" in value)
 
     def on_headers_complete(self) -> None:  # noqa: D102
         status = self._parser.get_status_code()
@@ -94,8 +93,3 @@ class ReplyParser:
 
     def on_message_complete(self) -> None:  # noqa: D102
         self.complete = self.headed  # an interim reply is not the final one
-
-    def _add_to_head(self, size: int) -> None:
-        self._head_size += size
-        if self._head_size > _MAX_HEAD:
-            raise CallError("not_http")

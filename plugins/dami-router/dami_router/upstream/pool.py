@@ -117,7 +117,7 @@ class Call:
     def header(self, name: bytes) -> str:
         """Return a header's first value, "" where there is none."""
         for key, value in self.headers:
-            if key.lower() == name:
+            if key == name:
                 return value.decode("latin-1")
         return ""
 

@@ -68,7 +68,7 @@ class Reply(Protocol):
 
     @property
     def headers(self) -> Sequence[tuple[bytes, bytes]]:
-        """The headers as they came."""
+        """The headers, with names in lower case."""
         ...
 
     @property

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 from dami_router.config.router_schema import Timeouts
 from dami_router.config.specs import BackendSpec
 from dami_router.errors import FailureError
+from dami_router.messages.encodings import can_decode, encoding_of
 from dami_router.messages.request import Request
-from dami_router.upstream.decoding import PLAIN, DecodedCall, can_decode
+from dami_router.upstream.decoding import DecodedCall
 from dami_router.upstream.fleet import Replica
 from dami_router.upstream.live_bodies import body_at
 from dami_router.upstream.reply import BrokenError, CallError, Calls, Reply, StaleError, UnansweredError
@@ -123,10 +124,10 @@ class Transport:
         if raw.status in _RETRIED:
             after = raw.header(b"retry-after") or None
             raise UnansweredError(f"status_{raw.status}", status=raw.status, retry_after=after)
-        encoding = raw.header(b"content-encoding").strip().lower()
+        encoding = encoding_of(raw.headers)
         call = DecodedCall(raw, encoding) if can_decode(encoding) else raw
         if call.header(b"content-type").partition(";")[0].strip().lower() == "text/event-stream":
-            first = await (_first_event(call) if encoding in PLAIN or call is not raw else call.read())
+            first = await (_first_event(call) if not encoding or call is not raw else call.read())
             if begins_with_error(first):
                 raise UnansweredError("stream_error")
             return HttpReply(call.status, call.headers, first, call, self._timeouts.idle, end)
@@ -134,23 +135,16 @@ class Transport:
         call.close()
         return reply
 
-    async def _begin(
-        self,
-        replica: Replica,
-        method: str,
-        path: str,
-        headers: Mapping[str, str],
-        body: bytes,
-        until: float,
-        *,
-        fresh: bool,
-    ) -> Call:
+    def _begin(
+        self, replica: Replica, method: str, path: str, headers: Mapping[str, str], body: bytes, until: float,
+        *, fresh: bool,
+    ) -> Coroutine[Any, Any, Call]:  # fmt: skip
         assert self._pool is not None, "open() comes first"
         address = self._addresses.get(replica)
         if address is None:
             address = self._addresses[replica] = _Address(replica.spec)
         head = address.head(method, path, headers, len(body))
-        return await self._pool.call(address.origin, head, body, until, fresh=fresh)
+        return self._pool.call(address.origin, head, body, until, fresh=fresh)
 
     async def get(self, replica: Replica, path: str, timeout: float) -> tuple[int, Any]:
         """Fetch JSON from a replica, for a probe; the body is None where it is not JSON. Raises CallError."""

@@ -202,6 +202,14 @@ def test_a_server_s_own_id_does_not_replace_the_client_s(world: World) -> None:
     assert answer.headers["x-request-id"] == "mine"
 
 
+def test_what_a_server_must_not_say_is_dropped_in_any_case_of_its_letters(world: World) -> None:
+    """Cookies, and headers that only the router sets, stay behind however a server writes their names."""
+    evil = {"Set_Cookie": "a=b", "SET_cookie": "c=d", "X_DAMI_Variant": "evil", "X_Dami_Note": "evil", "X_Own": "kept"}
+    answer = proxy(world, plain(**evil)).post("/v1/chat/completions", {"messages": SAID})
+    assert (answer.headers["x-dami-variant"], answer.headers["x-own"]) == ("v-l000", "kept")
+    assert {"set-cookie", "x-dami-note"}.isdisjoint(answer.headers)
+
+
 def packed(data: bytes) -> Script:
     async def script(call: Any, writer: Any) -> None:
         head = (
