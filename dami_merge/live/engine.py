@@ -171,9 +171,14 @@ class Engine:
             )
         if min(generation.prompt) < 0 or max(generation.prompt) >= self.model.vocabulary:
             raise MisuseError(f"the prompt holds token ids outside 0 to {self.model.vocabulary - 1}")
+        tags = None
+        if generation.thinking_token_budget is not None:
+            tags = self.texts.think_tags if self.texts else None
+            if tags is None:
+                raise MisuseError("a thinking_token_budget needs a tokenizer; this engine has none")
         row = Row(next(self._ids), generation)
         limit = min(generation.max_new_tokens, self.max_length - count)
-        self._waiting.append(LiveRow(row, self.model.vector(generation.lambda_), limit, self.tokenizer))
+        self._waiting.append(LiveRow(row, self.model.vector(generation.lambda_), limit, self.tokenizer, tags))
         return row
 
     def remove(self, row: Row) -> None:

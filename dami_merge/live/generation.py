@@ -58,6 +58,8 @@ class Generation:
     `stop`: texts that end the answer and are not part of it. `ignore_eos`: continue after an end-of-text
     token. `skip_special_tokens`: leave special tokens out of `Event.text`.
 
+    `thinking_token_budget`: close the `<think>` block after this many thinking tokens (None: no limit).
+
     `log_probs`: natural log-probabilities of the answer's tokens; `top_log_probs`: also of that many likeliest
     alternatives (0 to 20). `prompt_log_probs`: log-probabilities of the prompt's tokens, with that many
     alternatives each (None: off). All are the model's own: before penalties and temperature.
@@ -78,6 +80,7 @@ class Generation:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    thinking_token_budget: int | None = None
     log_probs: bool = False
     top_log_probs: int = 0
     prompt_log_probs: int | None = None
@@ -95,6 +98,8 @@ class Generation:
         for what in ("presence_penalty", "frequency_penalty"):
             _check_number(what, getattr(self, what), -MAX_PENALTY, MAX_PENALTY)
         check_whole("top_log_probs", self.top_log_probs, 0, MAX_TOP)
+        if self.thinking_token_budget is not None:
+            check_whole("thinking_token_budget", self.thinking_token_budget, 0)
         if self.prompt_log_probs is not None:
             check_whole("prompt_log_probs", self.prompt_log_probs, 0, MAX_TOP)
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, Integral)):

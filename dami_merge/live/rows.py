@@ -9,6 +9,7 @@ from dami_merge.live.generation import Event, FinishReason, PromptToken, Row
 from dami_merge.live.sampling import Picked, Sampler
 from dami_merge.live.spread import Vector
 from dami_merge.live.text_stream import VisibleText
+from dami_merge.live.thought_cap import ThinkTags, ThoughtCap
 
 __all__ = ["LiveRow", "Share"]
 
@@ -20,14 +21,16 @@ class LiveRow:
     most tokens it may generate. `scores`: those of the prompt's tokens so far, None if they were not requested.
     """
 
-    def __init__(self, row: Row, vector: Vector, limit: int, tokenizer: Any) -> None:
+    def __init__(self, row: Row, vector: Vector, limit: int, tokenizer: Any, tags: ThinkTags | None = None) -> None:
         generation = row.generation
         self.row = row
         self.vector = vector
         self.limit = limit
         self.tokens = list(generation.prompt)
         self.length = 0
-        self.sampler = Sampler(generation)
+        most = generation.thinking_token_budget
+        cap = ThoughtCap(tags, generation.prompt, most) if tags is not None and most is not None else None
+        self.sampler = Sampler(generation, cap)
         self.text = VisibleText(_decoder(tokenizer, generation.skip_special_tokens), generation.stop)
         self.scores: list[PromptToken] | None = None
         if generation.prompt_log_probs is not None:

@@ -12,15 +12,17 @@ from dataclasses import dataclass
 import torch
 
 from dami_merge.live.generation import Choice, Generation
+from dami_merge.live.thought_cap import ThoughtCap
 
 __all__ = ["Picked", "Sampler", "distribution", "penalise", "pick", "score"]
 
 
 class Sampler:
-    """One row's random numbers, and the tokens that its penalties apply to."""
+    """One row's random numbers, the tokens that its penalties apply to, and the cap on its thoughts."""
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Generation, cap: ThoughtCap | None = None) -> None:
         self.generation = generation
+        self._cap = cap
         # Seeded with text, because Python gives 1 and 1.0, or −1 and 1, the same stream.
         self._random = random.Random(None if generation.seed is None else f"dami:{generation.seed}")  # noqa: S311
         self.number = self._random.random()
@@ -34,8 +36,15 @@ class Sampler:
     def advance(self, token: int) -> None:
         """Move on to the next number: `token` was generated. A failed pass is repeated with the same number."""
         self.number = self._random.random()
+        if self._cap is not None:
+            self._cap.advance(token)
         if self.generation.penalised:
             self._written.append(token)
+
+    @property
+    def forced(self) -> int | None:
+        """The token that the row must write next, whatever its logits are; None if they decide."""
+        return None if self._cap is None else self._cap.forced
 
     def seen(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the tokens that the prompt or the answer holds, and how often the answer holds each: (n,) both.
@@ -77,7 +86,7 @@ def pick(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[Picked]:
     if drawing:
         tokens[drawing] = _draw(penalised[drawing], [samplers[i] for i in drawing])
     asked = [i for i, s in enumerate(samplers) if s.generation.log_probs or s.generation.top_log_probs]
-    ids = tokens.tolist()
+    ids = [token if s.forced is None else s.forced for token, s in zip(tokens.tolist(), samplers, strict=True)]
     if not asked:
         return [Picked(token) for token in ids]
     most = max(samplers[i].generation.top_log_probs for i in asked)

@@ -8,7 +8,9 @@ from typing import Any
 from dami_merge.checkpoints.checkpoint import Checkpoint
 from dami_merge.checkpoints.templates import opens_think, template_of
 from dami_merge.live.sampling_defaults import read_defaults
+from dami_merge.live.thought_cap import ThinkTags
 from dami_router.errors import CheckpointError, MisuseError
+from dami_router.messages.thinking import CLOSE, OPEN
 
 __all__ = ["Tokenizing"]
 
@@ -34,6 +36,13 @@ class Tokenizing:
         """Return the chat template for rows at λ, or None if neither endpoint has one."""
         first, second = reversed(self._templates) if lambda_ >= self._thinking_from else self._templates
         return first if first is not None else second
+
+    @property
+    def think_tags(self) -> ThinkTags | None:
+        """The tokens of `<think>` and `</think>`; None without a tokenizer."""
+        if self.tokenizer is None:
+            return None
+        return ThinkTags(*(tuple(self.encode(tag, special=False)) for tag in (OPEN, CLOSE)))
 
     def opens_think(self, lambda_: float) -> bool:
         """Tell whether the template at λ opens a `<think>` block in the prompt."""

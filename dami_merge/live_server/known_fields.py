@@ -27,7 +27,7 @@ _SAMPLING = frozenset({
 })  # fmt: skip
 _OPENAI = _SAMPLING | {
     "model", "max_tokens", "n", "stream", "stream_options", "logprobs", "prompt_logprobs", "ignore_eos",
-    "skip_special_tokens",
+    "skip_special_tokens", "thinking_token_budget",
 }  # fmt: skip
 _TEMPLATE = frozenset({"messages", "chat_template_kwargs", "add_generation_prompt", "continue_final_message"})
 # The user, accounting, scheduling, and the router's own fields, which it has used by now.

@@ -71,6 +71,12 @@ def _limit(fields: Fields, names: Sequence[str], default: int, *, low: int = 1) 
     return fields.whole(name, default, low, NO_LIMIT)
 
 
+def _thoughts(fields: Fields) -> int | None:
+    """Return the limit of thinking tokens; -1 means none, as in vLLM."""
+    most = fields.whole("thinking_token_budget", -1, -1, NO_LIMIT)
+    return None if most < 0 else most
+
+
 def _generation(
     fields: Fields, engine: Engine, lambda_: float, prompt: Sequence[int], limit: int, logs: bool, top: int
 ) -> Generation:
@@ -84,6 +90,7 @@ def _generation(
         stop=fields.texts("stop"),
         ignore_eos=fields.flag("ignore_eos"),
         skip_special_tokens=fields.flag("skip_special_tokens", True),
+        thinking_token_budget=_thoughts(fields),
         log_probs=logs,
         top_log_probs=top,
         prompt_log_probs=scored,

@@ -39,7 +39,7 @@ REFUSED: dict[str, Any] = {
     "mirostat": 2, "modalities": ["text", "audio"], "no_repeat_ngram_size": 2, "num_beams": 4, "regex": "a+",
     "repetition_detection": {"max": 3}, "response_format": {"type": "json_object"}, "return_token_ids": True,
     "return_tokens_as_token_ids": True, "stop_token_ids": [4], "structured_outputs": {"regex": "a"},
-    "thinking": {"type": "enabled"}, "thinking_token_budget": 5, "tool_choice": "required",
+    "thinking": {"type": "enabled"}, "tool_choice": "required",
     "tools": [{"type": "function", "function": {"name": "f"}}], "truncate_prompt_tokens": 3, "typo": 1,
     "use_beam_search": True, "verbosity": "low", "vllm_xargs": {"lambda": 0.5}, "web_search_options": {},
 }  # fmt: skip

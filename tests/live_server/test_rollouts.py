@@ -80,3 +80,18 @@ def test_another_pair_is_not_mixed_in(server: Client, pair: tuple[str, str], dat
     with pytest.raises(SystemExit) as stopped:
         main([*map(str, command)])
     assert stopped.value.code == 2
+
+
+def test_thinking_with_a_cap_is_run_beside_the_variants(
+    server: Client, pair: tuple[str, str], dataset: Path, tmp_path: Path
+) -> None:
+    """--caps adds capped answers at the largest λ, cheaper than without, as rows of their own; a rerun adds none."""
+    config, out = write_config(tmp_path / "router.yml", server, pair), tmp_path / "r.jsonl"
+    common = ("rollout", config, "--dataset", dataset, "--out", out, "--max-tokens", 160, "--grade", "exact")
+    said = run(*common, "--lambdas", "0,1", "--caps", "4,16")
+    found = [(x["lambda"], x.get("cap"), x["n"]) for x in said["lambdas"]]
+    assert found == [(0, None, COUNT), (1, None, COUNT), (1, 4, COUNT), (1, 16, COUNT)]
+    tokens = [x["mean_tokens"] for x in said["lambdas"]]
+    assert tokens[0] < tokens[2] < tokens[3] < tokens[1]
+    assert run(*common, "--lambdas", "0,1", "--caps", "4,16")["written"] == 0
+    assert run(*common, "--lambdas", "0,1", "--caps", "4", "--caps-at", "0")["written"] == COUNT

@@ -15,9 +15,10 @@ HEADER = ("λ", "model", "answers", "accuracy", "mean tokens", "thinking", "cut 
 
 @dataclass
 class Tally:
-    """Sums over the rollouts at one λ. `graded`: whether `correct` is valid."""
+    """Sums over the rollouts at one λ, with one cap or without. `graded`: whether `correct` is valid."""
 
     lambda_: float
+    cap: int | None
     model: str
     graded: bool
     n: int = 0
@@ -38,6 +39,7 @@ class Tally:
         """Return the means for JSON; accuracy is null for ungraded rollouts."""
         return {
             "lambda": self.lambda_,
+            **({} if self.cap is None else {"cap": self.cap}),
             "model": self.model,
             "n": self.n,
             "accuracy": self.correct / self.n if self.graded else None,
@@ -50,12 +52,14 @@ class Tally:
         """Return the means as cells of a table."""
         accuracy = f"{self.correct / self.n:.1%}" if self.graded else "-"
         shares = [f"{count / self.n:.0%}" for count in (self.think, self.cut)]
-        return [f"{self.lambda_:g}", self.model, str(self.n), accuracy, f"{self.tokens / self.n:,.1f}", *shares]
+        name = f"{self.lambda_:g}" if self.cap is None else f"{self.lambda_:g}, cap {self.cap}"
+        return [name, self.model, str(self.n), accuracy, f"{self.tokens / self.n:,.1f}", *shares]
 
 
 def summed_up(rows: Iterable[Rollout], *, graded: bool) -> list[Tally]:
-    """Return the tallies by λ, ascending."""
-    found: dict[float, Tally] = {}
+    """Return the tallies by λ, ascending, then those with a cap."""
+    found: dict[tuple[int, float], Tally] = {}
     for row in rows:
-        found.setdefault(row.lambda_, Tally(row.lambda_, row.model or "-", graded)).add(row)
-    return [found[lambda_] for lambda_ in sorted(found)]
+        key = -1 if row.cap is None else row.cap, row.lambda_
+        found.setdefault(key, Tally(row.lambda_, row.cap, row.model or "-", graded)).add(row)
+    return [found[key] for key in sorted(found, key=lambda key: (key[0] >= 0, key[1], key[0]))]

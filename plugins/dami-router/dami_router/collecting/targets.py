@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from dami_router.collecting.asking import RolloutTarget
@@ -17,7 +18,7 @@ from dami_router.router import Router
 from dami_router.shared.suggestions import listed
 from dami_router.upstream.fleet import Replica
 
-__all__ = ["lanes", "pair_of", "targets"]
+__all__ = ["lanes", "pair_of", "targets", "with_caps"]
 
 _DIGITS = 6
 
@@ -47,6 +48,19 @@ def targets(router: Router, only: Sequence[float] = (), lambdas: Sequence[float]
                 f"no variant with λ={x:g} has a server", hint=f"served: {listed(f'{k:g}' for k in known)}"
             )
     return [target for target in found if not wanted or target.lambda_ in wanted]
+
+
+def with_caps(found: Sequence[RolloutTarget], caps: Sequence[int], at: Sequence[float] = ()) -> list[RolloutTarget]:
+    """Return the targets, and those at the λ of `at` once more for each cap on their thinking tokens.
+
+    `at` is the largest λ by default. Raises MisuseError for a λ that is not among the targets.
+    """
+    known = [target.lambda_ for target in found]
+    wanted = {_rounded(x) for x in at} or {max(known)}
+    if strange := sorted(wanted - set(known)):
+        raise MisuseError(f"--caps-at: λ={strange[0]:g} is not run", hint=f"run are {listed(f'{k:g}' for k in known)}")
+    capped = [replace(t, cap=cap) for t in found if t.lambda_ in wanted for cap in sorted(set(caps))]
+    return [*found, *capped]
 
 
 def pair_of(router: Router, wanted: Sequence[RolloutTarget]) -> str | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dami_router.cli import command
-from dami_router.commands.shared_options import dataset_options
+from dami_router.commands.shared_options import dataset_options, numbers, whole_numbers
 from dami_router.errors import MisuseError
 from dami_router.output import Output
 
@@ -27,6 +27,7 @@ __all__ = ["rollout"]
         "dami rollout router.yml --dataset openai/gsm8k --config main --split test --limit 200 --out rollouts.jsonl",
         "dami rollout router.yml --dataset q.csv --out r.jsonl --temperature 0.6 --samples 4 --max-tokens 8192",
         "dami rollout live.yml --dataset q.jsonl --out r.jsonl --lambdas 0,0.25,0.5,0.75,1",
+        "dami rollout live.yml --dataset q.jsonl --out r.jsonl --lambdas 0,0.5,1 --caps 256,1024,4096",
     ),
     help="Run every query of a dataset on every variant in router.yml, grade the answers, and write one rollout per "
     "line, for `dami train` and `dami eval`. If it is interrupted, run the same command again to resume; it also "
@@ -45,6 +46,10 @@ __all__ = ["rollout"]
 @click.option("--answer-column", help="Column of the expected answers. Default: found by its usual names.")
 @click.option("--only", type=float, multiple=True, help="Run only the variant at this λ; repeatable.")
 @click.option("--lambdas", help="For live servers: the values of λ to run, such as 0,0.25,0.5.")
+@click.option(
+    "--caps", help="Also run the largest λ with these limits of its thinking tokens, such as 256,1024: the rival."
+)
+@click.option("--caps-at", help="With --caps: the values of λ to limit, such as 0.6,1. Default: the largest.")
 @click.option("--samples", type=click.IntRange(1, 1000), default=1, show_default=True, help="Answers per query.")
 @click.option(
     "--grade", type=click.Choice(["exact", "numeric", "choice", "math-verify", "none"]),
@@ -70,8 +75,9 @@ __all__ = ["rollout"]
 def rollout(
     output: Output, config_file: Path, dataset: str, out: Path, config: str | None, split: str | None,
     query_column: str | None, answer_column: str | None, limit: int | None, only: tuple[float, ...],
-    lambdas: str | None, samples: int, grade: str | None, template: str, system: str | None, max_tokens: int | None,
-    temperature: float, seed: int | None, body: str | None, keep_thoughts: bool, concurrency: int, patience: float,
+    lambdas: str | None, caps: str | None, caps_at: str | None, samples: int, grade: str | None, template: str,
+    system: str | None, max_tokens: int | None, temperature: float, seed: int | None, body: str | None,
+    keep_thoughts: bool, concurrency: int, patience: float,
 ) -> int:  # fmt: skip
     """Collect rollouts."""
     import asyncio
@@ -84,7 +90,13 @@ def rollout(
 
     if samples > 1 and temperature == 0:
         raise MisuseError("greedy answers are all the same: use --samples 1, or sample", hint="--temperature 0.6")
-    listed = _lambdas(lambdas)
+    listed, limits, limited = (
+        numbers(lambdas, "--lambdas"),
+        whole_numbers(caps, "--caps"),
+        numbers(caps_at, "--caps-at"),
+    )
+    if limited and not limits:
+        raise MisuseError("--caps-at needs --caps")
     whole = load_dataset(dataset, query_column=query_column, answer_column=answer_column, config=config, split=split)
     found = replace(whole, questions=whole.questions[:limit])
     name = grade or grader_for(q.expected for q in found.questions)
@@ -95,7 +107,7 @@ def rollout(
     settings = QuestionSettings(name, template, system, max_tokens, temperature, seed, _fields(body), keep_thoughts)
     columns = f"`{found.query_column}`" + (f" and `{found.answer_column}`" if found.answer_column else "")
     output.note(f"{len(found.questions):,} questions from {columns}; grading: {name}")
-    run = RolloutRun(output, found, grader, settings, out, samples, concurrency, patience)
+    run = RolloutRun(output, found, grader, settings, out, samples, concurrency, patience, limits, limited)
     known = {question.id: question for question in whole.questions}
     try:
         return asyncio.run(run.collect(config_file, only, listed, known))
@@ -115,13 +127,6 @@ def _check_expected(dataset: Dataset, grader: Grader | None) -> None:
         if why := grader.unfit(question.expected):
             hint = "--grade exact, or math-verify" if grader.name == "numeric" else None
             raise MisuseError(f"{question.where}: the expected answer {question.expected!r:.60} {why}", hint=hint)
-
-
-def _lambdas(text: str | None) -> list[float]:
-    try:
-        return [float(part) for part in (text or "").split(",") if part.strip()]
-    except ValueError:
-        raise MisuseError(f"--lambdas: {text!r:.60}: expected numbers such as 0,0.25,0.5") from None
 
 
 def _fields(body: str | None) -> dict[str, Any]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dami_router.collecting.asking import RolloutTarget
+from dami_router.collecting.caps import require_caps
 from dami_router.collecting.rollout_journal import RolloutJournal, journal, rollouts_of
 from dami_router.collecting.run import Collector, Outcome
 from dami_router.collecting.run_progress import Progress
 from dami_router.collecting.settings import QuestionSettings
 from dami_router.collecting.summary import HEADER, Tally, summed_up
-from dami_router.collecting.targets import lanes, pair_of, targets
+from dami_router.collecting.targets import lanes, pair_of, targets, with_caps
 from dami_router.datasets import Dataset, Question
 from dami_router.grading import Grader
 from dami_router.output import Output, table
@@ -28,10 +30,11 @@ class RolloutRun:
 
     def __init__(
         self, output: Output, dataset: Dataset, grader: Grader | None, settings: QuestionSettings, out: Path,
-        samples: int, concurrency: int, patience: float,
+        samples: int, concurrency: int, patience: float, caps: Sequence[int] = (), caps_at: Sequence[float] = (),
     ) -> None:  # fmt: skip
         self._output, self._dataset, self._grader, self._settings = output, dataset, grader, settings
         self._out, self._samples, self._concurrency, self._patience = out, samples, concurrency, patience
+        self._caps, self._caps_at = caps, caps_at
 
     async def collect(
         self, config: Path, only: tuple[float, ...], lambdas: list[float], known: dict[str, Question]
@@ -41,6 +44,8 @@ class RolloutRun:
             router.require_usable()
             wanted = targets(router, only, lambdas)
             settings = replace(self._settings, pair=pair_of(router, wanted))
+            if self._caps:
+                wanted = with_caps(wanted, self._caps, self._caps_at)
             with journal(self._out, settings, self._dataset.name) as opened:
                 if opened.repaired:
                     self._output.note(f"{self._out}: removed an incomplete last line, left by a crash")
@@ -51,10 +56,9 @@ class RolloutRun:
     async def _ask(self, router: Router, wanted: list[RolloutTarget], opened: RolloutJournal) -> Outcome:
         work = lanes(wanted, self._dataset.questions, self._samples, opened.done)
         missing = sum(map(len, work))
+        await require_caps(router, self._settings, [item for lane in work for item in lane])
         there = f"; {len(opened.done):,} already present" if opened.done else ""
-        self._output.note(
-            f"{missing:,} rollouts to collect at λ = {', '.join(f'{t.lambda_:g}' for t in wanted)}{there}"
-        )
+        self._output.note(f"{missing:,} rollouts to collect at λ = {', '.join(map(_named, wanted))}{there}")
         collector = Collector(
             router, self._settings, self._grader, concurrency=self._concurrency, patience=self._patience
         )
@@ -88,7 +92,11 @@ class RolloutRun:
         for tally in tallies:
             if tally.cut / tally.n > _MANY_CUT_OFF:
                 self._output.warning(
-                    f"{tally.cut / tally.n:.0%} of the answers at λ={tally.lambda_:g} were cut off; raise --max-tokens"
+                    f"{tally.cut / tally.n:.0%} of the answers at λ={tally.row()[0]} were cut off; raise --max-tokens"
                 )
         if overran:
             self._output.warning(f"{overran} answers could not be compared within the time limit; they count as wrong")
+
+
+def _named(target: RolloutTarget) -> str:
+    return f"{target.lambda_:g}" if target.cap is None else f"{target.lambda_:g} with cap {target.cap}"

@@ -14,7 +14,7 @@ from dami_router.errors import MisuseError
 if TYPE_CHECKING:
     from dami_router.proxy.page_data import PageData
 
-__all__ = ["dataset_options", "page_data", "page_options", "query_options"]
+__all__ = ["dataset_options", "numbers", "page_data", "page_options", "query_options", "whole_numbers"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _Option = Callable[[Any], Any]
@@ -65,6 +65,22 @@ def page_data(reports: Sequence[Path], no_ui: bool) -> PageData | None:
     if no_ui and reports:
         raise MisuseError("--report is for the page, which --no-ui turns off", hint="leave one of the two out")
     return None if no_ui else PageData([load_frontier(path) for path in reports])
+
+
+def numbers(text: str | None, option: str) -> list[float]:
+    """Return the numbers of an option such as `0,0.25,0.5`; raises MisuseError."""
+    try:
+        return [float(part) for part in (text or "").split(",") if part.strip()]
+    except ValueError:
+        raise MisuseError(f"{option}: {text!r:.60}: expected numbers such as 0,0.25,0.5") from None
+
+
+def whole_numbers(text: str | None, option: str) -> list[int]:
+    """Return the whole numbers from 0 of an option such as `256,1024`; raises MisuseError."""
+    parts = [part.strip() for part in (text or "").split(",") if part.strip()]
+    if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+        raise MisuseError(f"{option}: {text!r:.60}: expected whole numbers such as 256,1024")
+    return [int(part) for part in parts]
 
 
 def _with(options: tuple[_Option, ...], function: _F) -> _F:

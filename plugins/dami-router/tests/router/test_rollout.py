@@ -550,3 +550,61 @@ def test_system_messages_of_the_questions_are_sent_and_kept(
     assert "0 rollouts to collect" in run(config, dataset, out).stderr
     refused = run(config, dataset, tmp_path / "s.jsonl", "--system", "Be long.")
     assert (refused.returncode, "system messages of their own" in refused.stderr) == (2, True)
+
+
+def thinker(*, limit: bool | None) -> Script:
+    """A model that thinks at length; it obeys a cap, ignores it, or refuses the field."""
+
+    async def script(call: Call, writer: asyncio.StreamWriter) -> None:
+        cap = call.json.get("thinking_token_budget")
+        if cap is not None and limit is None:
+            await send(writer, 400, {"error": {"message": "thinking_token_budget needs --reasoning-config"}})
+            return
+        thought = "word " * (min(cap, 40) if cap is not None and limit else 40)
+        await send(writer, 200, completion(f"<think>{thought}</think>The sum is 2.", len(thought) // 5 + 4))
+
+    return script
+
+
+def test_caps_are_sent_and_their_answers_kept_apart(world: World, dataset: Path, tmp_path: Path) -> None:
+    """The field goes to the largest λ alone; rows have their cap; the first requests only see whether it is obeyed."""
+    servers = world.pair(arithmetic(thinks=False), thinker(limit=True))
+    out = tmp_path / "r.jsonl"
+    done = run(write_config(tmp_path, servers), dataset, out, "--limit", 4, "--caps", "8,2", "--json")
+    assert done.returncode == 0, done.stderr
+    assert not [call for call in servers[0].calls if "thinking_token_budget" in call.json]
+    rows = content(out)
+    assert sorted((row.get("cap"), row["tokens"]) for row in rows if row["lambda"] == 1 and row.get("cap")) == sorted(
+        [(8, 12), (2, 6)] * 4
+    )
+    found = grid_of(read_rollouts(out))
+    assert found.capped is not None
+    assert (found.lambdas, found.capped.settings) == ((0.0, 1.0), ((1.0, 2), (1.0, 8)))
+
+
+@pytest.mark.parametrize(("limit", "says"), [(False, "ignores"), (None, "refuses")])
+def test_a_server_that_does_not_cap_is_an_error(
+    world: World, dataset: Path, tmp_path: Path, limit: bool | None, says: str
+) -> None:
+    """Answers of a server that thinks on are never recorded as capped ones; the message says which servers can."""
+    servers = world.pair(arithmetic(thinks=False), thinker(limit=limit))
+    done = run(write_config(tmp_path, servers), dataset, tmp_path / "r.jsonl", "--caps", "8")
+    assert (done.returncode, f"v-l100: {says} `thinking_token_budget`" in done.stderr) == (1, True)
+    assert "--reasoning-config" in done.stderr
+    assert (tmp_path / "r.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--caps", "x"], "--caps: 'x': expected whole numbers"),
+        (["--caps", "-1"], "expected whole numbers"),
+        (["--caps-at", "1"], "--caps-at needs --caps"),
+        (["--caps", "8", "--caps-at", "0.3"], "--caps-at: λ=0.3 is not run"),
+        (["--body", '{"thinking_token_budget": 5}'], "use --caps"),
+    ],
+)
+def test_bad_caps_are_one_message(config: Path, dataset: Path, tmp_path: Path, options: list[str], says: str) -> None:
+    """A cap is a whole number, at a λ that is run."""
+    done = run(config, dataset, tmp_path / "r.jsonl", *options)
+    assert (done.returncode, says in done.stderr) == (2, True), done.stderr
