@@ -105,6 +105,7 @@ def _show(output: Output, found: Comparison, data: dict[str, object]) -> None:
     # The first estimator's figures are also at the top level, for scripts.
     first = data["estimators"][0] if found.contenders else {}  # type: ignore[index]
     text = table(HEADER, rows(found))
-    output.result(f"{text}\n{len(found.grid.queries)} queries; dominated variants: {gone}", {**first, **data})
+    said = "\n".join([text, f"{len(found.grid.queries)} queries; dominated variants: {gone}", *found.headlines])
+    output.result(said, {**first, **data, "headlines": found.headlines})
     if "report" in data:
         output.note(f"report: {data['report']}")

@@ -22,6 +22,7 @@ from dami_router.estimators.estimator import Estimator
 from dami_router.estimators.preference import Preference
 from dami_router.estimators.query import Query
 from dami_router.estimators.training import TrainingSettings, evidence_of, train, utility
+from dami_router.evaluating.rivals import Rival, capped_points, cross_fold, over_best_cap, over_best_static
 from dami_router.evaluating.scores import (
     apgr,
     apgr_in_folds,
@@ -66,7 +67,10 @@ class Contender:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The results: a point for each variant, and the point and metrics of each contender."""
+    """The results: a point for each variant, and the point and metrics of each contender.
+
+    `rivals`: each contender against the best static λ, and the best cap; `capped`: a point for each λ with a cap.
+    """
 
     grid: Grid
     static: tuple[Point, ...]
@@ -75,6 +79,14 @@ class Comparison:
     points: tuple[Point, ...]
     metrics: tuple[Mapping[str, Any], ...]
     curves: tuple[tuple[tuple[float, float], ...], ...]
+    rivals: tuple[tuple[Rival, ...], ...] = ()
+    capped: tuple[tuple[tuple[float, int], Point], ...] = ()
+
+    @property
+    def headlines(self) -> list[str]:
+        """What each estimator gains over the best static λ, and over the best cap if caps were run, in sentences."""
+        found = zip(self.contenders, self.rivals, strict=True)
+        return [f"{c.name}: {'; '.join(rival.sentence() for rival in rivals)}" for c, rivals in found if rivals]
 
     @property
     def dominated(self) -> tuple[float, ...]:
@@ -87,10 +99,11 @@ class Comparison:
             "queries": len(self.grid.queries),
             "static": [{"lambda": x, **_flat(p)} for x, p in zip(self.grid.lambdas, self.static, strict=True)],
             "dominated": list(self.dominated),
+            "capped": [{"lambda": x, "cap": cap, **_flat(p)} for (x, cap), p in self.capped],
             "oracle": _flat(self.oracle),
             "estimators": [
-                {"name": c.name, **_flat(p), **m}
-                for c, p, m in zip(self.contenders, self.points, self.metrics, strict=True)
+                {"name": c.name, **_flat(p), **m, **_named(rivals)}
+                for c, p, m, rivals in zip(self.contenders, self.points, self.metrics, self.rivals, strict=True)
             ],
         }
 
@@ -163,7 +176,19 @@ def compare(grid: Grid, contenders: Sequence[Contender]) -> Comparison:
     return Comparison(
         grid, tuple(grid.static(x) for x in grid.lambdas), grid.routed(grid.oracle()), tuple(contenders), points,
         tuple(_metrics(grid, *one) for one in found), curves,
+        tuple(_rivals(grid, c, columns) for c, columns in zip(contenders, chosen, strict=True)), capped_points(grid),
     )  # fmt: skip
+
+
+def _rivals(grid: Grid, contender: Contender, columns: NDArray[np.intp]) -> tuple[Rival, ...]:
+    rows, folds = np.arange(len(columns)), cross_fold(grid)
+    spent = grid.tokens[rows, columns] + (0.0 if contender.cost is None else contender.cost)
+    found = (over(grid, grid.correct[rows, columns], spent, folds) for over in (over_best_static, over_best_cap))
+    return tuple(rival for rival in found if rival is not None)
+
+
+def _named(rivals: Sequence[Rival]) -> dict[str, Any]:
+    return {f"over_{'_'.join(r.name.replace('λ', 'lambda').split())}": r.as_dict() for r in rivals}
 
 
 def _columns(grid: Grid, contender: Contender) -> NDArray[np.intp]:
@@ -236,5 +261,5 @@ def _flat(point: Point) -> dict[str, Any]:
         "mean_tokens": point.tokens.mean,
         "mean_tokens_interval": interval(point.tokens),
         "mean_lambda": point.mean_lambda,
-        "think_share": point.think_share,
+        "think_share": None if np.isnan(point.think_share) else point.think_share,
     }

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_calibration", "draw_costs", "draw_frontier", "draw_lambdas", "draw_sweep", "render"]
 
-_BLUE = "#17638f"
+_BLUE, _GREY = "#17638f", "#5b6570"
 _COLOURS = ("#c8553d", "#5a8f3c", "#7a4fa3", "#c28e0e", "#3a7d7c", "#8a5a44")
 _DPI = 150
 _WIDTH, _HEIGHT, _ROW = 6.4, 4.2, 0.21
@@ -28,9 +28,12 @@ _NAME, _LINE = 60, 80
 
 
 def draw_frontier(
-    lambdas: Sequence[float], static: Sequence[Point], others: Mapping[str, Point], *, title: str
-) -> Figure:
+    lambdas: Sequence[float], static: Sequence[Point], others: Mapping[str, Point], *, title: str,
+    capped: Sequence[Point] = (),
+) -> Figure:  # fmt: skip
     """Draw one point for each static λ (dominated ones hollow) and one star for each other way of choosing.
+
+    `capped` are the points of capped thinking, drawn as one curve.
 
     Bars are 95 % intervals. Stars that would hide each other or a variant are drawn beside their point, with a line
     to it. Raises FailureError if matplotlib is not installed.
@@ -44,9 +47,12 @@ def draw_frontier(
     coloured = list(zip(others.items(), cycle(_COLOURS), strict=False))
     for (_, point), colour in coloured:
         _spot(axes, point, colour)
+    ordered = sorted((point.tokens.mean, 100 * point.accuracy.mean) for point in capped)
+    curve = axes.plot([x for x, _ in ordered], [y for _, y in ordered], "s:", color=_GREY, markersize=4, zorder=1)
     axes.margins(x=0.07, y=0.09)
     axes.autoscale_view()
-    _legend(figure, [(name, _star(colour)) for (name, _), colour in coloured])
+    entries = [(name, _star(colour)) for (name, _), colour in coloured]
+    _legend(figure, entries + ([("capped thinking", curve[0])] if capped else []))
     fix_layout(figure)
     scale = figure.dpi / 72
     circles = [box_of(*_pixels(axes, point), 8 * scale, 8 * scale) for point in static]

@@ -14,6 +14,7 @@ from dami_router.evaluating.comparison import Comparison, Contender
 from dami_router.evaluating.frontier_file import FRONTIER_FILE, FrontierFile, frontier_of
 from dami_router.evaluating.html_page import NOTE_BREAK, html_page, html_picture, html_table
 from dami_router.evaluating.plots import draw_calibration, draw_costs, draw_frontier, draw_lambdas, render
+from dami_router.evaluating.rivals import setting_name
 from dami_router.evaluating.scores import frontier
 from dami_router.rollouts.grid import Grid, Point
 
@@ -23,12 +24,13 @@ HEADER = ("choice", "accuracy %", "95 %", "tokens", "mean λ", "over mixing", "n
 
 
 def rows(found: Comparison) -> list[tuple[str, ...]]:
-    """Return the table: every static variant, every estimator, the oracle."""
+    """Return the table: every static variant, every cap, every estimator, the oracle."""
     gone = set(found.dominated)
     table = [
         _row(f"λ={x:g}", point, "dominated" if x in gone else "")
         for x, point in zip(found.grid.lambdas, found.static, strict=True)
     ]
+    table += [_row(setting_name(*setting), point, "thinking capped") for setting, point in found.capped]
     for contender, point, metrics in zip(found.contenders, found.points, found.metrics, strict=True):
         table.append(_row(contender.name, point, _note(metrics), _over(metrics)))
     return [*table, _row("oracle", found.oracle, "chosen in hindsight")]
@@ -68,9 +70,15 @@ def _pictures(found: Comparison) -> dict[str, tuple[str, str, bytes]]:
     grid, stars = found.grid, _stars(found)
     curves = {c.name: k for c, k in zip(found.contenders, found.curves, strict=True)}
     x, y = frontier(grid)
+    if found.capped:
+        curves["capped thinking"] = tuple((p.tokens.mean, p.accuracy.mean) for _, p in found.capped)
     drawn = {
         "frontier": draw_frontier(
-            grid.lambdas, found.static, stars, title="Variants (hollow: dominated) and estimators"
+            grid.lambdas,
+            found.static,
+            stars,
+            title="Variants (hollow: dominated) and estimators",
+            capped=[point for _, point in found.capped],
         ),
         "lambdas": draw_lambdas({c.name: c.lambdas for c in found.contenders}, title="λ(q)"),
         "costs": draw_costs(list(zip(x, y, strict=True)), curves, title="Accuracy at each cost"),
@@ -114,9 +122,12 @@ def _page(found: Comparison, pictures: Mapping[str, tuple[str, str, bytes]], tit
         for heading, text, data in pictures.values()
     )
     gone = ", ".join(f"λ={x:g}" for x in found.dominated) or "none"
+    headlines = "".join(f"<p><strong>{escape(text)}</strong></p>" for text in found.headlines)
     return html_page(
         title,
-        f"<p>{len(found.grid.queries)} queries, {len(found.grid.lambdas)} variants. Dominated variants: {escape(gone)}."
+        f"{headlines}<p>{len(found.grid.queries)} queries, {len(found.grid.lambdas)} variants. Dominated variants:"
+        f" {escape(gone)}."
+        " The best static λ and the best cap are chosen on other queries than those they are compared on."
         " No estimator was trained on a query that it is evaluated on. Over mixing: points of accuracy over the best"
         " random mixture of variants at equal mean tokens. Tokens include the estimator's own. Brackets and ranges are"
         " 95 % bootstrap intervals over queries.</p>"

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from dami_router.rollouts.grid import Figure, Grid, resample_count
 
 __all__ = [
-    "apgr", "apgr_in_folds", "cost_curve", "cpt", "frontier", "mixing_at", "over_mixing", "pareto_distance", "ranks",
-    "saving_at",
+    "apgr", "apgr_in_folds", "cost_curve", "cpt", "frontier", "hull", "mixing_at", "over_mixing", "pareto_distance",
+    "ranks", "saving_at",
 ]  # fmt: skip
 
 Floats = NDArray[np.float64]
@@ -110,10 +110,11 @@ def _recovered(score: Floats, weak: Floats, strong: Floats) -> Floats | None:
 
 def frontier(grid: Grid) -> tuple[Floats, Floats]:
     """Return tokens and accuracy of the corners of the frontier of static variants and their random mixtures."""
-    return _hull(grid.tokens.mean(axis=0), grid.correct.mean(axis=0))
+    return hull(grid.tokens.mean(axis=0), grid.correct.mean(axis=0))
 
 
-def _hull(cost: Floats, accuracy: Floats) -> tuple[Floats, Floats]:
+def hull(cost: Floats, accuracy: Floats) -> tuple[Floats, Floats]:
+    """Return cost and accuracy of the corners of the upper hull, by rising cost: what mixtures of points reach."""
     points = sorted(zip(cost, -accuracy, strict=True))
     hull: list[tuple[float, float]] = []
     for tokens, loss in points:
@@ -146,7 +147,7 @@ def over_mixing(grid: Grid, correct: Floats, tokens: Floats) -> Figure | None:
     means = []
     for _ in range(resample_count(n)):
         weight = np.bincount(rng.integers(0, n, size=n), minlength=n) / n
-        x, y = _hull(weight @ grid.tokens, weight @ grid.correct)
+        x, y = hull(weight @ grid.tokens, weight @ grid.correct)
         # Below the cheapest variant, interp takes the cheapest variant's accuracy.
         means.append(float(weight @ correct - np.interp(weight @ tokens, x, y)))
     low, high = np.quantile(means, [0.025, 0.975])
