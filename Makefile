@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-ui test-slow test-tgi test-vllm test-litellm test-clients lint bench docs mutants clean
+.PHONY: setup demo test test-ui test-slow test-tgi test-vllm test-ray test-litellm test-clients lint bench docs mutants clean
 
 setup: $(STAMP)
 
@@ -82,6 +82,16 @@ $(VENV)-vllm/.installed:
 test-vllm: $(STAMP) $(VENV)-vllm/.installed
 	DAMI_VLLM_PYTHON=$(abspath $(VENV)-vllm)/bin/python $(BIN)/python -m pytest -m vllm
 
+# A real Ray Serve on the CPU, with small engines in the place of Ray Serve LLM.
+$(VENV)-ray/.installed: plugins/dami-router/pyproject.toml
+	$(PYTHON) -m venv $(VENV)-ray
+	$(VENV)-ray/bin/python -m pip install --quiet --constraint constraints.txt \
+	  --editable 'plugins/dami-router[serve]' 'ray[serve]==2.60.0' torch transformers safetensors
+	@touch $@
+
+test-ray: $(STAMP) $(VENV)-ray/.installed
+	DAMI_RAY_PYTHON=$(abspath $(VENV)-ray)/bin/python $(BIN)/python -m pytest -m ray
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -89,6 +99,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/python docs/schema.py --check
+	$(BIN)/python docs/deploy_table.py --check
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/startup.py
@@ -109,6 +120,7 @@ docs: $(STAMP)
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/schema.py
 	$(BIN)/python docs/pairs_table.py
+	$(BIN)/python docs/deploy_table.py
 
 clean:
 	rm -rf $(VENV) build/mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis dami-demo

@@ -259,6 +259,20 @@ def project_name(path: Path) -> str:
     return str(tomllib.loads(path.read_text(encoding="utf-8"))["project"]["name"]) if path.suffix == ".toml" else ""
 
 
+def test_the_table_of_deployments_is_computed() -> None:
+    """docs/deploy.md has what its script computes, and the pairs have the sizes that they are known for."""
+    script = ROOT / "docs" / "deploy_table.py"
+    result = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    spec = importlib.util.spec_from_file_location("deploy_table", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["deploy_table"] = module
+    spec.loader.exec_module(module)
+    assert [pair.parameters for pair in module.PAIRS] == [4_022_468_096, 30_532_122_624, 235_093_634_560]
+
+
 def rows(heading: str) -> list[list[str]]:
     """Return the cells of the table in docs/recipes.md whose header starts with these words."""
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")

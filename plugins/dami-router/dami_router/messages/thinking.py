@@ -2,7 +2,8 @@
 
 Where the chat template opens the block in the prompt, answers carry only `</think>`. Text passes
 through the proxy untouched; the option `thinking: split` moves the thoughts of chat replies into
-`reasoning_content` and `reasoning`, the names that servers and clients use.
+`reasoning_content` and `reasoning`, the names that servers and clients use. A reply that has one of
+them already stays as it is.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def split_body(body: bytes, opened: bool) -> bytes:
 
     def change(choice: dict[str, Any]) -> bool:
         message = choice.get("message")
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str) or _separated(message):
             return False
         thoughts, message["content"] = split_thinking(message["content"], opened)
         if thoughts is not None:
@@ -103,6 +104,7 @@ class SplitEvents:
     def __init__(self, opened: bool) -> None:
         self._opened = opened
         self._splitters: dict[int, Splitter] = {}
+        self._separated: set[int] = set()
 
     def __call__(self, events: bytes) -> bytes:
         """Return the events with their deltas split; other events stay unchanged."""
@@ -118,6 +120,10 @@ class SplitEvents:
         delta, index = choice.get("delta"), choice.get("index", 0)
         if not isinstance(delta, dict) or not isinstance(index, int):
             return False
+        if _separated(delta):
+            self._separated.add(index)
+        if index in self._separated:
+            return False
         splitter = self._splitters.setdefault(index, Splitter(self._opened))
         content = delta.get("content")
         if not isinstance(content, str):
@@ -132,6 +138,11 @@ class SplitEvents:
         if thoughts:
             delta["reasoning_content"] = delta["reasoning"] = thoughts
         return True
+
+
+def _separated(message: dict[str, Any]) -> bool:
+    """Whether the server has taken the thoughts out already, as vLLM's reasoning parsers do."""
+    return bool(message.get("reasoning") or message.get("reasoning_content"))
 
 
 def _changed(body: bytes, change: Callable[[dict[str, Any]], bool]) -> bytes:

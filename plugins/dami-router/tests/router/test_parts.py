@@ -221,3 +221,13 @@ def test_a_breaker_lets_one_trial_through() -> None:
     breaker.start()
     breaker.succeeded()
     assert (breaker.state, breaker.ready) == ("closed", True)
+
+
+def test_thoughts_that_the_server_has_separated_stay_as_they_are() -> None:
+    """A parsed reply of a variant that opens `<think>` is not taken for thoughts alone, whole or in events."""
+    whole = {"choices": [{"index": 0, "message": {"reasoning": "2+2 is 4", "content": "4"}}]}
+    assert json.loads(split_body(json.dumps(whole).encode(), opened=True)) == whole
+    split = SplitEvents(True)
+    deltas = [{"role": "assistant", "content": ""}, {"reasoning": "2+2 is 4"}, {"content": "4"}, {"content": "."}]
+    lines = [b"data: " + json.dumps({"choices": [{"index": 0, "delta": delta}]}).encode() + b"\n\n" for delta in deltas]
+    assert [split(line) for line in lines] == lines

@@ -1,0 +1,375 @@
+"""`dami deploy`: every target's files against the schemas that their projects publish, and against a running router."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from deployments import COMMIT, deploy, documents, family
+from fakes.world import Client, World
+from jsonschema import Draft7Validator, Draft202012Validator
+
+from dami_router.cli import main
+from dami_router.config.router_yml import load_config
+from dami_router.deploying.deploy_targets import TARGETS
+from dami_router.manifest.family import load_family
+
+SCHEMAS = Path(__file__).parent.parent / "deploy_schemas"
+CUSTOM = {
+    "InferencePool": "inferencepool", "HTTPRoute": "httproute", "LLMInferenceService": "llminferenceservice",
+    "RayService": "rayservice",
+}  # fmt: skip
+OPTIONS = {
+    "compose": ["--gpus", "2"], "compose/tgi": ["--engine", "tgi"], "compose/live": ["--live"],
+    "compose/replicas": ["--replicas", "2"],
+    "production-stack": [], "production-stack/replicas": ["--replicas", "3"],
+    "kserve": [], "kserve/large": ["--gpu-memory", "12"], "gateway": [], "ray": [], "llama-server": [],
+}  # fmt: skip
+CASES = list(OPTIONS)
+KEYS = {"DAMI_KEY": "k"}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What each target writes for one family."""
+    place = tmp_path_factory.mktemp("deploy")
+    source = family(place / "family")
+    for case, options in OPTIONS.items():
+        assert deploy(place / case.replace("/", "-"), source, case.split("/")[0], *options) == 0
+    return {case: place / case.replace("/", "-") for case in OPTIONS}
+
+
+def closed(schema: Any) -> Any:
+    """Return a resource's schema that refuses unknown fields, as `kubectl apply` with strict validation does."""
+    if isinstance(schema, list):
+        return [closed(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: closed(value) for key, value in schema.items()}
+    if "properties" in found and not found.get("x-kubernetes-preserve-unknown-fields"):
+        found.setdefault("additionalProperties", False)
+    if found.get("x-kubernetes-int-or-string"):
+        found.pop("type", None)
+    return found
+
+
+def validator(name: str, *, strict: bool = True) -> Draft202012Validator:
+    schema = json.loads((SCHEMAS / f"{name}.json").read_text())
+    return Draft202012Validator(closed(schema) if strict else schema)
+
+
+def objects(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield every Kubernetes object that `kubectl apply -k` would send."""
+    for name in documents(folder / "kustomization.yaml")[0]["resources"]:
+        yield from documents(folder / name)
+
+
+CLUSTER = [case for case in CASES if case.split("/")[0] in ("production-stack", "kserve", "gateway", "ray")]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("compose")])
+def test_compose_files_are_valid_by_the_compose_specification(written: dict[str, Path], case: str) -> None:
+    """compose.yaml passes the specification's own JSON Schema, which refuses unknown keys."""
+    schema = json.loads((SCHEMAS / "compose.json").read_text())
+    (data,) = documents(written[case] / "compose.yaml")
+    Draft7Validator(schema).validate(data)
+    wrong = {**data, "services": {**data["services"], "router": {"image": "x", "helthcheck": {}}}}
+    assert not Draft7Validator(schema).is_valid(wrong)
+
+
+@pytest.mark.parametrize("case", CLUSTER)
+def test_kubernetes_objects_are_valid(written: dict[str, Path], case: str) -> None:
+    """Built-in kinds pass Kubernetes' own schemas strictly, custom resources those of their definitions."""
+    import kubernetes_validate
+
+    for found in objects(written[case]):
+        if found["kind"] in CUSTOM:
+            validator(CUSTOM[found["kind"]]).validate(found)
+        else:
+            kubernetes_validate.validate(found, "1.34", strict=True)
+        for template in templates(found):
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": template}
+            named = [{"image": "set-by-the-platform", **one} for one in template["containers"]]
+            kubernetes_validate.validate({**pod, "spec": {**template, "containers": named}}, "1.34", strict=True)
+
+
+def templates(node: Any) -> Iterator[dict[str, Any]]:
+    """Yield every pod's spec below an object."""
+    if isinstance(node, dict):
+        if "containers" in node:
+            yield node
+        for value in node.values():
+            yield from templates(value)
+    elif isinstance(node, list):
+        for one in node:
+            yield from templates(one)
+
+
+@pytest.mark.parametrize("case", CLUSTER)
+def test_the_checks_of_kubernetes_objects_can_fail(written: dict[str, Path], case: str) -> None:
+    """A misspelt field of any object is found, so that the test above means something."""
+    import kubernetes_validate
+
+    for found in objects(written[case]):
+        if "spec" not in found:
+            continue
+        wrong = {**found, "spec": {**found["spec"], "repliccas": 1}}
+        if found["kind"] in CUSTOM:
+            assert not validator(CUSTOM[found["kind"]]).is_valid(wrong)
+        else:
+            with pytest.raises(kubernetes_validate.ValidationError):
+                kubernetes_validate.validate(wrong, "1.34", strict=True)
+
+
+@pytest.mark.parametrize("case", ["production-stack", "production-stack/replicas"])
+def test_values_are_valid_by_the_chart(written: dict[str, Path], case: str) -> None:
+    """values.yaml passes the chart's values.schema.json, and has no key that the schema does not know."""
+    (values,) = documents(written[case] / "values.yaml")
+    validator("production-stack-values").validate(values)
+    for model in values["servingEngineSpec"]["modelSpec"]:
+        assert model["modelRevision"] == COMMIT
+        assert model["vllmConfig"]["extraArgs"][:2] == ["--served-model-name", "Qwen3-4B-DAMI-" + model["name"]]
+    assert values["routerSpec"]["routingLogic"] == ("roundrobin" if case == "production-stack" else "prefixaware")
+
+
+@pytest.mark.parametrize("case", CLUSTER)
+def test_names_refer_to_what_is_there(written: dict[str, Path], case: str) -> None:
+    """Every ConfigMap, Secret, ServiceAccount and Service that an object names is generated, made or from its chart."""
+    folder = written[case]
+    (kustom,) = documents(folder / "kustomization.yaml")
+    made = {(found["kind"], found["metadata"]["name"]) for found in objects(folder)}
+    made |= {("ConfigMap", one["name"]) for one in kustom["configMapGenerator"]}
+    made |= {("Secret", one["name"]) for one in kustom["secretGenerator"]}
+    text = "\n".join(json.dumps(found) for found in objects(folder))
+    for kind, pattern in (
+        ("Secret", r'"secretKeyRef": \{"name": "([^"]+)"'),
+        ("ConfigMap", r'"configMap": \{"name": "([^"]+)"'),
+        ("ServiceAccount", r'"serviceAccountName": "([^"]+)"'),
+        ("Service", r'"endpointPickerRef": \{"name": "([^"]+)"'),
+    ):
+        for name in re.findall(pattern, text):
+            assert (kind, name) in made
+    for name in kustom["configMapGenerator"][0]["files"]:
+        assert (folder / name).is_file()
+    assert all(len(name) <= 63 and re.fullmatch(r"[a-z][-a-z0-9]*", name) for _, name in made)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_generated_router_yml_passes_check(
+    written: dict[str, Path], case: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`dami check` finds nothing to warn about but plain http to other machines, with the key from the environment."""
+    monkeypatch.setenv("DAMI_KEY", "k")
+    with pytest.raises(SystemExit) as stopped:
+        main(["check", str(written[case] / "router.yml"), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert (stopped.value.code or 0, found["ok"], found["findings"]) == (0, True, [])
+    assert found["asks_for_keys"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_files_say_how_to_use_them_and_hold_no_key(written: dict[str, Path], case: str) -> None:
+    """The main file opens with commands, then a request and its reply; `.env` is an example only."""
+    folder = written[case]
+    main_file = {"compose": "compose.yaml", "llama-server": "router.yml"}.get(case.split("/")[0], "kustomization.yaml")
+    opening = re.match(r"(?:#.*\n)+", (folder / main_file).read_text(encoding="utf-8"))
+    assert opening is not None
+    assert re.search(r"curl -si http://127.0.0.1:8000/v1/chat/completions(.*\n)*.*HTTP/1.1 200 OK", opening[0])
+    for path in folder.iterdir():
+        assert path.suffix == ".json" or path.read_text(encoding="utf-8").startswith(("#", ";")), path.name
+    assert (folder / ".env.example").read_text().splitlines()[-3:-1][0].startswith(("DAMI_KEY=", "#"))
+    assert not (folder / ".env").exists()
+    assert set(re.findall(r"^(\w+)=(.*)$", (folder / ".env.example").read_text(), re.M)) == {
+        ("DAMI_KEY", ""), ("HF_TOKEN", ""),
+    }  # fmt: skip
+
+
+def served(case: str, folder: Path) -> dict[str, str]:
+    """Return which name the server behind each URL of router.yml gets, read from the target's own files."""
+    kind = case.split("/")[0]
+    if kind == "compose":
+        services = documents(folder / "compose.yaml")[0]["services"]
+        flag = "--model-id" if case == "compose/tgi" else "--served-model-name"
+        return {
+            f"http://{name}:8000": one["command"][one["command"].index(flag) + 1]
+            for name, one in services.items()
+            if flag in one["command"]
+        }
+    if kind == "production-stack":
+        models = documents(folder / "values.yaml")[0]["servingEngineSpec"]["modelSpec"]
+        url = "http://qwen3-4b-dami-router-service"
+        return {url: ",".join(model["vllmConfig"]["extraArgs"][1] for model in models)}
+    if kind == "kserve":
+        base = "http://kserve-ingress-gateway-istio.kserve.svc.cluster.local/default/"
+        services = [one for one in objects(folder) if one["kind"] == "LLMInferenceService"]
+        return {base + one["metadata"]["name"]: one["spec"]["model"]["name"] for one in services}
+    if kind == "gateway":
+        names = {one["metadata"]["name"]: one for one in objects(folder) if one["kind"] == "Deployment"}
+        found = {}
+        for route in (one for one in objects(folder) if one["kind"] == "HTTPRoute"):
+            (rule,) = route["spec"]["rules"]
+            target = rule["backendRefs"][0]
+            if target.get("kind") == "InferencePool":
+                args = names[target["name"]]["spec"]["template"]["spec"]["containers"][0]["args"]
+                path = rule["matches"][0]["path"]["value"]
+                gateway = "http://inference-gateway-istio.default.svc.cluster.local"
+                found[gateway + path] = args[args.index("--served-model-name") + 1]
+        return found
+    if kind == "ray":
+        apps = documents(folder / "serve.yml")[0]["applications"]
+        return {
+            "http://127.0.0.1:8000" + app["route_prefix"]: app["args"]["llm_configs"][0]["model_loading_config"][
+                "model_id"
+            ]
+            for app in apps
+            if "llm_configs" in app["args"]
+        }
+    parser = configparser.ConfigParser()
+    parser.read_string(re.sub(r"^version = 1$", "", (folder / "models.ini").read_text(), flags=re.M))
+    return {"http://127.0.0.1:8080": ",".join(name for name in parser.sections() if name != "*")}
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "compose/live"])
+def test_every_target_answers_through_its_own_router_yml(
+    written: dict[str, Path], case: str, world: World, tmp_path: Path
+) -> None:
+    """Small servers, named as the target's files name them, stand in the containers' places: each λ reaches its own."""
+    folder = written[case]
+    text = re.sub(r"^#.*\n", "", (folder / "router.yml").read_text(encoding="utf-8"), flags=re.M)
+    places = served(case, folder)
+    assert set(places) == set(re.findall(r"http://[^\s'\",\]]+", text))
+    for url in sorted(places, key=len, reverse=True):
+        text = re.sub(rf"{re.escape(url)}(?![\w-])", f"http://127.0.0.1:{stand_in(world, case, places[url])}", text)
+    (tmp_path / "router.yml").write_text(text)
+    (tmp_path / "dami_family.json").write_bytes((folder / "dami_family.json").read_bytes())
+    client: Client = world.proxy(text.replace("./dami_family.json", str(tmp_path / "dami_family.json")), KEYS)
+    for lambda_, variant in ((0, "l000"), (0.6, "l060"), (1, "l100")):
+        reply = client.post(
+            "/v1/chat/completions",
+            {"model": f"dami:{lambda_}", "messages": [{"role": "user", "content": "2+2?"}]},
+            authorization="Bearer k",
+        )
+        assert (reply.status, reply.variant) == (200, f"Qwen3-4B-DAMI-{variant}")
+    assert client.chat("2+2?").status == 401
+
+
+def stand_in(world: World, case: str, names: str) -> int:
+    """Start a server with these models; returns its port."""
+    if case == "compose/tgi":
+        return int(world.tgi(names).port)
+    server = world.upstream(names.split(",")[0])
+    server.models = {"object": "list", "data": [{"id": name, "object": "model"} for name in names.split(",")]}
+    return int(server.port)
+
+
+def test_the_router_has_what_it_needs_of_the_manifest(written: dict[str, Path]) -> None:
+    """The copied manifest keeps names, commits, templates and figures, and leaves out hashes, λ by layer and recipe."""
+    found = load_family(written["gateway"] / "dami_family.json")
+    assert [v.hub.revision for v in found.variants if v.hub] == [COMMIT] * 3
+    assert [v.chat_template.opens_think for v in found.variants] == [False, True, True]
+    assert (found.recipe, found.variants[0].files, found.variants[0].resolved) == ("", {}, [])
+
+
+def words(case: str, written: dict[str, Path], service: str) -> list[str]:
+    """Return a server's command line in a compose file."""
+    found: list[str] = documents(written[case] / "compose.yaml")[0]["services"][service]["command"]
+    return found
+
+
+def test_engines_get_the_flags_that_the_family_needs(written: dict[str, Path]) -> None:
+    """vLLM's reasoning parser where the template opens `<think>`, the commit, the share of the GPU; TGI's own flags."""
+    plain, thinks = words("compose", written, "l000"), words("compose", written, "l060")
+    assert "--reasoning-parser" not in plain
+    assert thinks[thinks.index("--reasoning-parser") + 1] == "qwen3"
+    assert plain[0].startswith("/models/")
+    assert plain[plain.index("--gpu-memory-utilization") + 1] == "0.45"
+    tgi = words("compose/tgi", written, "l060")
+    assert tgi[tgi.index("--max-total-tokens") + 1] == "32768"
+    assert "--enable-prefill-logprobs" not in tgi
+    live = words("compose/live", written, "live")
+    assert live[:4] == ["Qwen/Qwen3-4B-Instruct-2507", "Qwen/Qwen3-4B-Thinking-2507", "--engine", "vllm"]
+
+
+def test_servers_on_one_gpu_start_one_after_the_other(tmp_path: Path) -> None:
+    """Three servers on two GPUs: two share one, with half of it each, and the second waits for the first."""
+    assert deploy(tmp_path / "o", family(tmp_path / "f"), "compose", "--gpus", "2") == 0
+    services = documents(tmp_path / "o" / "compose.yaml")[0]["services"]
+    gpus = [services[n]["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"] for n in
+            ("l000", "l060", "l100")]  # fmt: skip
+    assert gpus == [["0"], ["1"], ["0"]]
+    assert list(services["l100"]["depends_on"]) == ["l000"]
+    assert "depends_on" not in services["l060"]
+    assert list(services["router"]["depends_on"]) == ["l000", "l060", "l100"]
+
+
+def test_the_users_settings_are_in_the_generated_router_yml(tmp_path: Path) -> None:
+    """--router adds estimator, policy and keys, copies the files that they name, and lets TGI score prompts."""
+    (tmp_path / "section.yml").write_text(
+        "estimator: {chain: [effort, {confidence: {form: auto}}], fixed: 0.6}\n"
+        "policy: {sticky: true}\napi_keys_env: [TEAM_A, TEAM_B]\n"
+    )
+    source = family(tmp_path / "f")
+    options = ("--engine", "tgi", "--router", str(tmp_path / "section.yml"))
+    assert deploy(tmp_path / "o", source, "compose", *options) == 0
+    config = load_config(tmp_path / "o" / "router.yml", {"TEAM_A": "a", "TEAM_B": "b"})
+    assert (config.policy.sticky, config.api_keys, config.thinking) == (True, ("a", "b"), "split")
+    services = documents(tmp_path / "o" / "compose.yaml")[0]["services"]
+    assert "--enable-prefill-logprobs" in services["l100"]["command"]
+    assert set(services["router"]["environment"]) == {"TEAM_A", "TEAM_B"}
+
+
+def test_a_manifest_cannot_write_yaml_or_variables(tmp_path: Path) -> None:
+    """What Compose would interpolate in a path is escaped."""
+    source = family(tmp_path / "a$HOME{x}", pushed=())
+    assert deploy(tmp_path / "o", source, "compose") == 0
+    text = (tmp_path / "o" / "compose.yaml").read_text()
+    assert "a$$HOME{x}" in text
+    assert yaml.safe_load(text)["services"]["l000"]["volumes"][1]["source"].replace("$$", "$") == str(
+        source / "Qwen3-4B-DAMI-l000"
+    )
+
+
+def test_kserve_splits_large_models_by_its_own_field(written: dict[str, Path]) -> None:
+    """Tensor parallelism is `parallelism.tensor`, from which KServe makes the flag: it is not given twice."""
+    service = next(one for one in objects(written["kserve/large"]) if one["kind"] == "LLMInferenceService")
+    (container,) = service["spec"]["template"]["containers"]
+    assert service["spec"]["parallelism"] == {"tensor": 2}
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": "2"}
+    assert "--tensor-parallel-size" not in shlex.split(container["env"][0]["value"])
+
+
+def test_json_says_what_will_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--json has servers, sizes and files."""
+    assert deploy(tmp_path / "o", family(tmp_path / "f"), "compose", "--only", "0", "--only", "1", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [server["variant"] for server in found["servers"]] == ["Qwen3-4B-DAMI-l000", "Qwen3-4B-DAMI-l100"]
+    assert found["bytes_on_each_gpu"] == 2 * 4_022_468_096 + (2 << 30) + 32768 * 36 * 2 * 8 * 128 * 2
+    assert set(found["files"]) == {path.name for path in (tmp_path / "o").iterdir()}
+
+
+def test_the_help_lists_every_target() -> None:
+    """The command's choices are the targets that exist."""
+    from dami_router.commands.deploy import deploy as command
+
+    (option,) = [parameter for parameter in command.params if parameter.name == "target"]
+    assert list(option.type.choices) == list(TARGETS)  # type: ignore[attr-defined]
+
+
+def test_the_image_of_the_router_is_small_and_not_root(written: dict[str, Path]) -> None:
+    """The Dockerfile's last stage has no torch, a user that is not root, and the command that the files start."""
+    text = (Path(__file__).parents[4] / "Dockerfile").read_text(encoding="utf-8")
+    stages = re.split(r"^FROM ", text, flags=re.M)[1:]
+    last = stages[-1]
+    assert last.startswith("python:3.13-slim AS router")
+    assert "torch" not in last
+    assert re.findall(r"^(?:USER|ENTRYPOINT) (.*)$", last, re.M) == ["65532:65532", '["dami"]']
+    assert any(re.match(r"\S+ AS live\n", stage) for stage in stages)
+    router = documents(written["compose"] / "compose.yaml")[0]["services"]["router"]
+    assert (router["read_only"], router["cap_drop"], router["command"][0]) == (True, ["ALL"], "serve")
