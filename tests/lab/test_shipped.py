@@ -9,14 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from dami_merge.commands.lab import lab
+from dami_merge.interpolation.formula import interpolate
 from dami_merge.lab import SHIPPED_PAIR, SHIPPED_ROLLOUTS, copy_pair, draw_queries, grade
 from dami_merge.lab.rolling_out import roll_out
 from dami_merge.lab.tiny_model import new_model, save_endpoint
+from dami_merge.lab.tokenizer import encode
 from dami_merge.lab.variants import load_variant
-from dami_router.errors import FailureError
+from dami_router.errors import FailureError, MisuseError
 from dami_router.rollouts.records import Rollout, read_rollouts
 
 ENDPOINTS = ("instruct", "thinking")
@@ -153,3 +158,36 @@ def test_importing_the_lab_is_light() -> None:
         "sys.exit(bool({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("head_size", [32, 64])
+def test_wider_heads_compute_the_same_at_every_lambda(tmp_path: Path, head_size: int) -> None:
+    """Merges of the wider pair have the logits of merges of the shipped one, up to rounding; twice is harmless."""
+    copy_pair(tmp_path, head_size=head_size)
+    before = _content(tmp_path)
+    copy_pair(tmp_path, head_size=head_size)
+    assert _content(tmp_path) == before
+    ids = torch.tensor([encode("<bos>3+7-2>5=<think>3+7=0")])
+    for lambda_ in (0.0, 0.45, 1.0):
+        logits = []
+        for pair in (SHIPPED_PAIR, tmp_path):
+            model = AutoModelForCausalLM.from_pretrained(pair / "instruct", dtype=torch.float32)
+            ends = [load_file(pair / side / "model.safetensors") for side in ("instruct", "thinking")]
+            merged = {name: interpolate(a.float(), ends[1][name].float(), lambda_) for name, a in ends[0].items()}
+            model.load_state_dict(merged | {"lm_head.weight": merged["model.embed_tokens.weight"]})
+            with torch.inference_mode():
+                logits.append(model(ids).logits)
+        assert model.config.head_dim == head_size
+        assert (logits[0] - logits[1]).abs().max() < 1e-3
+        assert logits[0].abs().max() > 1
+
+
+def test_the_command_writes_wider_heads(tmp_path: Path) -> None:
+    """`--head-size 32` writes that pair and names `dami live` next; the shipped pair beside it is in the way."""
+    result = CliRunner().invoke(lab, [str(tmp_path / "wide"), "--head-size", "32"])
+    assert (result.exit_code, "dami live" in result.output) == (0, True)
+    assert json.loads((tmp_path / "wide" / "thinking" / "config.json").read_text())["head_dim"] == 32
+    refused = CliRunner().invoke(lab, [str(tmp_path / "wide")], standalone_mode=False)
+    assert isinstance(refused.exception, FailureError)
+    refused = CliRunner().invoke(lab, [str(tmp_path / "x"), "--train", "--head-size", "32"], standalone_mode=False)
+    assert isinstance(refused.exception, MisuseError)

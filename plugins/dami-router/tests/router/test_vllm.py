@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 from fakes.waiting import until
-from fakes.wider import widen
 from fakes.world import World
 
+from dami_merge.lab.widening import widen
 from dami_router.cli import main
 from dami_router.rollouts.records import read_rollouts
 
@@ -86,7 +86,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(build, check=True, capture_output=True)
     (place / "wide").mkdir()
     for variant in NAMES:
-        widen(place / "out" / variant, place / "wide" / variant)
+        widen(place / "out" / variant, place / "wide" / variant, 32)
     shutil.copy(place / "out" / "dami_family.json", place / "wide")
     return place / "wide"
 

@@ -1,7 +1,8 @@
-"""The same model with heads of twice the size, the new half zero: vLLM on a CPU has no heads of 16.
+"""The same pair with wider heads, for servers without kernels for heads of 16: vLLM on a CPU wants 32 or more.
 
-The new dimensions lie between the old ones, where the rotary frequencies of a head of 2d include those of one of d. The
-mean square of a head halves, which the norms' weights make good, and the scale of attention is in q's.
+The new dimensions are zero and lie between the old ones, where the rotary frequencies of a head of 2d include those of
+one of d. The mean square of a head halves, which the norms' weights make good; the scale of attention is in q's norm.
+All of it is linear in the weights, so that a merge of wider endpoints is the wider merge.
 """
 
 from __future__ import annotations
@@ -12,22 +13,36 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+__all__ = ["HEAD_SIZES", "widen", "widen_pair"]
 
-def widen(source: Path, target: Path) -> None:
-    """Write a Qwen3 checkpoint again, in fp32; its answers are the same."""
+HEAD_SIZES = (16, 32, 64)
+"""The shipped pair's own, and those that it can be widened to."""
+
+
+def widen_pair(source: Path, target: Path, head_size: int) -> None:
+    """Write both endpoints of a pair again with heads of that size, one of `HEAD_SIZES`, in fp32."""
+    for endpoint in ("instruct", "thinking"):
+        widen(source / endpoint, target / endpoint, head_size)
+
+
+def widen(source: Path, target: Path, head_size: int) -> None:
+    """Write a Qwen3 checkpoint again with heads of 2, 4, … times the size, in fp32: the same up to rounding."""
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(source, target)
     config = json.loads((source / "config.json").read_text())
     size = config["head_dim"]
     weights = {name: tensor.float() for name, tensor in load_file(source / "model.safetensors").items()}
-    made = {name: _widened(name, tensor, size).contiguous() for name, tensor in weights.items()}
+    while size < head_size:
+        weights = {name: _doubled(name, tensor, size) for name, tensor in weights.items()}
+        size *= 2
+    made = {name: tensor.contiguous() for name, tensor in weights.items()}
     save_file(made, target / "model.safetensors", metadata={"format": "pt"})
     kept = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
-    (target / "config.json").write_text(json.dumps({**kept, "head_dim": 2 * size, "torch_dtype": "float32"}))
+    (target / "config.json").write_text(json.dumps({**kept, "head_dim": size, "torch_dtype": "float32"}, indent=2))
 
 
-def _widened(name: str, tensor: Any, size: int) -> Any:
+def _doubled(name: str, tensor: Any, size: int) -> Any:
     import torch
 
     # Where old dimension i goes: 2i in the first half; in the second, likewise.
