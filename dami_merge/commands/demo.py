@@ -44,9 +44,10 @@ def demo(output: Output, out: Path, queries: int, mean_lambda: float, max_lambda
     result = run_demo(out, queries=queries, mean_lambda=mean_lambda, max_lambda=max_lambda, say=output.note)
     report = write_report(result, out)
     output.result(as_text(result), {**as_dict(result), "report": [str(path) for path in report]})
-    arguments = [str(out / "lab" / "instruct"), str(out / "lab" / "thinking"), "--report", str(out)]
+    arguments = [str(out / "lab" / "instruct"), str(out / "lab" / "thinking"), "--name", "lab", "--report", str(out)]
     output.hint(f"open {out / 'report.html'}   or   dami explain {out / 'recipe.yml'}")
-    output.hint(f"{shlex.join(['dami', 'live', *arguments])}   and open {page_address(result)}")
+    before = "" if serve else f"{shlex.join(['dami', 'live', *arguments])}   and "
+    output.hint(f"{before}open {page_address(result)}")
     if serve:
         from dami_merge.commands.live import live
 

@@ -7,10 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 
-from dami_merge.demo.demo_report import as_dict, as_text, examples, write_report
+from dami_merge.demo.demo_report import as_dict, as_text, examples, page_address, write_report
 from dami_merge.demo.running import Demo, Routed
 from dami_merge.lab import LabQuery
 from dami_router.evaluating.frontier_file import load_frontier
@@ -71,6 +72,20 @@ def test_the_probe_is_part_of_the_routed_cost(finished: tuple[Path, subprocess.C
     assert point.tokens.mean == pytest.approx(grid.static(0.0).tokens.mean + PROBE_TOKENS)
     assert over is not None
     assert over.mean <= 0
+
+
+def test_the_demo_ends_with_the_way_to_the_page(demo: Demo) -> None:
+    """The page's address fills in a query that λ = 0 gets wrong and a larger λ gets right; a browser decodes it."""
+    place, _, query = page_address(demo).partition("#playground?")
+    assert place == "http://127.0.0.1:8010/ui"
+    assert parse_qs(query) == {"prompt": ["9<1="], "lambda": ["0"]}
+
+
+def test_serving_does_not_go_with_json(tmp_path: Path) -> None:
+    """One JSON object cannot be both the report and the server's address; nothing is run."""
+    done = dami("demo", "--out", tmp_path / "x", "--serve", "--json")
+    assert (done.returncode, "--serve and --json" in done.stderr) == (2, True)
+    assert not (tmp_path / "x").exists()
 
 
 def test_the_demo_refuses_what_no_lambda_can_give(tmp_path: Path) -> None:

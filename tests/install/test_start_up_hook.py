@@ -77,6 +77,15 @@ def test_the_start_file_names_a_callable() -> None:
         found()
 
 
+def test_the_wheel_of_the_router_carries_the_page(wheels: list[Path]) -> None:
+    """Every file of the page at /ui, and the style sheet that it shares with the reports, is in the wheel."""
+    names = set(ZipFile(next(path for path in wheels if "router" in path.name)).namelist())
+    sources = ROOT / "plugins" / "dami-router"
+    wanted = [*sources.glob("dami_router/proxy/page/*"), sources / "dami_router" / "shared" / "look.css"]
+    assert len(wanted) > 10
+    assert {str(path.relative_to(sources)) for path in wanted} <= names
+
+
 @pytest.mark.parametrize("kind", ["wheel", "editable"])
 def test_mergekit_knows_the_method_after_install(tmp_path: Path, wheels: list[Path], kind: str) -> None:
     """From a wheel and from an editable install, `dami` is registered; DAMI_NO_AUTOLOAD=1 turns that off."""

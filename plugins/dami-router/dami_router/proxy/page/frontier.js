@@ -76,7 +76,7 @@ function interval({ mean, low, high }, scale) {
 
 function picture({ points, title }, width, height) {
   const ends = (values) => [Math.min(...values), Math.max(...values)];
-  const x = scale(ends(points.flatMap((p) => [p.tokens.low ?? p.tokens.mean, p.tokens.high ?? p.tokens.mean])), EDGE.left, width - EDGE.right, width / 110, 0);
+  const x = scale(ends(points.flatMap((p) => [p.tokens.low ?? p.tokens.mean, p.tokens.high ?? p.tokens.mean])), EDGE.left, width - EDGE.right, Math.min(8, width / 72), 0);
   const y = scale(ends(points.flatMap((p) => [p.accuracy.low ?? p.accuracy.mean, p.accuracy.high ?? p.accuracy.mean].map((v) => 100 * v))), height - EDGE.bottom, EDGE.top, 5, 0, 100);
   const at = (p) => [x.at(p.tokens.mean), y.at(100 * p.accuracy.mean)];
   const svg = s("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title}: accuracy against mean tokens; the table below has the numbers.` });
@@ -91,8 +91,12 @@ function picture({ points, title }, width, height) {
   svg.append(s("polyline", { points: hull.map((p) => p.join(",")).join(" "), class: "hull" }));
   const taken = points.map((p) => around(...at(p), MARK + 2));
   const lines = hull.slice(1).flatMap((end, i) => along(hull[i], end));
-  for (const point of points) svg.append(bars(point, x, y), mark(point, ...at(point)));
-  for (const point of points) svg.append(label(point, ...at(point), taken, lines, width, height));
+  for (const point of points) svg.append(bars(point, x, y));
+  points.forEach((point, i) => svg.append(...beside(point, ...at(point), taken, i)));
+  points.forEach((point, i) => {
+    const box = taken[i];
+    svg.append(label(point, (box.left + box.right) / 2, (box.top + box.bottom) / 2, taken, lines, width, height));
+  });
   return svg;
 }
 
@@ -149,6 +153,16 @@ function star(cx, cy, r) {
     return `${(cx + size * Math.cos(angle)).toFixed(1)} ${(cy + size * Math.sin(angle)).toFixed(1)}`;
   };
   return `M${Array.from({ length: 10 }, (_, i) => corner(i)).join("L")}Z`;
+}
+
+/** A mark, or a star beside its point with a line to it where it would hide another mark. `taken` holds all marks. */
+function beside(point, cx, cy, taken, index) {
+  if (point.kind !== "routed") return [mark(point, cx, cy)];
+  const others = taken.filter((_, i) => i !== index);
+  const shift = [0, 14, -14, 28, -28, 42, -42, 56].find((d) => !others.slice(0, index).some((o) => meets(o, around(cx + d, cy, MARK)))) ?? 0;
+  taken[index] = around(cx + shift, cy, MARK + 2);
+  const line = shift ? [s("line", { x1: cx, x2: cx + shift, y1: cy, y2: cy, class: "leader" })] : [];
+  return [...line, mark(point, cx + shift, cy)];
 }
 
 const around = (x, y, r) => ({ left: x - r, right: x + r, top: y - r, bottom: y + r });

@@ -80,7 +80,7 @@ export class Lane {
       h("header", {},
         h("div", { className: "lane-top" },
           h("span", { className: "lambda-name" }, "λ ", this.value), this.which,
-          h("label", { className: "check auto" }, this.autoBox, " auto"), this.remove),
+          h("label", { className: "check auto", title: "The router estimates λ(q) for this prompt" }, this.autoBox, " auto"), this.remove),
         h("div", { className: "slide" }, this.slider,
           h("div", { className: "ticks", "aria-hidden": "true" }, ticks.map((at) => this.#tick(at)))),
         h("div", { className: "ends", "aria-hidden": "true" }, h("span", {}, "Instruct · fast"), h("span", {}, "Thinking · deliberate"))),
@@ -157,7 +157,7 @@ export class Lane {
       run.close();
       if (this.control === control) {
         this.control = null;
-        this.element.removeAttribute("aria-busy");
+        if (!this.timer) this.element.removeAttribute("aria-busy");
         this.on.ended(this, run);
       }
     }

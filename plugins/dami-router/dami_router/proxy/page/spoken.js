@@ -4,6 +4,7 @@ import { byId, h } from "./dom.js";
 
 const PAUSE_MS = 3000;
 const KEPT = 6;
+const LONGEST = 4000;
 let waiting = [];
 let timer = 0;
 
@@ -40,6 +41,8 @@ export class Reading {
   }
 
   end(summary) {
-    say(`${this.name}: ${this.text.trim()} ${summary}`);
+    const text = this.text.trim();
+    const rest = text.length > LONGEST ? "… The rest is on the page." : "";
+    say(`${this.name}: ${text.slice(0, LONGEST)}${rest} ${summary}`);
   }
 }
