@@ -36,7 +36,7 @@ class LiveReader:
         able = live.get("capabilities")
         known = {k: v for k, v in able.items() if isinstance(v, bool)} if isinstance(able, dict) else {}
         # vLLM wants its own name for the model; `dami live`'s engine reads λ from it.
-        name = info.get("model_id") if live.get("engine") == "vllm" else LIVE
+        name = info.get("model_id") if info.get("engine") == "vllm" else LIVE
         if not isinstance(name, str) or not name:
             raise ProbeError("/info names no `model_id`")
         return Identity(name, capabilities=known, info=info)

@@ -276,6 +276,8 @@ class Proxy:
             raise HttpError(404, "no TGI server answers, so /info has nothing to describe")
         limits = {k: min(i[k] for i in infos if isinstance(i.get(k), int)) for k, v in infos[0].items() if _limit(k, v)}
         ours = {"model_id": self._config.name, "model_sha": None, "router": "dami-router", "version": __version__}
+        if infos[0].get("engine") == "vllm":
+            ours["engine"] = "router"  # which reads λ from the model's name, as a router in front of it must know
         await send_json(send, 200, {**infos[0], **limits, **ours})
 
     async def _metrics(self, send: Send) -> None:

@@ -20,7 +20,7 @@ Protocols = frozenset[str] | None
 """The protocols that have a route; None: all of them."""
 
 _ENGINES: Mapping[str | None, frozenset[str]] = {
-    "builtin": frozenset({"live"}), "vllm": frozenset({"vllm"}), None: frozenset({"live", "vllm"}),
+    "embedded": frozenset({"live"}), "vllm": frozenset({"vllm"}), None: frozenset({"live", "vllm"}),
 }  # fmt: skip
 
 Health = Literal["unknown", "alive", "dead", "wrong"]
@@ -78,11 +78,11 @@ class Replica:
         return self.spec.protocol == "live"
 
     @property
-    def engine(self) -> Literal["builtin", "vllm"] | None:
+    def engine(self) -> Literal["embedded", "vllm"] | None:
         """The engine of a live server: `dami live`'s own, or vLLM; None for a variant, and until the server says it."""
         if not self.live or self.identity is None:
             return None
-        return "vllm" if described(self.identity.info).get("engine") == "vllm" else "builtin"
+        return "vllm" if self.identity.info.get("engine") == "vllm" else "embedded"
 
     @property
     def dialects(self) -> frozenset[str]:

@@ -121,6 +121,16 @@ def test_it_has_vllm_s_routes_and_not_tgi_s(world: World) -> None:
     assert (answer.status, "`live` with the engine vLLM" in answer.json["error"]["message"]) == (404, True)
 
 
+def test_a_router_in_front_of_a_router_pins_by_name(world: World) -> None:
+    """/info of a router is not vLLM's own: one in front of it sends `dami:λ`, and λ reaches vLLM all the same."""
+    server = world.start(LabVllmPair())
+    inner = behind(world, server)
+    assert inner.get("/info").json["engine"] == "router"
+    outer = world.proxy(f'backends: [{{url: "{inner.url}", protocol: live}}]')
+    assert ask(outer, model="dami:0.62").status == 200
+    assert server.asked == [Asked("/v1/chat/completions", 0.62, "dami:0.62")]
+
+
 def test_both_engines_behind_one_router(world: World) -> None:
     """Each route goes to the servers that have it, and each server gets λ in its own way."""
     own, vllm = world.live(), world.start(LabVllmPair())

@@ -35,7 +35,7 @@ class LabVllmPair(LabVllm):
         super().__init__(name, self.at(DEFAULT))
         self.described = {
             "instruct": {"name": "lab/instruct"}, "thinking": {"name": "lab/thinking"}, "path": "uniform",
-            "opens_think_from": None, "engine": "vllm",
+            "opens_think_from": None,
             "capabilities": {"log_probs": True, "prompt_log_probs": True, "top_n": True, "chat_template": True},
             **(described or {}),
         }  # fmt: skip
@@ -48,7 +48,9 @@ class LabVllmPair(LabVllm):
 
     async def get(self, call: Call, writer: asyncio.StreamWriter) -> None:
         if call.path == "/info":
-            await send(writer, 200, {"model_id": self.name, "max_total_tokens": 256, "live": self.described})
+            await send(
+                writer, 200, {"model_id": self.name, "max_total_tokens": 256, "engine": "vllm", "live": self.described}
+            )
         else:
             await super().get(call, writer)
 
