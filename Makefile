@@ -86,7 +86,7 @@ test-vllm: $(STAMP) $(VENV)-vllm/.installed
 $(VENV)-ray/.installed: plugins/dami-router/pyproject.toml
 	$(PYTHON) -m venv $(VENV)-ray
 	$(VENV)-ray/bin/python -m pip install --quiet --constraint constraints.txt \
-	  --editable 'plugins/dami-router[serve]' 'ray[serve]==2.60.0' torch transformers safetensors
+	  --editable 'plugins/dami-router[serve]' 'ray[serve]==2.60.0' pyarrow torch transformers safetensors
 	@touch $@
 
 test-ray: $(STAMP) $(VENV)-ray/.installed

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,14 @@ from jsonschema import Draft7Validator, Draft202012Validator
 from dami_router.cli import main
 from dami_router.config.router_yml import load_config
 from dami_router.deploying.deploy_targets import TARGETS
+from dami_router.estimators.calibrated import CalibratedMap
+from dami_router.estimators.features import HashedText
+from dami_router.estimators.quantile import QuantileMap
+from dami_router.estimators.store import save
+from dami_router.estimators.training import TrainingSettings, train
 from dami_router.manifest.family import load_family
+from dami_router.rollouts.gathering import grid_of
+from dami_router.rollouts.records import Rollout
 
 SCHEMAS = Path(__file__).parent.parent / "deploy_schemas"
 CUSTOM = {
@@ -325,6 +334,29 @@ def test_the_users_settings_are_in_the_generated_router_yml(tmp_path: Path) -> N
     assert set(services["router"]["environment"]) == {"TEAM_A", "TEAM_B"}
 
 
+def test_estimators_travel_with_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Files that the settings name are copied and mounted; a ConfigMap has no folders, and the command says so."""
+    rollouts = [
+        Rollout(f"q{i}", f"question {i}", x, x if i % 2 else 1.0, int(10 + 90 * x)) for i in range(20) for x in (0, 1)
+    ]
+    save(train(grid_of(rollouts), TrainingSettings(knots=1, folds=2), encoder=HashedText(4)), tmp_path / "EST")
+    CalibratedMap(16, {"instruct": QuantileMap.fit([i / 100 for i in range(100)], 0.3, 0.6)}).save(
+        tmp_path / "map.json"
+    )
+    source, settings = family(tmp_path / "f"), tmp_path / "section.yml"
+    settings.write_text("estimator: {chain: [{trained: EST}, {confidence: {map: map.json}}]}\n")
+    assert deploy(tmp_path / "o", source, "compose", "--router", str(settings)) == 0
+    assert load_config(tmp_path / "o" / "router.yml", KEYS).estimator.estimators
+    mounts = documents(tmp_path / "o" / "compose.yaml")[0]["services"]["router"]["volumes"]
+    assert {mount["target"] for mount in mounts} >= {"/etc/dami/EST", "/etc/dami/map.json"}
+    assert deploy(tmp_path / "k", source, "kserve", "--router", str(settings)) == 2
+    assert "a ConfigMap holds files without folders" in capsys.readouterr().err
+    settings.write_text("estimator: {chain: [{confidence: {map: map.json}}]}\n")
+    assert deploy(tmp_path / "k", source, "kserve", "--router", str(settings)) == 0
+    (kustom,) = documents(tmp_path / "k" / "kustomization.yaml")
+    assert "map.json" in kustom["configMapGenerator"][0]["files"]
+
+
 def test_a_manifest_cannot_write_yaml_or_variables(tmp_path: Path) -> None:
     """What Compose would interpolate in a path is escaped."""
     source = family(tmp_path / "a$HOME{x}", pushed=())
@@ -343,6 +375,41 @@ def test_kserve_splits_large_models_by_its_own_field(written: dict[str, Path]) -
     assert service["spec"]["parallelism"] == {"tensor": 2}
     assert container["resources"]["limits"] == {"nvidia.com/gpu": "2"}
     assert "--tensor-parallel-size" not in shlex.split(container["env"][0]["value"])
+
+
+PARSE = """
+import json, sys
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+parser = make_arg_parser(FlexibleArgumentParser())
+for words in json.loads(sys.argv[1]):
+    read = parser.parse_args(words)
+    print("READ", json.dumps([read.model_tag, read.served_model_name, read.max_model_len, read.reasoning_parser]))
+"""
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif("DAMI_VLLM_PYTHON" not in os.environ, reason="needs a Python with vLLM; see `make test-vllm`")
+def test_vllms_own_parser_reads_the_command_lines(written: dict[str, Path]) -> None:
+    """`vllm serve` of the version that is named takes every word, and reads them as they are meant."""
+    lines = [words("compose", written, name) for name in ("l000", "l060")]
+    lines += [
+        one["spec"]["template"]["spec"]["containers"][0]["args"]
+        for one in documents(written["gateway"] / "servers.yaml")
+    ]
+    lines += [
+        ["model", *shlex.split(one["spec"]["template"]["containers"][0]["env"][0]["value"])]
+        for one in objects(written["kserve"])
+        if one["kind"] == "LLMInferenceService"
+    ]
+    done = subprocess.run(
+        [os.environ["DAMI_VLLM_PYTHON"], "-c", PARSE, json.dumps(lines)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    read = [json.loads(line[5:]) for line in done.stdout.splitlines() if line.startswith("READ ")]
+    assert [one[2] for one in read] == [32768] * len(lines)
+    assert [one[3] for one in read] == ["", "qwen3", "", "qwen3", "qwen3", "", "qwen3", "qwen3"]
+    assert read[2][:2] == ["acme/Qwen3-4B-DAMI-l000", ["Qwen3-4B-DAMI-l000"]]
 
 
 def test_json_says_what_will_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

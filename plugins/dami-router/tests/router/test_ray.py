@@ -69,6 +69,28 @@ def run(*arguments: str) -> None:
     assert not stopped.value.code
 
 
+VALIDATE = """
+import sys, yaml
+from ray.llm._internal.serve.core.configs.llm_config import LLMConfig
+from ray.serve.schema import ServeDeploySchema
+found = yaml.safe_load(open(sys.argv[1]))
+ServeDeploySchema.model_validate(found)
+for app in found["applications"]:
+    for config in app["args"].get("llm_configs", ()):
+        print(LLMConfig.model_validate(config).model_id)
+"""
+
+
+def test_ray_reads_the_configuration_of_its_own_llm_servers(happened: dict[str, Any]) -> None:
+    """The generated file, before anything is put in its place, is valid for Ray Serve and for Ray Serve LLM."""
+    path = happened["family"].parent / "out" / "serve.yml"
+    done = subprocess.run(
+        [os.environ["DAMI_RAY_PYTHON"], "-c", VALIDATE, str(path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["lab-dami-l000", "lab-dami-l060"]
+
+
 def test_each_request_is_answered_at_its_own_lambda(happened: dict[str, Any]) -> None:
     """Through Ray's proxy, our router and Ray's proxy again, each λ gives what Transformers says for that variant."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
