@@ -71,7 +71,7 @@ def deploy(output: Output, family: str, target: str, out: Path, router: Path | N
         "\n".join([_table(plan), "", *_lines(plan), "", f"wrote {out}: {', '.join(sorted(files))}"]),
         {"out": str(out), **facts, "files": sorted(files)},
     )
-    output.hint(f"cd {out} and read the first lines of {next(iter(files))}; then {TARGETS[target].start}")
+    output.hint(f"the commands at the top of {out / TARGETS[target].first}")
 
 
 def _facts(plan: FleetPlan, target: str) -> dict[str, Any]:

@@ -24,10 +24,13 @@ __all__ = ["TARGETS", "Target", "deploy"]
 
 @dataclass(frozen=True)
 class Target:
-    """What a target can do, its longest ending of a server's name, and the function that writes its files."""
+    """The function that writes a target's files, the one to read first, and what the target can do.
+
+    `suffix` is the longest ending that it adds to a server's name.
+    """
 
     write: Callable[[FleetPlan, RouterSection], Files]
-    start: str
+    first: str = "kustomization.yaml"
     engines: tuple[str, ...] = ("vllm",)
     needs_hub: bool = True
     live: bool = False
@@ -35,12 +38,12 @@ class Target:
 
 
 TARGETS: Mapping[str, Target] = {
-    "compose": Target(compose_files, "docker compose up --wait", ("vllm", "tgi"), needs_hub=False, live=True),
-    "production-stack": Target(production_stack_files, "kubectl apply -k .", suffix="-engine-service"),
-    "kserve": Target(kserve_files, "kubectl apply -k ."),
-    "gateway": Target(gateway_files, "kubectl apply -k .", suffix="-epp"),
-    "ray": Target(ray_files, "kubectl apply -k .", suffix="-serve-svc"),
-    "llama-server": Target(llama_files, "llama-server --models-preset models.ini", needs_hub=False),
+    "compose": Target(compose_files, "compose.yaml", ("vllm", "tgi"), needs_hub=False, live=True),
+    "production-stack": Target(production_stack_files, suffix="-engine-service"),
+    "kserve": Target(kserve_files),
+    "gateway": Target(gateway_files, suffix="-epp"),
+    "ray": Target(ray_files, suffix="-serve-svc"),
+    "llama-server": Target(llama_files, "models.ini", needs_hub=False),
 }
 
 

@@ -6,7 +6,6 @@ TGI 3.3.7: docs/source/reference/launcher.md; its router, and so /health, starts
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 from dami_router.deploying.fleet_plan import FleetPlan, ServerPlan
@@ -34,7 +33,7 @@ HEALTH_PATH: Final = "/health"
 def arguments(plan: FleetPlan, server: ServerPlan, fraction: float, *, prefill_log_probs: bool) -> list[str]:
     """Return the words after the image's own command that start a server of a variant."""
     if server.variant is None:
-        return _live(plan)
+        return _live(plan, fraction)
     if plan.settings.engine == "tgi":
         return _tgi(plan, server, fraction, prefill_log_probs)
     revision = ["--revision", server.source.revision] if server.source.revision else []
@@ -69,8 +68,20 @@ def _tgi(plan: FleetPlan, server: ServerPlan, fraction: float, prefill_log_probs
     return [*words, *(["--enable-prefill-logprobs"] if prefill_log_probs else [])]
 
 
-def _live(plan: FleetPlan) -> list[str]:
-    ends = plan.family.endpoints
-    path: Sequence[str] = ["--path", plan.family.path] if isinstance(plan.family.path, str) else []
-    words = [ends.instruct.source, ends.thinking.source, "--engine", "vllm", *path]
-    return [*words, "--host", "0.0.0.0", "--port", str(PORT), "--max-length", str(plan.context)]  # noqa: S104
+def _live(plan: FleetPlan, fraction: float) -> list[str]:
+    """Return the words after `dami live`; what stands behind `--` is vLLM's."""
+    ends, path = plan.family.endpoints, plan.family.path
+    assert isinstance(path, str)
+    pinned = [f"{end.source}@{end.commit}" if end.commit else end.source for end in (ends.instruct, ends.thinking)]
+    own = ["--path", path, "--chat-template", _chat_template(plan), "--max-length", str(plan.context)]
+    split = ["--tensor-parallel-size", str(plan.fit.gpus)] if plan.fit.gpus > 1 else []
+    words = [*pinned, "--engine", "vllm", "--host", "0.0.0.0", "--port", str(PORT), *own]  # noqa: S104
+    return [*words, "--", "--gpu-memory-utilization", f"{fraction:g}", *split]
+
+
+def _chat_template(plan: FleetPlan) -> str:
+    """Return whose template the family's variants have, as `dami live` takes it."""
+    from_thinking = [v.lambda_ for v in plan.family.variants if v.chat_template.source == "thinking"]
+    if len(from_thinking) in (0, len(plan.family.variants)):
+        return "thinking" if from_thinking else "instruct"
+    return f"from({min(from_thinking):g})"

@@ -102,7 +102,7 @@ def make_plan(place: str, settings: DeploySettings, *, needs_hub: bool, longest_
     if needs_hub or folder is None:
         _require_pushed(family, [] if settings.live else variants)
     servers = (
-        [ServerPlan(f"{name}-live", None, WeightsPlace(_hub_endpoint(family)))]
+        [ServerPlan(f"{name}-live", None, _live_place(family))]
         if settings.live
         else [ServerPlan(_object(name, family, v), v, _source(v, folder, needs_hub)) for v in variants]
     )
@@ -190,7 +190,8 @@ def _source(variant: Variant, folder: Path | None, needs_hub: bool) -> WeightsPl
     return WeightsPlace(f"/models/{variant.folder}", folder=folder / variant.folder)
 
 
-def _hub_endpoint(family: Family) -> str:
+def _live_place(family: Family) -> WeightsPlace:
+    """Return where a live server gets Instruct; raises MisuseError where `dami live` cannot be told the pair."""
     for endpoint in (family.endpoints.instruct, family.endpoints.thinking):
         if not _HUB_ID.fullmatch(endpoint.source):
             raise MisuseError(
@@ -198,7 +199,12 @@ def _hub_endpoint(family: Family) -> str:
                 "not an id there",
                 hint="leave --live out, or start `dami live` yourself with the two folders",
             )
-    return family.endpoints.instruct.source
+    if not isinstance(family.path, str) or family.path == "recipe":
+        raise MisuseError(
+            f"{family.name}: its λ is spread over the layers by its recipe, which --live has no place for",
+            hint="leave --live out, or start `dami live RECIPE --engine vllm` yourself",
+        )
+    return WeightsPlace(family.endpoints.instruct.source, family.endpoints.instruct.commit)
 
 
 def _context(given: int | None, shape: ModelShape, family: Family) -> int:

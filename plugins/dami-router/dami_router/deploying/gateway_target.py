@@ -122,7 +122,14 @@ def _picker(plan: FleetPlan, server: ServerPlan, name: str) -> Object:
     container = {
         "name": "epp",
         "image": PICKER_IMAGE,
-        "args": [*args, "--config-file", "/config/picker.yaml", "--grpc-health-port", str(_GRPC_HEALTH)],
+        "args": [
+            *args,
+            "--config-file",
+            "/config/picker.yaml",
+            "--grpc-health-port",
+            str(_GRPC_HEALTH),
+            "--tracing=false",
+        ],
         "env": [
             {"name": "NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}},
             {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},

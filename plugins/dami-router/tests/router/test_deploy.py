@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -302,8 +303,28 @@ def test_engines_get_the_flags_that_the_family_needs(written: dict[str, Path]) -
     tgi = words("compose/tgi", written, "l060")
     assert tgi[tgi.index("--max-total-tokens") + 1] == "32768"
     assert "--enable-prefill-logprobs" not in tgi
-    live = words("compose/live", written, "live")
-    assert live[:4] == ["Qwen/Qwen3-4B-Instruct-2507", "Qwen/Qwen3-4B-Thinking-2507", "--engine", "vllm"]
+
+
+def test_a_live_server_holds_the_familys_pair(tmp_path: Path, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """--live names both endpoints at their commits, the path and the template; the router knows the server by them."""
+    source = family(tmp_path / "f", commit=COMMIT)
+    assert deploy(tmp_path / "o", source, "compose", "--live", "--gpu-memory", "16") == 0
+    command = words("compose", {"compose": tmp_path / "o"}, "live")
+    pair = [f"Qwen/Qwen3-4B-{side}-2507@{COMMIT}" for side in ("Instruct", "Thinking")]
+    assert command[:4] == [*pair, "--engine", "vllm"]
+    options = dict(pairwise(command[4:]))
+    assert (options["--path"], options["--chat-template"], options["--max-length"]) == ("uniform", "instruct", "32768")
+    own, vllm = command[: command.index("--")], command[command.index("--") + 1 :]
+    assert vllm == ["--gpu-memory-utilization", "0.9", "--tensor-parallel-size", "2"]
+    assert own[-2:] == ["--max-length", "32768"]
+    ends = {side: {"name": f"Qwen/Qwen3-4B-{side.title()}-2507", "commit": COMMIT} for side in ("instruct", "thinking")}
+    server = world.live(**ends, path="uniform")
+    text = (tmp_path / "o" / "router.yml").read_text().replace("http://live:8000", f"http://127.0.0.1:{server.port}")
+    text = text.replace("./dami_family.json", str(tmp_path / "o" / "dami_family.json"))
+    client: Client = world.proxy(text, KEYS)
+    body = {"model": "dami:0.37", "messages": [{"role": "user", "content": "2+2?"}]}
+    reply = client.post("/v1/chat/completions", body, authorization="Bearer k")
+    assert (reply.status, reply.variant) == (200, "dami:0.37")
 
 
 def test_servers_on_one_gpu_start_one_after_the_other(tmp_path: Path) -> None:

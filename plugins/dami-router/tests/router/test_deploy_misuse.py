@@ -30,6 +30,7 @@ CASES: list[tuple[str, dict[str, Any], list[str], str]] = [
     ("kserve", {}, ["--engine", "tgi"], "--engine tgi is for compose"),
     ("ray", {}, ["--live"], "--live is for --target compose"),
     ("compose", {"source": "/home/me/instruct"}, ["--live"], "not an id there"),
+    ("compose", {"path": [{"filter": None, "value": "uniform"}]}, ["--live"], "spread over the layers by its recipe"),
     ("compose", {"dtype": "Q3"}, [], "dtype Q3"),
     ("compose", {"config": {"num_key_value_heads": "8"}}, [], "num_key_value_heads"),
     ("compose", {"lambdas": ()}, [], "no variants"),
@@ -41,10 +42,13 @@ def test_misuse_is_one_message_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str, made: dict[str, Any], options: list[str], told: str
 ) -> None:
     """A family that is not on the Hub or fits no GPU, a name that Kubernetes refuses: what to do, and no folder."""
+    made = dict(made)
     ends = {key: made.pop(key) for key in ("source", "dtype") if key in made}
+    path = made.pop("path", "uniform")
     source = family(tmp_path / "f", **made)
-    if ends:
+    if ends or path != "uniform":
         manifest = json.loads((source / "dami_family.json").read_text())
+        manifest["path"] = path
         manifest["endpoints"]["instruct"].update(ends)
         (source / "dami_family.json").write_text(json.dumps(manifest))
     assert deploy(tmp_path / "o", source, target, *options) in (1, 2)
