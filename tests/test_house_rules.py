@@ -30,7 +30,7 @@ def test_modules_are_small_and_keep_to_their_side(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
     packages = imported(path)
     assert ("mergekit" in packages) == (path.name == "mergekit_adapter.py")
-    if "plugins" in path.parts:
+    if "plugins" in path.parts and "vllm-dami" not in path.parts:
         assert not packages & {"torch", "transformers", "dami_merge"}
 
 

@@ -10,15 +10,17 @@ from typing import Any
 import torch
 
 from dami_merge.checkpoints.endpoints import Pair
+from dami_merge.checkpoints.pair_templates import PairTemplates
 from dami_merge.interpolation.schedule import Schedule
 from dami_merge.live.attention import ForwardStep, KeyValues, RowSpan
 from dami_merge.live.generation import Completion, CompletionBuilder, Event, Generation, PromptToken, Row, check_whole
-from dami_merge.live.loading import Loaded, load, order_of_endpoints, order_of_recipe
+from dami_merge.live.loading import load
 from dami_merge.live.pair_model import Batch, LanguageModel, Logits, out_of_memory
 from dami_merge.live.rows import LiveRow, Share
 from dami_merge.live.sampling import pick, score
 from dami_merge.live.tokenizing import Tokenizing
 from dami_merge.live.weights_mode import Mode
+from dami_merge.recipes.order import Order, order_of_endpoints, order_of_recipe
 from dami_merge.recipes.recipe import Recipe
 from dami_router.errors import MisuseError
 
@@ -95,8 +97,7 @@ class Engine:
         order = order_of_endpoints(
             instruct, thinking, path=path, dtype=dtype, chat_template=chat_template, name=name
         )  # fmt: skip
-        loaded = load(order, device=device, mode=mode)
-        return cls._of(loaded, mode=mode, max_length=max_length, max_rows=max_rows, prefill=prefill)
+        return cls.of(order, device=device, mode=mode, max_length=max_length, max_rows=max_rows, prefill=prefill)
 
     @classmethod
     def from_recipe(
@@ -113,13 +114,18 @@ class Engine:
 
         A request without λ uses the recipe's own `parameters: lambda`, tensor by tensor.
         """
-        loaded = load(order_of_recipe(recipe), device=device, mode=mode)
-        return cls._of(loaded, mode=mode, max_length=max_length, max_rows=max_rows, prefill=prefill)
+        order = order_of_recipe(recipe)
+        return cls.of(order, device=device, mode=mode, max_length=max_length, max_rows=max_rows, prefill=prefill)
 
     @classmethod
-    def _of(cls, loaded: Loaded, *, mode: Mode, max_length: int | None, max_rows: int, prefill: int) -> Engine:
+    def of(
+        cls, order: Order, *, device: str = "cpu", mode: Mode = "auto", max_length: int | None = None,
+        max_rows: int = DEFAULT_ROWS, prefill: int = DEFAULT_PREFILL,
+    ) -> Engine:  # fmt: skip
+        """Load what an order says."""
         if max_length is not None:
             check_whole("max_length", max_length, 2)
+        loaded = load(order, device=device, mode=mode)
         if max_length is not None and max_length > loaded.positions > 0:
             raise MisuseError(
                 f"max_length: the model was made for {loaded.positions} tokens, found {max_length}",
@@ -146,6 +152,11 @@ class Engine:
     def waiting(self) -> int:
         """The number of rows that wait to be admitted."""
         return len(self._waiting)
+
+    @property
+    def templates(self) -> PairTemplates | None:
+        """Both endpoints' chat templates; None without texts."""
+        return self.texts.templates if self.texts else None
 
     @property
     def free(self) -> int:

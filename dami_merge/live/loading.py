@@ -5,11 +5,6 @@ Whatever can be refused is refused from configs and headers, before weights are 
 
 from __future__ import annotations
 
-import itertools
-import json
-import os
-import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +13,8 @@ import torch
 
 from dami_merge.checkpoints.endpoints import Fetch, Pair, compared, download, local
 from dami_merge.checkpoints.matching import match
-from dami_merge.checkpoints.model_ref import ModelRef
 from dami_merge.checkpoints.sides import Sides
 from dami_merge.interpolation.depth import Anatomy
-from dami_merge.interpolation.path import Path as LambdaPath
-from dami_merge.interpolation.path import Uniform
-from dami_merge.interpolation.setting import Constant, Setting
 from dami_merge.live.attention import register
 from dami_merge.live.blend import Blend
 from dami_merge.live.pair_model import PairModel
@@ -33,29 +24,12 @@ from dami_merge.live.sources import Source, common_dtype, find_sources
 from dami_merge.live.spread import Spread
 from dami_merge.live.tokenizing import Tokenizing
 from dami_merge.live.weights_mode import MODES, Mode
-from dami_merge.recipes.family_block import FamilyBlock, read_family
-from dami_merge.recipes.recipe import Recipe
+from dami_merge.recipes.order import Order
 from dami_router.errors import MisuseError
-from dami_router.shared import strict_yaml
 
-__all__ = ["Loaded", "Order", "load", "order_of_endpoints", "order_of_recipe"]
+__all__ = ["Loaded", "load"]
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
-_NOT_IN_NAME = re.compile(r"[^A-Za-z0-9._]+")
-_SHORTEST_NAME = 3
-
-
-@dataclass(frozen=True)
-class Order:
-    """What to load. `recipe`, if given, sets λ for requests that do not."""
-
-    instruct: ModelRef
-    thinking: ModelRef
-    name: str
-    path: Setting[LambdaPath]
-    thinking_template_from: float
-    dtype: str | None
-    recipe: Recipe | None = None
 
 
 @dataclass(frozen=True)
@@ -68,34 +42,6 @@ class Loaded:
     positions: int
     warnings: tuple[str, ...]
     endpoints: Pair
-
-
-def order_of_endpoints(
-    instruct: str,
-    thinking: str,
-    *,
-    path: str | Sequence[Mapping[str, Any]] = "uniform",
-    dtype: str | None = None,
-    chat_template: str = "instruct",
-    name: str | None = None,
-) -> Order:
-    """Read the arguments about two endpoints as a recipe's; raises MisuseError for invalid ones."""
-    refs = _ref(instruct), _ref(thinking)
-    made = name or _common_name(instruct, thinking)
-    raw = {"name": made, "lambdas": [0], "path": path, "chat_template": chat_template}
-    # The reader of recipes checks them, so that both give the same messages.
-    family = read_family(strict_yaml.parse(json.dumps({"family": raw}), "<arguments>"), raw)
-    return Order(*refs, made, family.path, family.thinking_template_from, dtype)
-
-
-def order_of_recipe(recipe: Recipe) -> Order:
-    """Read an order from a recipe: its endpoints, its dtype, and its family's name, path and template."""
-    family = recipe.family or FamilyBlock(
-        _common_name(recipe.instruct.path, recipe.thinking.path), (), Constant(Uniform()), float("inf")
-    )
-    return Order(
-        recipe.instruct, recipe.thinking, family.name, family.path, family.thinking_template_from, recipe.dtype, recipe
-    )
 
 
 def load(order: Order, *, device: str = "cpu", mode: Mode = "auto", fetch: Fetch = download) -> Loaded:
@@ -114,8 +60,8 @@ def load(order: Order, *, device: str = "cpu", mode: Mode = "auto", fetch: Fetch
         # Only local files say where their tensors lie, and whether a stored head equals the embeddings.
         model, sources = _planned(here)
     names = {name: source.names for name, source in sources.items()}
-    spread = Spread(names, Anatomy.of(here.instruct.tensors, here.instruct.config), order.path, order.recipe)
-    texts = Tokenizing(here.instruct, here.thinking, order.thinking_template_from)
+    spread = Spread(names, Anatomy.of(here.instruct.tensors, here.instruct.config), order.family.path, order.recipe)
+    texts = Tokenizing(here.instruct, here.thinking, order.family.thinking_template_from)
     pairs = load_pairs(_folders(here), sources, spread.groups, dtype or common_dtype(sources), place)
     blend = Blend()
     exchange(model, blend, pairs, place)
@@ -139,26 +85,6 @@ def _folders(pair: Pair) -> Sides[Path]:
     assert pair.instruct.folder is not None
     assert pair.thinking.folder is not None
     return Sides(pair.instruct.folder, pair.thinking.folder)
-
-
-def _ref(text: str) -> ModelRef:
-    if not isinstance(text, str) or not text:
-        raise MisuseError(f"expected a local folder or a Hub id for each endpoint, found {text!r:.40}")
-    # A folder may have an @ in its name; a Hub id cannot.
-    if os.path.isdir(os.path.expanduser(text)):  # noqa: PTH111, PTH112
-        return ModelRef(text)
-    path, _, revision = text.partition("@")
-    return ModelRef(path, revision or None)
-
-
-def _common_name(instruct: str, thinking: str) -> str:
-    """Return the common beginning of both endpoints' names, such as Qwen3-4B; `live` if it is shorter than 3."""
-    ends = [
-        _NOT_IN_NAME.sub("-", text.partition("@")[0].rstrip("/").rsplit("/", 1)[-1]) for text in (instruct, thinking)
-    ]
-    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*ends, strict=False))
-    common = "".join(pair[0] for pair in same).rsplit("-", 1)[0].strip("-._")
-    return f"{common[:80]}-DAMI" if len(common) >= _SHORTEST_NAME else "live"
 
 
 def _dtype(name: str | None) -> torch.dtype | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dami_merge.checkpoints.checkpoint import Checkpoint
-from dami_merge.checkpoints.templates import opens_think, template_of
+from dami_merge.checkpoints.pair_templates import PairTemplates
 from dami_merge.live.sampling_defaults import read_defaults
 from dami_merge.live.thought_cap import ThinkTags
 from dami_router.errors import CheckpointError, MisuseError
@@ -24,8 +24,7 @@ class Tokenizing:
 
     def __init__(self, instruct: Checkpoint, thinking: Checkpoint, thinking_from: float) -> None:
         self.tokenizer = _tokenizer(instruct)
-        self._thinking_from = thinking_from
-        self._templates = [_text(template_of(side)) for side in (instruct, thinking)]
+        self.templates = PairTemplates(instruct, thinking, thinking_from)
         self._defaults = [read_defaults(side) for side in (instruct, thinking)]
         self.warnings = tuple(text for found in self._defaults if found for text in found.warnings)
         """Settings of the endpoints' generation_config.json that the engine ignores."""
@@ -34,8 +33,7 @@ class Tokenizing:
 
     def template(self, lambda_: float) -> str | None:
         """Return the chat template for rows at λ, or None if neither endpoint has one."""
-        first, second = reversed(self._templates) if lambda_ >= self._thinking_from else self._templates
-        return first if first is not None else second
+        return self.templates.template(lambda_)
 
     @property
     def think_tags(self) -> ThinkTags | None:
@@ -46,7 +44,7 @@ class Tokenizing:
 
     def opens_think(self, lambda_: float) -> bool:
         """Tell whether the template at λ opens a `<think>` block in the prompt."""
-        return opens_think(self.template(lambda_))
+        return self.templates.opens_think(lambda_)
 
     def sampling(self, lambda_: float) -> Mapping[str, float]:
         """Return the sampling defaults for rows at λ: Thinking's for λ > 0, Instruct's for λ = 0.
@@ -96,12 +94,6 @@ def _tokenizer(side: Checkpoint) -> Any:
         return AutoTokenizer.from_pretrained(side.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizer files are untrusted: Transformers may fail on them anywhere
         raise CheckpointError(f"{side.ref}: the tokenizer cannot be loaded: {error}") from None
-
-
-def _text(template: Any) -> str | None:
-    if isinstance(template, list):
-        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
-    return template if isinstance(template, str) else None
 
 
 def _eos(tokenizer: Any, *sides: Checkpoint) -> frozenset[int]:

@@ -12,27 +12,42 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from dami_merge.checkpoints.checkpoint import Checkpoint
+from dami_merge.checkpoints.endpoints import Pair
+from dami_merge.checkpoints.pair_templates import PairTemplates
 from dami_merge.files.hashing import file_sha256
-from dami_merge.live import Engine
-from dami_merge.live.tokenizing import Tokenizing
 
-__all__ = ["Description"]
+__all__ = ["Described", "Description", "name_of"]
 
 _LOG = logging.getLogger(__name__)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_STEPS = 20
 _ABLE = {"log_probs": True, "prompt_log_probs": True, "top_n": True}
+
+
+class Described(Protocol):
+    """What `/info` says of an engine that holds a pair. `templates` is None if it works on token ids alone."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def endpoints(self) -> Pair | None: ...  # noqa: D102
+    @property
+    def templates(self) -> PairTemplates | None: ...  # noqa: D102
+    @property
+    def max_length(self) -> int: ...  # noqa: D102
+    @property
+    def max_rows(self) -> int: ...  # noqa: D102
 
 
 @dataclass
 class Description:
     """Describes an engine; `path` is how its family spreads λ, as written in a manifest."""
 
-    engine: Engine
+    engine: Described
     path: object
+    kind: Literal["embedded", "vllm"] = "embedded"
     files: dict[str, dict[str, str]] = field(default_factory=lambda: {"instruct": {}, "thinking": {}})
 
     def start(self) -> None:
@@ -49,16 +64,16 @@ class Description:
         """Return the content of `/info`."""
         engine = self.engine
         sides = {side: self._endpoint(side, checkpoint) for side, checkpoint in self._sides().items()}
-        texts = engine.texts
+        templates = engine.templates
         live = {
-            **sides, "path": self.path, "opens_think_from": _opens_think_from(texts) if texts else None,
-            "capabilities": {**_ABLE, "chat_template": bool(texts and texts.template(0.0))},
+            **sides, "path": self.path, "opens_think_from": templates.opens_think_from() if templates else None,
+            "capabilities": {**_ABLE, "chat_template": bool(templates and templates.template(0.0))},
             "max_rows": engine.max_rows,
         }  # fmt: skip
         return {
             "model_id": engine.name, "model_sha": None, "model_pipeline_tag": "text-generation",
             "max_input_tokens": engine.max_length - 1, "max_total_tokens": engine.max_length,
-            "max_client_batch_size": 1, "max_best_of": 1, "live": live,
+            "max_client_batch_size": 1, "max_best_of": 1, "engine": self.kind, "live": live,
         }  # fmt: skip
 
     def _sides(self) -> Mapping[str, Checkpoint]:
@@ -76,7 +91,8 @@ def name_of(checkpoint: Checkpoint) -> str:
 
 
 def _sha256(checkpoint: Checkpoint, name: str) -> str | None:
-    assert checkpoint.folder is not None
+    if checkpoint.folder is None:
+        return (checkpoint.file_hashes or {}).get(name)
     path = checkpoint.folder / name
     known = path.resolve().name
     if _SHA256.fullmatch(known) and path.is_symlink():
@@ -86,16 +102,3 @@ def _sha256(checkpoint: Checkpoint, name: str) -> str | None:
     except OSError as error:
         _LOG.warning("%s: cannot be read: %s; /info leaves out its sha256", path, error.strerror)
         return None
-
-
-def _opens_think_from(texts: Tokenizing) -> float | None:
-    """Return the smallest λ whose chat template opens a `<think>` block in the prompt; None if none does."""
-    if not texts.opens_think(1.0):
-        return None
-    low, high = 0.0, 1.0
-    if texts.opens_think(low):
-        return low
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if texts.opens_think(middle) else (middle, high)
-    return round(high, 6)

@@ -10,7 +10,8 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from dami_merge.live.loading import load, order_of_endpoints
+from dami_merge.live.loading import load
+from dami_merge.recipes.order import order_of_endpoints
 from dami_router.commands.check import check
 from dami_router.errors import DamiError
 from support.pairs import Pair
