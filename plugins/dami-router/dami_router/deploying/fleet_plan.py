@@ -6,6 +6,7 @@ from the family's name or from the user; models keep the variant's own id everyw
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ Engine = Literal["vllm", "tgi"]
 LONGEST_NAME = 63
 _LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+_URL = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._/-]*)?")
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}")
 _DEFAULT_CONTEXT = 32768
-_MOST_GPUS = 1024
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ def make_plan(place: str, settings: DeploySettings, *, needs_hub: bool, longest_
     `place` is a folder, a manifest or a Hub id. `longest_suffix` is the longest ending that the target adds to a
     server's name. Raises MisuseError where the family cannot be run so, and what reading a family raises.
     """
+    _require_sound(settings)
     family = open_family(place)
     variants = _chosen(family, settings.only)
     name = _name(family, settings.name)
@@ -117,6 +120,26 @@ def make_plan(place: str, settings: DeploySettings, *, needs_hub: bool, longest_
         family, settings, name, tuple(servers), context, require_fit(shape, context, gpu_bytes, what),
         gpu_bytes, loading_seconds(shape),
     )  # fmt: skip
+
+
+def _require_sound(settings: DeploySettings) -> None:
+    """Refuse what the generated files have no place for; raises MisuseError that names the option."""
+    url, gateway, image = settings.gateway_url, settings.gateway, settings.image
+    wrong = {
+        "--gpu-memory: expected a number of GiB": math.isnan(settings.gpu_memory),
+        "--namespace: expected lower-case letters, digits and dashes, at most 63": not _namespace(settings.namespace),
+        "--gateway: expected NAMESPACE/NAME": gateway is not None
+        and not all(map(_namespace, gateway.split("/", 1) if "/" in gateway else ("",))),
+        "--gateway-url: expected http://HOST[:PORT]": url is not None and not _URL.fullmatch(url),
+        "--image: expected the name of an image": image is not None and not _IMAGE.fullmatch(image),
+    }
+    for message, found in wrong.items():
+        if found:
+            raise MisuseError(message)
+
+
+def _namespace(text: str) -> bool:
+    return len(text) <= LONGEST_NAME and _LABEL.fullmatch(text) is not None
 
 
 def _folder(place: str) -> Path | None:

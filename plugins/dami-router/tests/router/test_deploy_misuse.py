@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployments import deploy, family
+from deployments import deploy, documents, family
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,6 +34,13 @@ CASES: list[tuple[str, dict[str, Any], list[str], str]] = [
     ("compose", {"dtype": "Q3"}, [], "dtype Q3"),
     ("compose", {"config": {"num_key_value_heads": "8"}}, [], "num_key_value_heads"),
     ("compose", {"lambdas": ()}, [], "no variants"),
+    ("compose", {}, ["--gpu-memory", "nan"], "--gpu-memory"),
+    ("compose", {}, ["--only", "nan"], "it has 0, 0.6 or 1"),
+    ("kserve", {}, ["--namespace", "Bad/NS"], "--namespace"),
+    ("kserve", {}, ["--gateway", "name"], "NAMESPACE/NAME"),
+    ("kserve", {}, ["--gateway-url", "javascript:x"], "--gateway-url"),
+    ("kserve", {}, ["--gateway-url", "http://h/p?q"], "--gateway-url"),
+    ("compose", {}, ["--image", "a\nb"], "--image"),
 ]
 
 
@@ -125,6 +132,17 @@ def test_a_folder_that_cannot_be_written_leaves_nothing(
     assert deploy(tmp_path / "o", source, "compose") == 1
     assert "No space left" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f"]
+
+
+def test_any_number_of_servers_is_placed_on_whole_gpus(tmp_path: Path) -> None:
+    """A split server has its GPUs to itself; more servers than the machine holds are refused with the number needed."""
+    source = family(tmp_path / "f", parameters=30_532_122_624, config={"num_key_value_heads": 4})
+    assert deploy(tmp_path / "o", source, "compose", "--gpu-memory", "48", "--gpus", "6") == 0
+    services = documents(tmp_path / "o" / "compose.yaml")[0]["services"]
+    devices = [one["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"]
+               for name, one in services.items() if name != "router"]  # fmt: skip
+    assert devices == [["0", "1"], ["2", "3"], ["4", "5"]]
+    assert deploy(tmp_path / "p", source, "compose", "--gpu-memory", "48", "--gpus", "5") == 2
 
 
 @given(
