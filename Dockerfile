@@ -11,7 +11,7 @@
 
 FROM vllm/vllm-openai:v0.32.0 AS live
 COPY . /src
-RUN python3 -m pip install --no-cache-dir '/src/plugins/dami-router[all]' /src && rm -rf /src
+RUN python3 -m pip install --no-cache-dir '/src/plugins/dami-router[all]' /src /src/plugins/vllm-dami && rm -rf /src
 ENTRYPOINT ["dami", "live"]
 
 FROM python:3.13-slim AS wheels

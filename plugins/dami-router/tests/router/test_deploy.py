@@ -19,6 +19,7 @@ from deployments import COMMIT, deploy, documents, family
 from fakes.world import Client, World
 from jsonschema import Draft7Validator, Draft202012Validator
 
+from dami_merge.lab import copy_pair
 from dami_router.cli import main
 from dami_router.config.router_yml import load_config
 from dami_router.deploying.deploy_targets import TARGETS
@@ -317,6 +318,14 @@ def test_a_live_server_holds_the_familys_pair(tmp_path: Path, world: World, caps
     own, vllm = command[: command.index("--")], command[command.index("--") + 1 :]
     assert vllm == ["--gpu-memory-utilization", "0.9", "--tensor-parallel-size", "2"]
     assert own[-2:] == ["--max-length", "32768"]
+    capsys.readouterr()
+    copy_pair(tmp_path / "lab")
+    own[:2] = [str(tmp_path / "lab" / side) for side in ("instruct", "thinking")]
+    own[own.index("--max-length") + 1] = "128"
+    with pytest.raises(SystemExit) as stopped:
+        main(["live", "--print", *own, "--", *vllm])
+    assert not stopped.value.code
+    assert shlex.split(capsys.readouterr().out)[-4:] == vllm
     ends = {side: {"name": f"Qwen/Qwen3-4B-{side.title()}-2507", "commit": COMMIT} for side in ("instruct", "thinking")}
     server = world.live(**ends, path="uniform")
     text = (tmp_path / "o" / "router.yml").read_text().replace("http://live:8000", f"http://127.0.0.1:{server.port}")
