@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "calibrate": ("dami-router", "Fit confidence to a target mean λ or mean tokens, without labels; resumable."),
     "eval": ("dami-router", "Evaluate an estimator against every static λ and the oracle."),
     "deploy": ("dami-router", "Write the files that run a family: compose, Kubernetes, Ray or a laptop."),
+    "sweep": ("dami-merge", "Find the λ worth having, from two checkpoints; resumable."),
     "live": ("dami-merge", "Serve any λ, per request, from two checkpoints in memory."),
     "lab": ("dami-merge", "Write the tiny Instruct/Thinking pair into a folder."),
     "demo": ("dami-merge", "Merge, answer, route and report on the tiny pair, end to end."),

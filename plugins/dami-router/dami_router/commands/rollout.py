@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -12,10 +12,6 @@ from dami_router.cli import command
 from dami_router.commands.shared_options import dataset_options, numbers, whole_numbers
 from dami_router.errors import MisuseError
 from dami_router.output import Output
-
-if TYPE_CHECKING:
-    from dami_router.datasets import Dataset
-    from dami_router.grading import Grader
 
 __all__ = ["rollout"]
 
@@ -81,12 +77,10 @@ def rollout(
 ) -> int:  # fmt: skip
     """Collect rollouts."""
     import asyncio
-    from dataclasses import replace
 
     from dami_router.collecting.settings import QuestionSettings
+    from dami_router.commands.asked_questions import questions_to_ask
     from dami_router.commands.rollout_run import RolloutRun
-    from dami_router.datasets import load_dataset
-    from dami_router.grading import grader_for, grader_named
 
     if samples > 1 and temperature == 0:
         raise MisuseError("greedy answers are all the same: use --samples 1, or sample", hint="--temperature 0.6")
@@ -97,36 +91,19 @@ def rollout(
     )
     if limited and not limits:
         raise MisuseError("--caps-at needs --caps")
-    whole = load_dataset(dataset, query_column=query_column, answer_column=answer_column, config=config, split=split)
-    found = replace(whole, questions=whole.questions[:limit])
-    name = grade or grader_for(q.expected for q in found.questions)
-    grader = grader_named(name)
-    _check_expected(found, grader)
-    if system and any(question.system for question in found.questions):
-        raise MisuseError("--system: the questions have system messages of their own", hint="omit --system")
+    found, known, grader, name = questions_to_ask(
+        dataset, grade, limit=limit, query_column=query_column, answer_column=answer_column, config=config,
+        split=split, system=system,
+    )  # fmt: skip
     settings = QuestionSettings(name, template, system, max_tokens, temperature, seed, _fields(body), keep_thoughts)
     columns = f"`{found.query_column}`" + (f" and `{found.answer_column}`" if found.answer_column else "")
     output.note(f"{len(found.questions):,} questions from {columns}; grading: {name}")
     run = RolloutRun(output, found, grader, settings, out, samples, concurrency, patience, limits, limited)
-    known = {question.id: question for question in whole.questions}
     try:
         return asyncio.run(run.collect(config_file, only, listed, known))
     finally:
         if grader is not None:
             grader.close()
-
-
-def _check_expected(dataset: Dataset, grader: Grader | None) -> None:
-    if grader is None:
-        return
-    for question in dataset.questions:
-        if question.expected is None:
-            column = dataset.answer_column
-            lacks = f"`{column}` is empty" if column else "there is no column of expected answers"
-            raise MisuseError(f"{question.where}: {lacks}", hint="name it with --answer-column, or use --grade none")
-        if why := grader.unfit(question.expected):
-            hint = "--grade exact, or math-verify" if grader.name == "numeric" else None
-            raise MisuseError(f"{question.where}: the expected answer {question.expected!r:.60} {why}", hint=hint)
 
 
 def _fields(body: str | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import click
 
 from dami_router.cli import command
 from dami_router.commands.rollout_files import read_grid
+from dami_router.commands.shared_options import numbers
 from dami_router.errors import MisuseError
 from dami_router.output import Output
 
@@ -39,15 +40,18 @@ from dami_router.output import Output
     "--confidence", type=click.Path(path_type=Path), help="JSON object from query_id to Instruct's confidence, 0 to 1."
 )
 @click.option("--embeddings", metavar="MODEL", help="Use this model's embeddings, served at $DAMI_EMBEDDINGS_URL.")
+@click.option("--lambdas", help="Train on these λ alone, such as 0,0.5: those that will be served. Default: all.")
 @click.option("--drop-incomplete", is_flag=True, help="Skip queries that some variant did not answer.")
 def train(
     output: Output, rollouts: Path, out: Path, price: float, budget: float | None, margin: float, seed: int,
-    confidence: Path | None, embeddings: str | None, drop_incomplete: bool,
+    confidence: Path | None, embeddings: str | None, lambdas: str | None, drop_incomplete: bool,
 ) -> None:  # fmt: skip
     """Train an estimator and save it."""
     if out.exists():
         raise MisuseError(f"{out}: already exists", hint="choose a new folder, or remove it")
     grid = read_grid(rollouts, confidence, drop_incomplete=drop_incomplete, note=output.warning)
+    if wanted := numbers(lambdas, "--lambdas"):
+        grid = grid.at(wanted)
     from dami_router.estimators.store import save
     from dami_router.estimators.training import TrainingSettings
     from dami_router.estimators.training import train as fit

@@ -7,8 +7,10 @@ Intervals are percentile bootstraps over queries (fixed seed).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from dami_router.errors import MisuseError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,6 +89,18 @@ class Grid:
             tuple(self.texts[i] for i in kept) if self.texts else (),
             None if self.confidence is None else self.confidence[kept],
             self.capped and Capped(self.capped.settings, self.capped.correct[kept], self.capped.tokens[kept]),
+        )  # fmt: skip
+
+    def at(self, lambdas: Sequence[float]) -> Grid:
+        """Return a grid of some of the variants; raises MisuseError for a λ without rollouts."""
+        wanted = sorted({round(x, 6) for x in lambdas})
+        if strange := [x for x in wanted if x not in self.lambdas]:
+            known = ", ".join(f"{x:g}" for x in self.lambdas)
+            raise MisuseError(f"no rollouts at λ={strange[0]:g}", hint=f"there are some at {known}")
+        kept = [self.lambdas.index(x) for x in wanted]
+        return replace(
+            self, lambdas=tuple(wanted), correct=self.correct[:, kept], tokens=self.tokens[:, kept],
+            think=self.think[:, kept],
         )  # fmt: skip
 
     def static(self, lambda_: float) -> Point:
