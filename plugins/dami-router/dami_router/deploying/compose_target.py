@@ -144,4 +144,4 @@ Needs Docker Engine 25 or newer, its Compose plug-in, and the NVIDIA Container T
   cp .env.example .env        # and set {", ".join(section.keys)}
   docker compose up --wait    # until every server has loaded its weights
 
-{first_request(f"http://127.0.0.1:{PORT}", section.keys[0])}"""
+{first_request(plan, section, f"http://127.0.0.1:{PORT}")}"""

@@ -101,6 +101,6 @@ Pods are ready once their weights are loaded; that takes up to {plan.loading_s /
 
   kubectl -n {namespace} port-forward svc/{name} 8000:{port}
 
-{first_request("http://127.0.0.1:8000", section.keys[0])}
+{first_request(plan, section, "http://127.0.0.1:8000")}
 
 Another family in the same namespace needs another name (--name)."""

@@ -26,7 +26,7 @@ def llama_files(plan: FleetPlan, section: RouterSection) -> Files:
     return {
         "models.ini": _presets(plan),
         "router.yml": yaml_file(
-            _router_opening(section), router_data(section, [backend(s, "openai", url) for s in plan.servers])
+            _router_opening(plan, section), router_data(section, [backend(s, "openai", url) for s in plan.servers])
         ),
         ".env.example": env_example(section),
         MANIFEST: router_manifest(plan.family),
@@ -74,12 +74,12 @@ def _convert(server: ServerPlan, folder: str) -> str:
     return f"{script} {folder} --outtype {_QUANT} --outfile models/{server.model}.gguf"
 
 
-def _router_opening(section: RouterSection) -> str:
+def _router_opening(plan: FleetPlan, section: RouterSection) -> str:
     return f"""\
 The router in front of llama-server; models.ini says how to start that. In this folder:
 
-  export {section.keys[0]}=...
-  dami check router.yml --probe
+  cp .env.example .env    # and set {", ".join(section.keys)}
+  set -a; . ./.env; dami check router.yml --probe
   dami serve router.yml --port {PORT}
 
-{first_request(f"http://127.0.0.1:{PORT}", section.keys[0])}"""
+{first_request(plan, section, f"http://127.0.0.1:{PORT}")}"""

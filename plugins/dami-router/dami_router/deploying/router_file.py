@@ -32,11 +32,15 @@ _DEFAULTS: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class RouterSection:
-    """Settings for the generated router.yml, the files that they name, and whether prompts must be scored."""
+    """Settings for the generated router.yml, the files that they name, and whether prompts must be scored.
+
+    `own`: the user's settings, not the defaults.
+    """
 
     data: Mapping[str, Any] = field(default_factory=lambda: _DEFAULTS)
     files: Mapping[str, bytes] = field(default_factory=dict)
     scores_prompts: bool = False
+    own: bool = False
 
     @property
     def keys(self) -> list[str]:
@@ -55,7 +59,7 @@ def read_section(path: Path | None) -> RouterSection:
     data = load(path).data
     load_section(path, EveryKey())
     settings = {**{key: _DEFAULTS[key] for key in ("timeouts", "thinking") if key not in data}, **data}
-    return RouterSection(settings, _named_files(data, path.parent), _scores_prompts(data))
+    return RouterSection(settings, _named_files(data, path.parent), _scores_prompts(data), own=True)
 
 
 class EveryKey(dict[str, str]):

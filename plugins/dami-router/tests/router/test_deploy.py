@@ -261,6 +261,15 @@ def test_every_target_answers_through_its_own_router_yml(
     (tmp_path / "router.yml").write_text(text)
     (tmp_path / "dami_family.json").write_bytes((folder / "dami_family.json").read_bytes())
     client: Client = world.proxy(text.replace("./dami_family.json", str(tmp_path / "dami_family.json")), KEYS)
+    opening = "".join(path.read_text() for path in folder.iterdir())
+    promised = re.search(r"x-dami-lambda: (\S+)\n. +x-dami-variant: (\S+)", opening)
+    assert promised is not None
+    low = client.post(
+        "/v1/chat/completions",
+        {"model": "dami", "reasoning_effort": "low", "messages": [{"role": "user", "content": "17*23?"}]},
+        authorization="Bearer k",
+    )
+    assert (low.headers["x-dami-lambda"], low.variant) == promised.groups()
     for lambda_, variant in ((0, "l000"), (0.6, "l060"), (1, "l100")):
         reply = client.post(
             "/v1/chat/completions",
