@@ -45,6 +45,23 @@ def test_a_folder_is_deployed_where_it_was_pushed_from(
     assert [repo for repo, _ in models(tmp_path / "o")] == ["acme/fam-l000", "acme/fam-l050", "acme/fam-l100"]
 
 
+@pytest.mark.parametrize("engine", ["vllm", "tgi"])
+def test_one_machine_downloads_the_commits_of_the_manifest(
+    engine: str, push: Command, dami: Command, family: Path, tmp_path: Path
+) -> None:
+    """Without a folder here, Compose's servers load each repository at the commit that push wrote."""
+    assert push().code == 0
+    pushed = {v.hub.repo: v.hub.revision for v in load_family(family).variants if v.hub}
+    target = ("--target", "compose", "--engine", engine, "--out", tmp_path / "o")
+    assert dami("deploy", "acme/fam-l050", *target).code == 0
+    services = yaml.safe_load((tmp_path / "o" / "compose.yaml").read_text())["services"]
+    found = {}
+    for words in (one["command"] for name, one in services.items() if name != "router"):
+        repo = words[words.index("--model-id") + 1] if engine == "tgi" else words[0]
+        found[repo] = words[words.index("--revision") + 1]
+    assert found == pushed
+
+
 def test_an_id_that_is_not_there_is_one_message(dami: Command, tmp_path: Path) -> None:
     """An unknown repository is a failure with its name, and nothing is written."""
     done = dami("deploy", "acme/nothing", "--target", "kserve", "--out", tmp_path / "o")

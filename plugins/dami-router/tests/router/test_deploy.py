@@ -451,6 +451,24 @@ def test_vllms_own_parser_reads_the_command_lines(written: dict[str, Path]) -> N
     assert read[2][:2] == ["acme/Qwen3-4B-DAMI-l000", ["Qwen3-4B-DAMI-l000"]]
 
 
+def test_probes_wait_for_the_weights(tmp_path: Path) -> None:
+    """A server has ten minutes and a download at 100 MB/s until it must be ready: 87 minutes for 438 GiB."""
+    source = family(tmp_path / "f", lambdas=(0.0, 1.0), parameters=235_093_634_560)
+    times = {}
+    for target in ("compose", "production-stack", "gateway"):
+        assert deploy(tmp_path / target, source, target) == 0
+    for one in documents(tmp_path / "gateway" / "servers.yaml"):
+        (container,) = one["spec"]["template"]["spec"]["containers"]
+        times[one["metadata"]["name"]] = container["startupProbe"]["failureThreshold"] * 10
+        assert one["spec"]["progressDeadlineSeconds"] > times[one["metadata"]["name"]]
+        assert {container[kind]["httpGet"]["path"] for kind in ("startupProbe", "readinessProbe")} == {"/health"}
+    values = documents(tmp_path / "production-stack" / "values.yaml")[0]["servingEngineSpec"]["startupProbe"]
+    times["chart"] = values["failureThreshold"] * values["periodSeconds"]
+    services = documents(tmp_path / "compose" / "compose.yaml")[0]["services"]
+    times["compose"] = int(services["l000"]["healthcheck"]["start_period"].removesuffix("s"))
+    assert all(5301 <= seconds <= 5310 for seconds in times.values()), times
+
+
 def test_json_says_what_will_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--json has servers, sizes and files."""
     assert deploy(tmp_path / "o", family(tmp_path / "f"), "compose", "--only", "0", "--only", "1", "--json") == 0
