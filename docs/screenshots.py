@@ -99,7 +99,7 @@ def side_by_side(page: Any) -> None:
 
 def main(demo: Path) -> None:
     """Take all pictures."""
-    pair = (demo / "lab" / "instruct", demo / "lab" / "thinking", "--name", "lab-pair")
+    pair = (demo / "lab" / "instruct", demo / "lab" / "thinking", "--name", "lab")
     router = demo / "screenshots.yml"
     with sync_playwright() as playwright, started("live", *pair, "--report", demo) as (live, _):
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))

@@ -19,7 +19,7 @@ from dami_router.shared.durable import write_atomically
 
 __all__ = ["as_dict", "as_text", "examples", "page_address", "write_report"]
 
-_HEADER = ("", "accuracy", "95 % interval", "tokens", "thinks", "mean λ")
+_HEADER = ("choice", "accuracy", "95 % interval", "tokens", "thinks", "mean λ")
 
 
 def as_text(demo: Demo) -> str:

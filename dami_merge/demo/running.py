@@ -28,6 +28,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dami_merge.lab import LabQuery, copy_pair, draw_queries
+from dami_merge.lab.answering import Answer
 from dami_router.choosing.policy import nearest
 from dami_router.estimators.quantile import QuantileMap
 from dami_router.evaluating.scores import over_mixing
@@ -88,11 +89,12 @@ class Demo:
 
 
 def run_demo(folder: Path, *, queries: int, mean_lambda: float, max_lambda: float, say: Say) -> Demo:
-    """Run the demo in an existing folder, which keeps the pair, the recipe and the merged variants.
+    """Run the demo in an existing folder, which keeps the pair, the recipe, the merged variants and a router.yml.
 
     Raises MisuseError unless 0 < mean_lambda < max_lambda ≤ 1.
     """
     from dami_merge.demo.live_answers import answer_exactly
+    from dami_merge.demo.served_router import write_router
     from dami_merge.lab.tiny_model import load_endpoint
 
     pair = folder / "lab"
@@ -105,8 +107,10 @@ def run_demo(folder: Path, *, queries: int, mean_lambda: float, max_lambda: floa
     rollouts = [r for x in _shown(LAMBDAS, "variant") for r in _answers(load_endpoint(variants[x]), test, x)]
     say(f"probing the Instruct variant: {len(dev)} unlabelled queries to calibrate, {len(test)} to route")
     instruct = load_endpoint(variants[0.0])
-    fitted = QuantileMap.fit(_confidence(instruct, dev), mean_lambda, max_lambda)
-    sure = _confidence(instruct, test)
+    probed = _probe(instruct, dev)
+    fitted = QuantileMap.fit([answer.direct for answer in probed], mean_lambda, max_lambda)
+    write_router(folder, probed, mean_lambda, max_lambda)
+    sure = [answer.direct for answer in _probe(instruct, test)]
     say(f"answering the {len(test)} queries in one batch of the live engine, each at exactly its λ(q)")
     exact = answer_exactly(pair, list(zip(test, map(fitted, sure), strict=True)))
     return _routed(rollouts, test, sure, fitted, exact)
@@ -149,10 +153,10 @@ def _answers(model: Any, queries: Sequence[LabQuery], lambda_: float) -> list[Ro
     return roll_out(model, queries, lambda_, f"lab-l{round(lambda_ * 100):03d}")
 
 
-def _confidence(model: Any, queries: Sequence[LabQuery]) -> list[float]:
+def _probe(model: Any, queries: Sequence[LabQuery]) -> list[Answer]:
     from dami_merge.lab.answering import probe
 
-    return [answer.direct for answer in probe(model, [query.text for query in queries], tokens=PROBE_TOKENS)]
+    return probe(model, [query.text for query in queries], tokens=PROBE_TOKENS)
 
 
 def _routed(

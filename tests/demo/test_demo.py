@@ -14,6 +14,8 @@ import pytest
 from dami_merge.demo.demo_report import as_dict, as_text, examples, page_address, write_report
 from dami_merge.demo.running import Demo, Routed
 from dami_merge.lab import LabQuery
+from dami_router.config.router_yml import load_section
+from dami_router.estimators.calibrated import CalibratedMap
 from dami_router.evaluating.frontier_file import load_frontier
 from dami_router.rollouts.grid import Figure, Point
 from dami_router.rollouts.records import Rollout
@@ -54,6 +56,18 @@ def test_the_demo_shows_what_routing_does(finished: tuple[Path, subprocess.Compl
     assert abs(exact["accuracy"]["mean"] - routed["accuracy"]["mean"]) < 0.08
     assert data["oracle"]["accuracy"]["mean"] >= max(p["accuracy"]["mean"] for p in data["static"])
     assert {p.name for p in out.iterdir()} >= {"report.html", "frontier.png", "recipe.yml", "variants", "lab"}
+
+
+def test_the_demo_leaves_a_router_for_the_page(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    """`dami live --router` can read what the demo wrote: served confidence, calibrated on its unlabelled queries."""
+    out, _ = finished
+    chain = load_section(out / "router.yml").estimator
+    assert [estimator.name for estimator in chain.estimators] == ["effort", "confidence"]
+    fitted = CalibratedMap.load(out / "confidence.json")
+    assert (fitted.tokens, fitted.scores["instruct"].mean_lambda, fitted("instruct", 1.0)) == (1, 0.36, 0.0)
+    scores = fitted.scores["instruct"].scores
+    assert len(scores) == 120
+    assert scores[0] == 0.0 < scores[-1] <= 1.0
 
 
 def test_the_probe_is_part_of_the_routed_cost(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

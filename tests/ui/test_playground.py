@@ -129,6 +129,39 @@ def test_four_side_by_side_share_one_batch(loop: Loop, pair: tuple[str, str], vi
         assert page.texts(".lambda-value") == ["0", "0.67", "1"]
 
 
+def test_options_go_with_the_request(world: World, visit: Open) -> None:
+    """The most tokens and the temperature are sent where they are set; an answer cut off there says so."""
+    up = world.upstream("v-l000", stream(chunk("cut"), chunk("", "length"), b"data: [DONE]\n\n"))
+    page = visit(f"{routed(world, router_yml(('v-l000', up))).url}/ui")
+    page.ask("x")
+    page.done()
+    page.page.click(".options summary")
+    page.page.fill("#most", "7")
+    page.page.fill("#temperature", "0.5")
+    page.ask("x")
+    page.shows(".trouble", "reached the limit of tokens")
+    page.done()
+    first, second = (call.json for call in up.calls)
+    assert not first.keys() & {"max_tokens", "temperature"}
+    assert (second["max_tokens"], second["temperature"]) == (7, 0.5)
+
+
+def test_lambda_can_be_moved_without_another_answer(world: World, visit: Open) -> None:
+    """With the checkbox off, the slider only sets λ for the next answer."""
+    ups = [(name, world.upstream(name, stream(chunk(name), *END))) for name in ("v-l000", "v-l100")]
+    page = visit(f"{routed(world, router_yml(*ups)).url}/ui")
+    page.ask("x")
+    page.done()
+    page.page.uncheck("#again")
+    page.page.focus("input.lambda")
+    page.page.keyboard.press("End")
+    assert page.text(".lambda-value") == "1"
+    assert page.page.locator(".lane").get_attribute("aria-busy") is None
+    assert ups[1][1].calls == []
+    page.page.click("#answer")
+    page.shows(".answer-text", "v-l100")
+
+
 def test_stop_ends_the_answer_at_the_server(world: World, visit: Open) -> None:
     """The call to the server is closed, what came so far stays, and the next answer works."""
     up = world.upstream("v-l000", stream(chunk("One moment"), hang=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import pytest
 from fakes.loop import Loop
 from fakes.upstream import chunk, plain, stream
 from fakes.world import Client, World, router_yml
+from prometheus_client import Counter
 from support.browser import Open, Visit, routed
 
+from dami_router.choosing.policy import Figures
 from dami_router.config.router_yml import parse_config
+from dami_router.config.specs import VariantSpec
 from dami_router.evaluating.frontier_file import FrontierFile
 from dami_router.proxy import Proxy
 from dami_router.proxy.page_data import PageData
@@ -139,6 +143,27 @@ def test_the_frontier_of_a_report(measured: Client, visit: Open) -> None:
     assert page.text(".lambda-value") == "1"
 
 
+def test_the_frontier_of_a_manifest(world: World, visit: Open) -> None:
+    """Each benchmark of the manifest can be chosen; the routed point, which it lacks, has its command."""
+    figures = {"a": (0.0, 0.5, 100.0), "b": (1.0, 0.8, 900.0)}
+    variants = tuple(
+        VariantSpec(
+            name, x, frozenset({name}), figures={"math": Figures(a, t, 100), "code": Figures(a / 2, t, 50)},
+        )
+        for name, (x, a, t) in figures.items()
+    )  # fmt: skip
+    ups = [(name, world.upstream(name)) for name in ("v-l000", "v-l100")]
+    config = replace(parse_config(router_yml(*ups)), variants=variants, backends=())
+    page = visit(f"{world.serve(Proxy(config, page=PageData())).url}/ui#frontier")
+    page.page.wait_for_selector("#frontier svg .mark")
+    row = page.texts("#frontier tbody tr")[0].split("\t")
+    assert row[:4] == ["a", "0.00", "50.0 [40.4, 59.6]", "100.0"]
+    assert "dami eval rollouts.jsonl --report report" in page.text("#frontier pre")
+    page.page.select_option("#frontier select", label="code")
+    assert page.texts("#frontier tbody tr")[1].split("\t")[2].startswith("40.0 [")
+    assert page.text("#frontier h2") == "code"
+
+
 def test_a_family_without_figures_says_how_to_get_them(live: Client, visit: Open) -> None:
     """The three commands that measure a family and show it here."""
     page = visit(f"{live.url}/ui#frontier")
@@ -177,12 +202,25 @@ def test_the_state_counts_requests_tokens_and_lambda(world: World, visit: Open) 
     page.until("() => document.querySelector('.columns')")
     tiles = dict(zip(page.texts(".tiles dt"), page.texts(".tiles dd"), strict=True))
     assert (tiles["Requests"], tiles["With an error"]) == ("3", "0")
+    assert page.texts(".kinds p") == ["By status: 200 × 3", "By route: /v1/chat/completions × 3"]
     tables = {box.get_attribute("aria-label"): box.inner_text() for box in page.page.locator("#state .scroll").all()}
     assert tables["Tokens by variant"].splitlines()[-1].split("\t") == ["v-l100", "3", "21", "7"]
     assert tables["Fallbacks"].splitlines()[-1].split("\t") == ["v-l000", "v-l100", "2"]
     assert tables["Failed calls"].splitlines()[-1].split("\t")[1:] == ["status 500", "2"]
     assert [column.split("\n")[0] for column in page.texts(".columns li")][::10] == ["2", "1"]
     assert "Mean λ 0.33" in page.text("#state")
+
+
+def test_metrics_of_shadow_decisions_are_shown_where_there_are_any(world: World, visit: Open) -> None:
+    """Metrics named `dami_shadow_…`, here of a counter of the test's own, make one more table."""
+    client = routed(world, router_yml(("v-l000", world.upstream("v-l000"))))
+    shadow = Counter("dami_shadow_decisions", "x", ["variant"], registry=client.app.metrics.registry)
+    page = visit(f"{client.url}/ui#now")
+    page.shows("#state", "Servers")
+    assert "Shadow decisions" not in page.text("#state")
+    shadow.labels("v-l100").inc(3)
+    page.shows("#state", "Shadow decisions")
+    assert page.texts("[aria-label='Shadow decisions'] tbody tr") == ["decisions\tvariant v-l100\t3"]
 
 
 def test_a_router_that_is_gone_is_said(loop: Loop, world: World, visit: Open) -> None:

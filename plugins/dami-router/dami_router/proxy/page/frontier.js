@@ -23,7 +23,7 @@ export class Frontier {
   #build() {
     const { frontiers } = this.family;
     if (!frontiers.length) {
-      this.place.replaceChildren(h("div", { className: "card" }, ...howTo(this.family)));
+      this.place.replaceChildren(h("div", { className: "card" }, ...howTo()));
       return;
     }
     this.chart = h("div", { className: "chart" });
@@ -43,7 +43,7 @@ export class Frontier {
     this.below.replaceChildren(
       h("div", { className: "card" }, h("h2", {}, title),
         h("p", { className: "hint" }, `${queries ? `${count(queries)} queries. ` : ""}Brackets: 95 % intervals. Dominated: another variant is at least as accurate and no more expensive.`),
-        table("Accuracy and tokens", ["", "λ", "accuracy %", "tokens", "", ""], points.map((point) => this.#row(point)), [0, 4])),
+        table("Accuracy and tokens", ["choice", "λ", "accuracy %", "tokens", "note", "playground"], points.map((point) => this.#row(point)), [0, 4])),
       ...(routed ? [] : [h("div", { className: "card" }, h("h2", {}, "Where routing lands"), ...howToRoute())]));
   }
 
@@ -194,14 +194,14 @@ function label(point, cx, cy, taken, lines, width, height) {
 
 const step = (text, ...commands) => [h("p", {}, text), h("pre", {}, commands.join("\n"))];
 
-function howTo(family) {
+function howTo() {
   return [
     h("h2", {}, "Nothing is measured yet"),
-    h("p", {}, `The frontier shows how accurate ${family.name} is at each λ, and how many tokens that costs. Three commands measure it:`),
+    h("p", {}, "The frontier shows how accurate the family is at each λ, and how many tokens that costs. Three commands measure it:"),
     h("ol", { className: "steps" },
       h("li", {}, ...step("Run every question of a dataset at every variant. A stopped run continues.", "dami rollout router.yml --dataset questions.jsonl --out rollouts.jsonl")),
       h("li", {}, ...step("Write the figures into the family’s manifest, and a report with the routed point:", "dami eval rollouts.jsonl --report report --write-manifest FAMILY/dami_family.json")),
-      h("li", {}, ...step("Serve with the report. A router.yml with `family:` reads the manifest by itself.", "dami serve router.yml --report report", "dami live INSTRUCT THINKING --report report"))),
+      h("li", {}, ...step("Serve with the report. A router.yml that names the family reads the manifest by itself.", "dami serve router.yml --report report", "dami live INSTRUCT THINKING --report report"))),
   ];
 }
 

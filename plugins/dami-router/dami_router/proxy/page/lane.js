@@ -280,8 +280,10 @@ class Run {
   #decision(lambda) {
     const { lane, route } = this;
     if (this.auto) {
+      const variant = this.headers?.variant ?? "";
       lane.slider.value = lambda;
       lane.value.textContent = lambdaText(lambda);
+      lane.which.textContent = variant.startsWith("dami:") ? "" : variant;
       tint(lane.element, lambda);
     }
     const facts = [];

@@ -25,7 +25,7 @@ export class Now {
     const scrolled = new Map([...byId("state").querySelectorAll(".scroll")].map((box) => [box.getAttribute("aria-label"), box.scrollLeft]));
     byId("state").replaceChildren(...[
       card("Servers", servers(data.servers)),
-      card("Requests", this.#tiles(metrics)),
+      card("Requests", this.#tiles(metrics), kinds(metrics)),
       h("div", { className: "pair" }, card("λ of requests", lambdas(metrics)), card("Tokens", tokens(metrics))),
       h("div", { className: "pair" }, card("Fallbacks", fallbacks(metrics)), card("Failed calls to servers", failures(metrics))),
       shadows(metrics),
@@ -139,6 +139,15 @@ function servers(all) {
     ];
   });
   return table("Servers", ["variant", "λ", "health", "breaker", "calls", "identity", "protocol", "address"], rows, [0, 2, 3, 5, 6, 7]);
+}
+
+/** Requests by status and by route, in one line each. */
+function kinds(metrics) {
+  const line = (name, label) => {
+    const found = metrics.by("dami_requests_total", label);
+    return found.length ? h("p", { className: "hint" }, `By ${name}: ${found.map(([value, n]) => `${value} × ${count(n)}`).join(", ")}`) : null;
+  };
+  return h("div", { className: "kinds" }, line("status", "status"), line("route", "route"));
 }
 
 function lambdas(metrics) {
