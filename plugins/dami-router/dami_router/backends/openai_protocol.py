@@ -31,6 +31,9 @@ class OpenAIReader:
                 return Identity(entry["id"])
         served = ", ".join(_name(entry) for entry in entries[:8]) or "nothing"
         expected = backend.model or " or ".join(sorted(variant.names))
+        if backend.shared:
+            # A gateway lists the models whose servers are up: this one may come later.
+            raise ProbeError(f"serves {served:.300}, and not {expected} now")
         raise WrongIdentityError(f"serves {served:.300}, expected {expected}")
 
     async def explore(self, identity: Identity, post: Post) -> Mapping[str, bool | None]:

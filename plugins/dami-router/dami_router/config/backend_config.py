@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from dami_router.config.router_schema import BackendEntry, LiveEntry, ServedEntry
 from dami_router.config.specs import BackendSpec, VariantSpec
@@ -22,18 +24,36 @@ def read_backends(
     variants: Sequence[VariantSpec],
     pair: PairSpec | None,
     environment: Mapping[str, str] | None,
+    folder: Path,
 ) -> tuple[BackendSpec, ...]:
-    """Return one backend for each URL; raises Wrong."""
+    """Return one backend for each URL; files are looked for in `folder`. Raises Wrong."""
     found: list[BackendSpec] = []
     for i, entry in enumerate(entries):
         place, name = ("backends", i), entry.api_key_env
         spec = _live(place, entry, pair) if isinstance(entry, LiveEntry) else _served(place, entry, variants)
         key = secret((*place, "api_key_env"), name, environment) if name else None
+        ca = _authorities((*place, "ca"), folder / entry.ca, entry.url) if entry.ca else None
         for url in entry.url:
             base = url.rstrip("/").removesuffix("/v1")
             _once((*place, "url"), url, [other for other in found if other.url == base], spec)
-            found.append(replace(spec, url=base, api_key=key, identity=entry.identity == "check"))
-    return tuple(found)
+            found.append(replace(spec, url=base, api_key=key, ca=ca, identity=entry.identity == "check"))
+    urls = Counter(spec.url for spec in found)
+    return tuple(replace(spec, shared=urls[spec.url] > 1) for spec in found)
+
+
+def _authorities(place: Key, path: Path, urls: Sequence[str]) -> Path:
+    """Return the path of a file of certificates that can be read as such; raises Wrong."""
+    import ssl
+
+    if plain := next((url for url in urls if not url.startswith("https:")), None):
+        raise Wrong(place, f"has no effect on {plain}", "use https, or leave `ca` out")
+    try:
+        ssl.create_default_context(cafile=path)
+    except FileNotFoundError:
+        raise Wrong(place, f"{path}: no such file") from None
+    except OSError:  # ssl.SSLError is one
+        raise Wrong(place, f"{path}: holds no certificate in PEM form", "it begins with BEGIN CERTIFICATE") from None
+    return path
 
 
 def _served(place: Key, entry: ServedEntry, variants: Sequence[VariantSpec]) -> BackendSpec:

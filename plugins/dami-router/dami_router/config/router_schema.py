@@ -102,6 +102,11 @@ class VariantEntry(StrictModel):
 class _AnyBackend(StrictModel):
     url: Urls = Field(description="Base URL, with or without /v1; a list for replicas.")
     api_key_env: Text | None = Field(default=None, description="Environment variable that holds the server's key.")
+    ca: Text | None = Field(
+        default=None,
+        description="PEM file, relative to this file, of the authorities trusted for its https URLs, instead of the "
+        "system's.",
+    )
     identity: Annotated[Literal["check", "off"], one_of("check", "off")] = Field(
         default="check", description="Check that the server has this model; `off` trusts this file."
     )

@@ -68,7 +68,7 @@ def _config(document: Document, environment: Environment, folder: Path, needs_ba
         name, variants, pair = read_variants(file, folder)
         if file.backends is None and needs_backends:
             raise Wrong(("backends",), "is missing")
-        backends = read_backends(file.backends or (), variants, pair, environment)
+        backends = read_backends(file.backends or (), variants, pair, environment, folder)
         return _resolved(file, environment, folder, name, variants, backends)
 
 

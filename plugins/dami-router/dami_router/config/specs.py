@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from dami_router.choosing.policy import Figures
@@ -24,6 +25,8 @@ class BackendSpec:
     """One served variant: base URL without `/v1`, protocol, and the server's name for it.
 
     Protocol `live` has every λ: `variant` is then `live`, and `pair` what the server must hold, if that is known.
+    `ca` holds the authorities that its certificate must come from, None for the system's. `shared`: other variants have
+    the same URL, as behind a gateway.
     """
 
     variant: str
@@ -31,7 +34,9 @@ class BackendSpec:
     protocol: Protocol
     model: str | None = None
     api_key: str | None = field(default=None, repr=False)
+    ca: Path | None = None
     identity: bool = True
+    shared: bool = False
     pair: PairSpec | None = None
 
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 import ssl
 from collections import deque
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from dami_router.upstream.connection import Connection
 from dami_router.upstream.reply import CallError
 
 __all__ = ["Call", "Origin", "Pool"]
+
+_UNKNOWN_AUTHORITY = (18, 19, 20, 21)
+"""OpenSSL's codes for a certificate that is sound, but signed by nobody that is trusted."""
+_NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL)
 
 
 class Origin(NamedTuple):
@@ -20,6 +27,8 @@ class Origin(NamedTuple):
     host: str
     port: int
     tls: bool
+    ca: Path | None = None
+    """The authorities that a certificate must come from, as a file; None for the system's."""
 
 
 class Pool:
@@ -31,7 +40,7 @@ class Pool:
         self._idle: dict[Origin, deque[Connection]] = {}
         self._open: set[Connection] = set()
         self._sweep_timer: asyncio.TimerHandle | None = None
-        self._tls: ssl.SSLContext | None = None
+        self._tls: dict[Path | None, ssl.SSLContext] = {}
 
     async def call(self, origin: Origin, head: bytes, body: bytes, until: float, *, fresh: bool = False) -> Call:
         """Send a request and wait for the reply's headers, until a deadline of the loop's time; raises CallError."""
@@ -57,9 +66,7 @@ class Pool:
 
     async def connect(self, origin: Origin) -> Connection:
         """Open a connection; raises CallError."""
-        if origin.tls and self._tls is None:
-            self._tls = ssl.create_default_context()
-        tls = self._tls if origin.tls else None
+        tls = self._context(origin.ca) if origin.tls else None
         try:
             async with asyncio.timeout(self._connect_s):
                 _, connection = await self._loop.create_connection(
@@ -67,11 +74,26 @@ class Pool:
                 )
         except TimeoutError:
             raise CallError("connect_timeout") from None
-        except OSError:
-            raise CallError("refused") from None
+        except ssl.SSLCertVerificationError as error:
+            advice = "; name its authority as `ca`" if error.verify_code in _UNKNOWN_AUTHORITY else ""
+            raise CallError("untrusted", f"{error.verify_message}{advice}") from None
+        except ssl.SSLError:
+            raise CallError("not_tls") from None
+        except socket.gaierror:
+            raise CallError("unresolved", origin.host) from None
+        except OSError as error:
+            raise CallError("unreachable" if error.errno in _NO_ROUTE else "refused") from None
         if not connection.ended:
             self._open.add(connection)
         return connection
+
+    def _context(self, ca: Path | None) -> ssl.SSLContext:
+        if ca not in self._tls:
+            try:
+                self._tls[ca] = ssl.create_default_context(cafile=ca)
+            except OSError:
+                raise CallError("no_authorities", str(ca)) from None
+        return self._tls[ca]
 
     def give_back(self, origin: Origin, connection: Connection) -> None:
         """Keep a connection whose reply was read to its end; close any other."""

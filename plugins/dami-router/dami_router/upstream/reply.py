@@ -14,6 +14,11 @@ __all__ = ["BrokenError", "CallError", "Calls", "Reply", "StaleError", "Unanswer
 _WORDS = {
     "refused": "the connection was refused",
     "connect_timeout": "connecting timed out",
+    "untrusted": "the server's certificate is not trusted",
+    "not_tls": "the server speaks no TLS that this machine accepts; is its URL http?",
+    "no_authorities": "the file of trusted authorities cannot be read",
+    "unresolved": "the host name does not resolve",
+    "unreachable": "the host cannot be reached",
     "timeout": "the reply timed out",
     "disconnected": "the connection closed before a reply",
     "broke_off": "the reply broke off midway",
@@ -25,23 +30,24 @@ _WORDS = {
 
 
 class CallError(Exception):
-    """A call that failed. `why` is one bounded word."""
+    """A call that failed. `why` is one bounded word, `detail` more for people."""
 
-    def __init__(self, why: str) -> None:
+    def __init__(self, why: str, detail: str = "") -> None:
         super().__init__(why)
-        self.why = why
+        self.why, self.detail = why, detail
 
     @property
     def words(self) -> str:
         """The reason in words."""
-        return _WORDS.get(self.why, self.why)
+        words = _WORDS.get(self.why, self.why)
+        return f"{words}: {self.detail}" if self.detail else words
 
 
 class UnansweredError(CallError):
     """A call that gave no usable reply, before its first byte counted."""
 
-    def __init__(self, why: str, *, status: int = 0, retry_after: str | None = None) -> None:
-        super().__init__(why)
+    def __init__(self, why: str, detail: str = "", *, status: int = 0, retry_after: str | None = None) -> None:
+        super().__init__(why, detail)
         self.status, self.retry_after = status, retry_after
 
     @property

@@ -118,7 +118,7 @@ class Transport:
             raise
         except CallError as error:
             stale = error.why == "disconnected" and not fresh
-            raise (StaleError if stale else UnansweredError)(error.why) from None
+            raise (StaleError if stale else UnansweredError)(error.why, error.detail) from None
 
     async def _reply(self, raw: Call, end: float) -> Reply:
         if raw.status in _RETRIED:
@@ -190,7 +190,7 @@ class _Address:
 
         parts = urlsplit(spec.url)
         tls = parts.scheme == "https"
-        self.origin = Origin(parts.hostname or "", parts.port or (443 if tls else 80), tls)
+        self.origin = Origin(parts.hostname or "", parts.port or (443 if tls else 80), tls, spec.ca)
         self._base = parts.path
         self._common = f"host: {parts.netloc}\r\naccept-encoding: identity\r\n"
         if spec.api_key:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -37,7 +38,11 @@ class Call:
 class Upstream:
     """A server at a port of its own. `calls` are its POSTs; `active` of them are under way."""
 
-    def __init__(self, script: Script | None = None, *, models: Any = None, keep_alive: bool = True) -> None:
+    def __init__(
+        self, script: Script | None = None, *, models: Any = None, keep_alive: bool = True, host: str = "127.0.0.1",
+        tls: ssl.SSLContext | None = None,
+    ) -> None:  # fmt: skip
+        self.host, self.tls = host, tls
         self.script = script or plain()
         self.models = models
         self.keep_alive = keep_alive
@@ -50,7 +55,8 @@ class Upstream:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
 
     @property
     def connections(self) -> int:
@@ -59,7 +65,7 @@ class Upstream:
 
     async def start(self) -> None:
         """Listen; at the same port as before, after a `stop`."""
-        self._server = await asyncio.start_server(self._connection, "127.0.0.1", self.port, backlog=1024)
+        self._server = await asyncio.start_server(self._connection, self.host, self.port, backlog=1024, ssl=self.tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
