@@ -276,10 +276,14 @@ class Engine:
             share.live.take_scores(share.past, _score_prompt(share, logits))
         ready = [share for share in shares if share.whole]
         picked = pick(logits([share.last for share in ready]), [share.live.sampler for share in ready]) if ready else []
+        states = [_state(self.model, share) for share in ready]
         # No row has changed up to here, so a step that ran out of memory can be repeated without the newest row.
         for share in shares:
             share.live.length = share.end
-        events = [share.live.write(choice, self._eos) for share, choice in zip(ready, picked, strict=True)]
+        events = [
+            share.live.write(choice, self._eos, state)
+            for share, choice, state in zip(ready, picked, states, strict=True)
+        ]
         for event in events:
             if event.finish_reason:
                 self.remove(event.row)
@@ -318,6 +322,13 @@ class Engine:
         message = f"out of memory with {len(self._live)} rows of up to {longest} tokens; the newest row was dropped"
         self._drop(len(self._live) - 1)
         return Event(live.row, None, live.text.finish(), finish_reason="error", error=message)
+
+
+def _state(model: LanguageModel, share: Share) -> tuple[float, ...] | None:
+    """Return the hidden state of a prompt that has just been read whole, if it was requested."""
+    if not share.live.row.generation.hidden_state or share.live.written:
+        return None
+    return tuple(model.hidden(share.last).float().tolist())
 
 
 def _score_prompt(share: Share, logits: Logits) -> list[PromptToken]:

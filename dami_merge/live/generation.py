@@ -60,6 +60,8 @@ class Generation:
 
     `thinking_token_budget`: close the `<think>` block after this many thinking tokens (None: no limit).
 
+    `hidden_state`: also return the last hidden state of the prompt, which the first token is chosen from.
+
     `log_probs`: natural log-probabilities of the answer's tokens; `top_log_probs`: also of that many likeliest
     alternatives (0 to 20). `prompt_log_probs`: log-probabilities of the prompt's tokens, with that many
     alternatives each (None: off). All are the model's own: before penalties and temperature.
@@ -84,6 +86,7 @@ class Generation:
     log_probs: bool = False
     top_log_probs: int = 0
     prompt_log_probs: int | None = None
+    hidden_state: bool = False
 
     def __post_init__(self) -> None:
         _check_tokens(self.prompt)
@@ -104,7 +107,7 @@ class Generation:
             check_whole("prompt_log_probs", self.prompt_log_probs, 0, MAX_TOP)
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, Integral)):
             raise MisuseError(f"seed: expected a whole number, found {self.seed!r:.40}")
-        for what in ("ignore_eos", "skip_special_tokens", "log_probs"):
+        for what in ("ignore_eos", "skip_special_tokens", "log_probs", "hidden_state"):
             if not isinstance(getattr(self, what), bool):
                 raise MisuseError(f"{what}: expected True or False, found {getattr(self, what)!r:.40}")
         self._check_stops()
@@ -147,7 +150,7 @@ class Event:
     `text` is what can be shown so far: never half a character, and nothing that may turn out to begin a stop
     text; the rest comes with a later event. The last event of a row has a `finish_reason`. `token` is None only
     if that is `error`; an end-of-text token counts as a token and has no text. `log_prob` and `top` are set if
-    they were requested, `prompt_log_probs` on the first event of a row that requested them.
+    they were requested, `prompt_log_probs` and `hidden_state` on the first event of a row that requested them.
     """
 
     row: Row
@@ -158,6 +161,7 @@ class Event:
     finish_reason: FinishReason | None = None
     prompt_log_probs: tuple[PromptToken, ...] | None = None
     error: str | None = None
+    hidden_state: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +175,7 @@ class Completion:
     top: tuple[tuple[Choice, ...], ...] = ()
     prompt_log_probs: tuple[PromptToken, ...] | None = None
     error: str | None = None
+    hidden_state: tuple[float, ...] | None = None
 
 
 @dataclass(slots=True)
@@ -192,6 +197,7 @@ class CompletionBuilder:
             top=tuple(event.top for event in written if event.top),
             prompt_log_probs=self.events[0].prompt_log_probs,
             error=last.error,
+            hidden_state=self.events[0].hidden_state,
         )
 
 

@@ -57,6 +57,10 @@ class LanguageModel(Protocol):
         """Pass the tokens through all layers; the head runs later, for the requested places."""
         ...
 
+    def hidden(self, place: int) -> torch.Tensor:
+        """Return the last hidden state of one token of the last pass, (features,), after the final norm."""
+        ...
+
 
 class PlainModel:
     """An unchanged model of Transformers, loaded with this package's attention; λ has no effect.
@@ -83,8 +87,14 @@ class PlainModel:
         # (tokens, features), after the final norm
         ids = torch.tensor([list(batch.ids)], device=self.device)
         out = self._body(input_ids=ids, position_ids=batch.step.positions()[None], use_cache=False, live=batch.step)
-        hidden: torch.Tensor = out.last_hidden_state[0]
-        return hidden
+        state: torch.Tensor = out.last_hidden_state[0]
+        self._last = state
+        return state
+
+    def hidden(self, place: int) -> torch.Tensor:
+        """Return the last hidden state of one token of the last pass, (features,), after the final norm."""
+        state: torch.Tensor = self._last[place]
+        return state
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self._head(inputs_embeds=hidden[None], use_cache=False).logits[0]

@@ -56,7 +56,7 @@ class LiveRow:
         if scores and self.scores is not None:
             self.scores[past + 1 :] = scores
 
-    def write(self, picked: Picked, eos: frozenset[int]) -> Event:
+    def write(self, picked: Picked, eos: frozenset[int], hidden_state: tuple[float, ...] | None = None) -> Event:
         """Append the next token; return its event."""
         first = self.written == 0
         self.tokens.append(picked.token)
@@ -73,6 +73,7 @@ class LiveRow:
             picked.top,
             reason,
             tuple(self.scores) if first and self.scores is not None else None,
+            hidden_state=hidden_state,
         )
 
     def _reason(self, ended: bool) -> FinishReason | None:

@@ -67,7 +67,11 @@ class Description:
         templates = engine.templates
         live = {
             **sides, "path": self.path, "opens_think_from": templates.opens_think_from() if templates else None,
-            "capabilities": {**_ABLE, "chat_template": bool(templates and templates.template(0.0))},
+            "capabilities": {
+                **_ABLE,
+                "hidden_states": self.kind == "embedded",
+                "chat_template": bool(templates and templates.template(0.0)),
+            },
             "max_rows": engine.max_rows,
         }  # fmt: skip
         return {

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from dami_merge.live import Completion, Engine
 from dami_merge.live_server.engine_request import EngineRequest, Form, chat_tokens, texts_of, tokens_of
 from dami_merge.live_server.fields import BadFieldError, Fields, TooLongError
+from dami_merge.live_server.hidden_states import embeddings_reply, read_embeddings
 from dami_merge.live_server.jobs import EngineThread, Job, Told
 from dami_merge.live_server.known_fields import TOKENIZE
 from dami_merge.live_server.openai_form import read_chat, read_completion
@@ -99,6 +100,24 @@ class EngineCalls:
             found = _refusal(error, "openai")
             return found.status, error_body("openai", found)
 
+    async def embeddings(self, body: bytes) -> tuple[int, Any]:
+        """Answer `/v1/embeddings`: the hidden state of each prompt."""
+        try:
+            data = _object(body)
+            asked = await self._apart(body, lambda: read_embeddings(data, self._engine))
+            job = self.thread.submit(asked)
+            try:
+                answers = _good(await _within(job.completions(), self._timeouts.total))
+            except BaseException:
+                job.cancel()
+                raise
+            return 200, embeddings_reply(asked, answers, str(data.get("model") or self._engine.name))
+        except HttpError as error:
+            return error.status, error_body("openai", error)
+        except (BadFieldError, DamiError) as error:
+            found = _refusal(error, "openai")
+            return found.status, error_body("openai", found)
+
     def _tokens(self, data: Mapping[str, Any]) -> dict[str, Any]:
         fields = Fields(data)
         fields.accept(TOKENIZE)
@@ -132,6 +151,9 @@ class EngineCalls:
         body = _json(data)
         if path == "/tokenize":
             return await self.tokenize(body)
+        if path == "/v1/embeddings":
+            async with asyncio.timeout(timeout):
+                return await self.embeddings(body)
         lambda_ = _lambda_of(Fields(data))
         request = Request(path, "openai", body, None, stream=False, text="")
         async with asyncio.timeout(timeout):

@@ -9,7 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["CHAT", "COMPLETION", "STREAM_OPTIONS", "TGI_BODY", "TGI_PARAMETERS", "TOKENIZE", "KnownFields"]
+__all__ = [
+    "CHAT",
+    "COMPLETION",
+    "EMBEDDINGS",
+    "STREAM_OPTIONS",
+    "TGI_BODY",
+    "TGI_PARAMETERS",
+    "TOKENIZE",
+    "KnownFields",
+]
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,12 @@ TGI_PARAMETERS = KnownFields(
     {"adapter_id": (), "best_of": (1,), "grammar": (), "num_return_sequences": (1,), "watermark": (False,)},
 )  # fmt: skip
 """TGI's routes: `parameters`."""
+
+EMBEDDINGS = KnownFields(
+    _TEMPLATE | {"input", "add_special_tokens", "model"}, frozenset({"user", "request_id"}),
+    {"encoding_format": ("float",), "chat_template": (), "mm_processor_kwargs": ({},)},
+)  # fmt: skip
+"""`/v1/embeddings`."""
 
 TOKENIZE = KnownFields(
     _TEMPLATE | {"prompt", "add_special_tokens", "return_token_strs", "model"}, frozenset({"user", "request_id"}),

@@ -37,7 +37,7 @@ def make_proxy(engine: Engine, config: RouterConfig, path: object = "uniform", p
     description = Description(engine, path)
     description.start()
     calls = EngineCalls(engine, config.timeouts, description.info)
-    proxy = Proxy(config, calls, {"/tokenize": calls.tokenize}, page)
+    proxy = Proxy(config, calls, {"/tokenize": calls.tokenize, "/v1/embeddings": calls.embeddings}, page)
     proxy.metrics.registry.register(_Rows(engine))
     return proxy
 
