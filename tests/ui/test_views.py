@@ -47,6 +47,7 @@ def report() -> FrontierFile:
     ]
     points = [point("variant", f"λ = {x:g}", x, a, t) for x, a, t in figures]
     points += [point("routed", "routed", 0.32, 0.8, 20.2), point("routed", "routed again", 0.32, 0.801, 20.4)]
+    points += [point("capped", "λ=1, cap 15", 1.0, 0.633, 19.5)]
     points += [point("oracle", "oracle", 0.11, 0.915, 11.1)]
     return FrontierFile.model_validate({"title": "held-out queries", "queries": 400, "points": points})
 
@@ -124,15 +125,22 @@ def test_the_frontier_of_a_report(measured: Client, visit: Open) -> None:
     """Every point has a mark, a label and a row with intervals; the dominated one is hollow and said in words."""
     page = visit(f"{measured.url}/ui#frontier")
     page.page.wait_for_selector("#frontier svg .mark")
-    assert [page.page.locator(f".mark.{kind}").count() for kind in ("variant", "routed", "oracle")] == [6, 2, 1]
+    assert [page.page.locator(f".mark.{kind}").count() for kind in ("variant", "capped", "routed", "oracle")] == [
+        6,
+        1,
+        2,
+        1,
+    ]
     assert page.page.locator(".mark.dominated").count() == 1
     rows = page.texts("#frontier tbody tr")
     assert rows[1].split("\t")[:5] == ["λ = 0.2", "0.20", "67.0 [63.0, 71.0]", "10.2 [9.2, 11.2]", "dominated"]
-    assert [row.split("\t")[0] for row in rows[6:]] == ["★ routed", "★ routed again", "◇ oracle"]
+    assert [row.split("\t")[0] for row in rows[6:]] == ["★ routed", "★ routed again", "□ λ=1, cap 15", "◇ oracle"]
     labels = page.page.evaluate(
         "[...document.querySelectorAll('.chart .label')].map((l) => l.getBoundingClientRect().toJSON())"
     )
-    assert len(labels) == 9
+    assert len(labels) == 10
+    legend = ["variant", "thinking capped", "routed", "oracle", "dominated variant", "best random mixture of variants"]
+    assert [text.lstrip("●□★◇○- ") for text in page.texts(".legend li")] == legend
     for i, a in enumerate(labels):
         for b in labels[:i]:
             assert (

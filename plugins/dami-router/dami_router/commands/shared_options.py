@@ -36,7 +36,7 @@ _DATASET: tuple[_Option, ...] = (
 _PAGE: tuple[_Option, ...] = (
     click.option(
         "--report", "reports", multiple=True, type=click.Path(path_type=Path),
-        help="A folder written by `dami eval --report` or `dami demo`, for the page's frontier. Repeatable.",
+        help="A report of `dami eval`, `dami sweep` or `dami demo`, for the frontier on the page. Repeatable.",
     ),
     click.option("--no-ui", is_flag=True, help="Do not answer /ui, the page for a browser."),
 )  # fmt: skip

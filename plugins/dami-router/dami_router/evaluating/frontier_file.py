@@ -16,6 +16,7 @@ __all__ = ["FRONTIER_FILE", "FrontierFile", "FrontierPoint", "Range", "frontier_
 FRONTIER_FILE = "frontier.json"
 _MAX_BYTES = 1 << 20
 
+Kind = Literal["variant", "capped", "routed", "oracle"]
 Name = Annotated[str, Field(max_length=200)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -34,9 +35,9 @@ class Range(_Strict):
 
 
 class FrontierPoint(_Strict):
-    """One way of choosing λ: a variant for every query, an estimator (`routed`), or the oracle."""
+    """One way to answer: one variant for every query, capped thinking, an estimator (`routed`), or the oracle."""
 
-    kind: Literal["variant", "routed", "oracle"]
+    kind: Kind
     name: Name
     lambda_: Share | None = Field(alias="lambda", description="λ, or its mean over the queries.")
     accuracy: Range
@@ -58,15 +59,17 @@ class FrontierFile(_Strict):
 
 
 def frontier_of(
-    title: str, queries: int, lambdas: Sequence[float], static: Sequence[Point], others: Mapping[str, Point]
-) -> FrontierFile:
-    """Return the file for one point for each static λ and one for each other way of choosing, as in `draw_frontier`."""
+    title: str, queries: int, lambdas: Sequence[float], static: Sequence[Point], others: Mapping[str, Point],
+    capped: Mapping[str, Point] | None = None,
+) -> FrontierFile:  # fmt: skip
+    """Return the file for one point for each static λ, cap, and other way of choosing, as in `draw_frontier`."""
     variants = [
         _point("variant", f"λ = {x:g}", point, beaten)
         for x, point, beaten in zip(lambdas, static, dominated(static), strict=True)
     ]
+    caps = [_point("capped", name, point) for name, point in (capped or {}).items()]
     routed = [_point("oracle" if name == "oracle" else "routed", name, point) for name, point in others.items()]
-    return FrontierFile(title=title[:200], queries=queries, points=[*variants, *routed])
+    return FrontierFile(title=title[:200], queries=queries, points=[*variants, *caps, *routed])
 
 
 def load_frontier(path: Path) -> FrontierFile:
@@ -85,9 +88,7 @@ def load_frontier(path: Path) -> FrontierFile:
         raise MisuseError(f"{file}: {place[:200]}: {first['msg']}", hint=hint) from None
 
 
-def _point(
-    kind: Literal["variant", "routed", "oracle"], name: str, point: Point, beaten: bool = False
-) -> FrontierPoint:
+def _point(kind: Kind, name: str, point: Point, beaten: bool = False) -> FrontierPoint:
     return FrontierPoint.model_validate(
         {
             "kind": kind, "name": name[:200], "lambda": point.mean_lambda, "accuracy": _range(point.accuracy),

@@ -80,9 +80,10 @@ def _pictures(found: Comparison) -> dict[str, tuple[str, str, bytes]]:
             title="Variants (hollow: dominated) and estimators",
             capped=[point for _, point in found.capped],
         ),
-        "lambdas": draw_lambdas({c.name: c.lambdas for c in found.contenders}, title="λ(q)"),
-        "costs": draw_costs(list(zip(x, y, strict=True)), curves, title="Accuracy at each cost"),
     }
+    if found.contenders:
+        drawn["lambdas"] = draw_lambdas({c.name: c.lambdas for c in found.contenders}, title="λ(q)")
+    drawn["costs"] = draw_costs(list(zip(x, y, strict=True)), curves, title="Accuracy at each cost")
     texts = {
         "frontier": (
             "Frontier",
@@ -113,7 +114,8 @@ def _stars(found: Comparison) -> dict[str, Point]:
 
 
 def _frontier(found: Comparison, title: str) -> FrontierFile:
-    return frontier_of(title, len(found.grid.queries), found.grid.lambdas, found.static, _stars(found))
+    capped = {setting_name(*setting): point for setting, point in found.capped}
+    return frontier_of(title, len(found.grid.queries), found.grid.lambdas, found.static, _stars(found), capped)
 
 
 def _page(found: Comparison, pictures: Mapping[str, tuple[str, str, bytes]], title: str) -> str:

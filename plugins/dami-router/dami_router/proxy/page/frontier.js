@@ -3,6 +3,12 @@
 import { byId, count, h, lambdaText, s, table, tint } from "./dom.js";
 
 const MARK = 6;
+const KINDS = {
+  variant: { sign: "●", name: "variant", note: "" },
+  capped: { sign: "□", name: "thinking capped", note: "thinking capped" },
+  routed: { sign: "★", name: "routed", note: "" },
+  oracle: { sign: "◇", name: "oracle", note: "chosen in hindsight" },
+};
 const EDGE = { left: 52, right: 18, top: 14, bottom: 44 };
 
 export class Frontier {
@@ -27,11 +33,12 @@ export class Frontier {
       return;
     }
     this.chart = h("div", { className: "chart" });
+    this.legend = h("ul", { className: "legend" });
     this.below = h("div", {});
     const pick = frontiers.length < 2 ? [] : [h("label", { className: "pick" }, "Measured on ",
       h("select", { onchange: (event) => this.#choose(Number(event.target.value)) },
         frontiers.map((one, i) => h("option", { value: i }, one.title))))];
-    this.place.replaceChildren(...pick, h("div", { className: "card" }, this.chart, legend()), this.below);
+    this.place.replaceChildren(...pick, h("div", { className: "card" }, this.chart, this.legend), this.below);
     this.#choose(0);
   }
 
@@ -39,6 +46,7 @@ export class Frontier {
     this.index = index;
     this.#draw();
     const { points, queries, title } = this.shown;
+    this.legend.replaceChildren(...legend(points));
     const routed = points.some((point) => point.kind === "routed");
     this.below.replaceChildren(
       h("div", { className: "card" }, h("h2", {}, title),
@@ -48,12 +56,12 @@ export class Frontier {
   }
 
   #row(point) {
-    const name = { variant: point.name, routed: `★ ${point.name}`, oracle: `◇ ${point.name}` }[point.kind];
-    const note = point.dominated ? "dominated" : point.kind === "oracle" ? "chosen in hindsight" : "";
+    const { sign, note } = KINDS[point.kind];
+    const name = point.kind === "variant" ? point.name : `${sign} ${point.name}`;
     const go = point.kind === "variant" && point.lambda !== null
       ? h("button", { type: "button", className: "small", "aria-label": `Try it: λ = ${lambdaText(point.lambda)}`, onclick: () => this.tried(point.lambda) }, "Try it")
       : "";
-    return [name, point.lambda === null ? "" : Number(point.lambda).toFixed(2), interval(point.accuracy, 100), interval(point.tokens, 1), note, go];
+    return [name, point.lambda === null ? "" : Number(point.lambda).toFixed(2), interval(point.accuracy, 100), interval(point.tokens, 1), point.dominated ? "dominated" : note, go];
   }
 
   #draw() {
@@ -64,9 +72,12 @@ export class Frontier {
   }
 }
 
-const legend = () => h("ul", { className: "legend" },
-  [["●", "variant"], ["○", "dominated variant"], ["★", "routed"], ["◇", "oracle: chosen in hindsight"], ["- -", "best random mixture of variants"]]
-    .map(([sign, text]) => h("li", {}, h("span", { "aria-hidden": "true" }, sign), text)));
+function legend(points) {
+  const used = Object.entries(KINDS).filter(([kind]) => points.some((point) => point.kind === kind)).map(([, { sign, name }]) => [sign, name]);
+  const hollow = points.some((point) => point.dominated) ? [["○", "dominated variant"]] : [];
+  return [...used, ...hollow, ["- -", "best random mixture of variants"]]
+    .map(([sign, text]) => h("li", {}, h("span", { "aria-hidden": "true" }, sign), text));
+}
 
 function interval({ mean, low, high }, scale) {
   const text = (x) => (scale * x).toFixed(1);
@@ -138,6 +149,7 @@ function mark(point, cx, cy) {
   const shapes = {
     variant: () => s("circle", { cx, cy, r: MARK }),
     routed: () => s("path", { d: star(cx, cy, MARK + 4) }),
+    capped: () => s("rect", { x: cx - MARK + 1, y: cy - MARK + 1, width: 2 * MARK - 2, height: 2 * MARK - 2 }),
     oracle: () => s("path", { d: `M${cx} ${cy - MARK - 2}l${MARK + 2} ${MARK + 2}l${-MARK - 2} ${MARK + 2}l${-MARK - 2} ${-MARK - 2}z` }),
   };
   const made = shapes[point.kind]();
@@ -206,6 +218,6 @@ function howTo() {
 }
 
 function howToRoute() {
-  return step("The manifest holds figures of single variants. A report also has the point that an estimator reaches:",
+  return step("These are figures of single variants. The report of an estimator also has the point that it reaches:",
     "dami eval rollouts.jsonl --report report", "dami serve router.yml --report report");
 }
