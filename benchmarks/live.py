@@ -2,11 +2,12 @@
 
     python benchmarks/live.py [--shape small] [--device cpu] [--dtype float32] [--rounds 5] [--clock cpu] [--json]
     python benchmarks/live.py --shape qwen3-4b --device cuda --dtype bfloat16 --rows 1 8 32 --json
+    python benchmarks/live.py --shape qwen3-30b-a3b-12 --device cuda --dtype bfloat16 --rows 1 8 32 --json
 
 Makes a pair with random weights in memory (nothing is written or downloaded) and runs the engine's own loop over
 it: every row at its own λ (`mixed`), all rows at one λ from the merged buffer (`uniform`), and over a plain
 model of Transformers with the merged weights (`plain`). Runs are interleaved; figures are medians. A GPU must hold
-three models and the keys and values: 25 GB for qwen3-4b in bf16.
+three models and the keys and values: 25 GB for qwen3-4b in bf16, 50 GB for qwen3-30b-a3b-12.
 
 `mixed_decode_ratio`: tokens per second, mixed over plain, at the second of `--rows`. `lambda_change_over_stream`: the
 time of a merge over the time of the simplest loop that reads two models and writes one. `bf16_error`: how far from
@@ -45,7 +46,13 @@ SHAPES: dict[str, dict[str, int]] = {
     "small": {"hidden": 1024, "layers": 8, "heads": 16, "kv": 8, "forward": 3072, "vocabulary": 32_768},
     "qwen3-0.6b": {"hidden": 1024, "layers": 28, "heads": 16, "kv": 8, "forward": 3072, "vocabulary": 151_936},
     "qwen3-4b": {"hidden": 2560, "layers": 36, "heads": 32, "kv": 8, "forward": 9728, "vocabulary": 151_936},
-}
+    "tiny-moe": {"hidden": 256, "layers": 2, "heads": 4, "kv": 2, "forward": 128, "vocabulary": 4096, "experts": 16},
+    "qwen3-30b-a3b-12": {
+        "hidden": 2048, "layers": 12, "heads": 32, "kv": 4, "forward": 768, "vocabulary": 151_936, "experts": 128,
+    },
+}  # fmt: skip
+"""The last is 12 of the 48 layers of Qwen3-30B-A3B. `forward` of a mixture is an expert's; 8 are chosen for a token."""
+
 TARGETS = {"mixed_decode_ratio": 0.45, "endpoint_weights_over_two_models": 1.0}
 ON_A_GPU = {"lambda_change_ms": 10.0}
 PROMPT, STEPS, LAMBDA = 64, 24, 0.6
@@ -270,8 +277,14 @@ def _peak_while(device: torch.device, work: Callable[[], object]) -> int:
 
 
 def _config(shape: dict[str, int]) -> dict[str, Any]:
+    kind: dict[str, Any] = {"model_type": "qwen3"}
+    if "experts" in shape:
+        kind = {
+            "model_type": "qwen3_moe", "num_experts": shape["experts"], "num_experts_per_tok": 8,
+            "norm_topk_prob": True, "moe_intermediate_size": shape["forward"],
+        }  # fmt: skip
     return {
-        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": shape["hidden"],
+        **kind, "hidden_size": shape["hidden"],
         "num_hidden_layers": shape["layers"], "num_attention_heads": shape["heads"], "head_dim": 128,
         "num_key_value_heads": shape["kv"], "intermediate_size": shape["forward"],
         "vocab_size": shape["vocabulary"], "tie_word_embeddings": True, "max_position_embeddings": 4096,
