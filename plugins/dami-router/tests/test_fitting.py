@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 from statistics import NormalDist, fmean, stdev
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dami_router.calibration.costs import LambdaCost
+from dami_router.calibration.costs import LambdaCost, TokenCosts
 from dami_router.calibration.fitting import Fitted, Sample, WantedMean, fit
 from dami_router.errors import MisuseError
 from dami_router.estimators.quantile import QuantileMap
@@ -190,13 +191,30 @@ def test_many_values_are_shown_by_tenths() -> None:
     assert math.fsum(share for _, share in found.histogram) == pytest.approx(1)
 
 
+def test_a_mean_of_tokens_includes_the_probe() -> None:
+    """A target in tokens is met with what the probe takes; one in λ is not touched by it."""
+    some = [Sample(f"q{i}", i / 400, (37 * i % 400) / 400) for i in range(400)]
+    probed = [replace(sample, probe=5.0) for sample in some]
+    cost = TokenCosts({0.0: 10.0, 1.0: 50.0})
+    free, paid = (
+        fit("instruct", one, WantedMean("tokens", 30.0, 1.0), cost, lambda x, _: float(x > 0.5))
+        for one in (some, probed)
+    )
+    assert (free.fitted, paid.fitted) == pytest.approx((30.0, 30.0), abs=0.5)
+    assert (free.probe_tokens, paid.probe_tokens) == (0.0, 5.0)
+    assert paid.mean_lambda == pytest.approx(free.mean_lambda - 5 / 40, abs=0.04)
+    wish = WantedMean("lambda", 0.4, 1.0)
+    by_lambda = [fit("instruct", one, wish, LambdaCost(), lambda x, _: x) for one in (some, probed)]
+    assert by_lambda[0].map == by_lambda[1].map
+
+
 def test_a_report_is_json_without_the_scores() -> None:
     """Everything but the map, under the names that `dami calibrate --json` prints."""
     shares, reach = ((0.0, 0.25), (1.0, 0.75)), (0.125, 0.75)
     wish = WantedMean("tokens", 9.0, 0.8)
-    made = Fitted("entropy", QuantileMap((0.1,), 0.5), wish, 14, 8.5, 6, 8.0, 7.0, 9.5, 0.375, shares, reach)
+    made = Fitted("entropy", QuantileMap((0.1,), 0.5), wish, 14, 8.5, 6, 8.0, 7.0, 9.5, 0.375, shares, reach, 3.5)
     assert json.loads(json.dumps(made.as_dict())) == {
         "form": "entropy", "unit": "tokens", "wish": 9.0, "max_lambda": 0.8, "fitted_on": 14, "fitted": 8.5,
         "held_out": 6, "mean": 8.0, "low": 7.0, "high": 9.5, "mean_lambda": 0.375, "reach": [0.125, 0.75],
-        "histogram": [{"lambda": 0.0, "share": 0.25}, {"lambda": 1.0, "share": 0.75}],
+        "probe_tokens": 3.5, "histogram": [{"lambda": 0.0, "share": 0.25}, {"lambda": 1.0, "share": 0.75}],
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The trained estimator: its loss, its optimiser, its cuts, training, saving, and what it refuses."""
+"""The trained estimator: training, estimating, saving, and what it refuses."""
 
 from __future__ import annotations
 
@@ -12,26 +12,24 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from dami_router.errors import DamiError, FailureError, MisuseError
 from dami_router.estimators.basis import Basis
-from dami_router.estimators.bradley_terry import ideal, loss, preferences
-from dami_router.estimators.cuts import Cuts
-from dami_router.estimators.descent import minimise
 from dami_router.estimators.estimator import Estimator
 from dami_router.estimators.features import STATISTICS, HashedText, statistics
+from dami_router.estimators.linear import Design
 from dami_router.estimators.log_probs import EstimationError
-from dami_router.estimators.preference import Preference
+from dami_router.estimators.neighbours import Neighbours
 from dami_router.estimators.query import Estimate, Query
+from dami_router.estimators.sparse import SparseRows
 from dami_router.estimators.store import load, save
+from dami_router.estimators.trained import Trained
 from dami_router.estimators.training import TrainingSettings, train
 from dami_router.rollouts.folds import folds_of
 from dami_router.rollouts.gathering import grid_of
 from dami_router.rollouts.records import Rollout
 
 LAMBDAS = (0.0, 0.5, 1.0)
-SEEDS = st.integers(0, 2**32 - 1)
 
 
 def rollouts(count: int, *, seed: int = 0, confidence: bool = False) -> list[Rollout]:
@@ -49,114 +47,51 @@ def rollouts(count: int, *, seed: int = 0, confidence: bool = False) -> list[Rol
 
 
 @pytest.fixture(scope="module")
-def trained() -> Preference:
+def trained() -> Trained:
     """One estimator, trained on 200 questions."""
     return train(grid_of(rollouts(200)), TrainingSettings(knots=4))
 
 
-def test_it_learns_which_queries_need_thinking(trained: Preference) -> None:
+def test_it_learns_which_queries_need_thinking(trained: Trained) -> None:
     """On 19 of 20 new questions or more, λ is 1 where only thinking helps, and 0 where it only costs."""
     held = grid_of(rollouts(100, seed=1))
-    found = zip(held.texts, trained.lambdas(held.texts), strict=True)
+    found = zip(held.texts, trained.lambdas_of(held.texts), strict=True)
     assert sum(x == (1.0 if text.startswith("hard") else 0.0) for text, x in found) >= 95
 
 
-def test_it_is_an_estimator(trained: Preference) -> None:
+def test_it_is_an_estimator(trained: Trained) -> None:
     """It answers as the router asks, with its evidence, and the same λ as for many at once."""
     assert isinstance(trained, Estimator)
-    found = asyncio.run(trained.estimate(Query("hard question")))
-    assert (found.lambda_, found.estimator) == (trained.lambdas(["hard question"])[0], "preference")
-    assert np.isfinite(float(found.evidence["mu"]))
+    text = "hard question about things things number 1 7"
+    found = asyncio.run(trained.estimate(Query(text)))
+    assert (found.lambda_, found.estimator) == (trained.lambdas_of([text])[0], "preference")
+    assert float(found.evidence["gain"]) > 0.5
+    assert float(found.evidence["extra_tokens"]) == pytest.approx(100, rel=0.2)
 
 
-def test_training_is_deterministic(trained: Preference) -> None:
+def test_training_is_deterministic(trained: Trained) -> None:
     """The same rollouts give the same bits."""
     again = train(grid_of(rollouts(200)), TrainingSettings(knots=4))
-    assert np.array_equal(again.parameters, trained.parameters)
-    assert again.cuts == trained.cuts
-
-
-@given(seed=SEEDS, ridge=st.floats(0, 1))
-@settings(max_examples=25, deadline=None)
-def test_the_gradient_is_that_of_the_loss(seed: int, ridge: float) -> None:
-    """The analytic gradient agrees with central differences, ties and weights included."""
-    rng = np.random.default_rng(seed)
-    x, correct = rng.normal(size=(6, 3)), rng.integers(0, 2, size=(6, 3)).astype(float)
-    pairs = preferences(np.array(LAMBDAS), correct, rng.integers(0, 50, (6, 3)) * 1.0, price=0.2, margin=0.05)
-    at = rng.normal(size=8) * 0.5
-    _, gradient = loss(at, x, pairs, ridge)
-    for i, step in enumerate(1e-5 * np.eye(8)):
-        slope = (loss(at + step, x, pairs, ridge)[0] - loss(at - step, x, pairs, ridge)[0]) / 2e-5
-        assert gradient[i] == pytest.approx(slope, abs=1e-5)
-
-
-@given(seed=SEEDS)
-@settings(max_examples=50, deadline=None)
-def test_a_preference_is_for_the_more_accurate_then_the_cheaper(seed: int) -> None:
-    """Accuracy decides whatever the tokens; between equals the cheaper is preferred, or nothing within the margin."""
-    rng = np.random.default_rng(seed)
-    correct, tokens = rng.integers(0, 2, (20, 3)) * 1.0, rng.integers(0, 10**6, (20, 3)) * 1.0
-    pairs = preferences(np.array(LAMBDAS), correct, tokens, price=0.1, margin=1e-4)
-    for column, (i, j) in enumerate(((0, 1), (0, 2), (1, 2))):
-        better, cheaper = correct[:, i] - correct[:, j], tokens[:, j] - tokens[:, i]
-        weight = pairs.weight[:, column]
-        assert (weight * better >= 0).all()
-        assert (weight[better == 0] * cheaper[better == 0] >= 0).all()
-
-
-@given(seed=SEEDS)
-@settings(max_examples=25, deadline=None)
-def test_the_optimiser_finds_the_minimum_of_a_bowl(seed: int) -> None:
-    """On a strictly convex quadratic it ends where the gradient is 0."""
-    rng = np.random.default_rng(seed)
-    a = rng.normal(size=(5, 5))
-    a, b = a @ a.T + np.eye(5), rng.normal(size=5)
-    found = minimise(lambda x: (float(0.5 * x @ a @ x - b @ x), a @ x - b), np.zeros(5), steps=200, tolerance=1e-14)
-    assert found == pytest.approx(np.linalg.solve(a, b), abs=1e-4)
-
-
-def rising_by_search(gains: NDArray[np.float64]) -> float:
-    """The best total of a choice that never falls, by trying every one."""
-    from itertools import combinations_with_replacement
-
-    ways = combinations_with_replacement(range(gains.shape[1]), len(gains))
-    return max(float(sum(gains[i, k] for i, k in enumerate(way))) for way in ways)
-
-
-@given(seed=SEEDS, bins=st.integers(1, 5))
-@settings(max_examples=50, deadline=None)
-def test_the_cuts_are_the_best_rising_ones(seed: int, bins: int) -> None:
-    """No other rising assignment of variants to stretches of μ has a larger total utility."""
-    rng = np.random.default_rng(seed)
-    mu = np.linspace(0.1, 0.9, 20 * bins)
-    worth = rng.normal(size=(len(mu), 3))
-    cuts = Cuts.fit(mu, worth, np.array(LAMBDAS))
-    total = sum(worth[i, LAMBDAS.index(cuts(x))] for i, x in enumerate(mu))
-    assert total == pytest.approx(rising_by_search(worth.reshape(bins, 20, 3).sum(axis=1)))
-    assert list(cuts.levels) == sorted(cuts.levels)
-
-
-def test_equal_scores_get_one_variant() -> None:
-    """A constant μ has no cuts: the best single variant for all."""
-    cuts = Cuts.fit(np.full(100, 0.5), np.tile([0.0, 1.0, 0.5], (100, 1)), np.array(LAMBDAS))
-    assert (cuts.edges, cuts.levels) == ((), (0.5,))
+    texts = grid_of(rollouts(50, seed=2)).texts
+    assert np.array_equal(again.of_texts(texts).gain, trained.of_texts(texts).gain)
+    assert again.about == trained.about
 
 
 @given(text=st.text(max_size=300))
 def test_any_text_has_finite_features(text: str) -> None:
-    """Numbers are finite, vectors are of unit length or empty, and both depend on the text alone."""
+    """Numbers are finite, counts are positive, and both depend on the text alone."""
     numbers = statistics(text)
     assert len(numbers) == len(STATISTICS)
     assert np.isfinite(numbers).all()
     encoder = HashedText(64)
-    (row,) = encoder.encode([text])
-    assert np.linalg.norm(row) == pytest.approx(1.0) or not row.any()
-    assert np.array_equal(encoder.encode(["other", text])[1], row)
+    row = encoder.encode([text]).dense()
+    assert (encoder.encode([text]).values > 0).all()
+    assert np.array_equal(encoder.encode(["other", text]).dense()[1:], row)
 
 
-def test_surrogates_and_endless_texts_are_taken(trained: Preference) -> None:
+def test_surrogates_and_endless_texts_are_taken(trained: Trained) -> None:
     """Half a surrogate pair, a megabyte and an empty text each get a λ."""
-    assert all(0 <= x <= 1 for x in trained.lambdas(["\ud800", "word " * 200_000, ""]))
+    assert all(0 <= x <= 1 for x in trained.lambdas_of(["\ud800", "word " * 200_000, ""]))
 
 
 def test_steps_are_centred_and_bounded() -> None:
@@ -167,14 +102,6 @@ def test_steps_are_centred_and_bounded() -> None:
     assert expanded.shape == (100, basis.width)
     assert expanded.mean(axis=0) == pytest.approx(np.zeros(basis.width), abs=1e-9)
     assert np.abs(basis.expand(np.full((1, 3), 1e30))).max() <= 5.0
-
-
-def test_kappa_is_bounded() -> None:
-    """Extreme features give a finite κ, above 0."""
-    mu, kappa = ideal(np.ones(4), np.array([[1e9], [-1e9]]))
-    assert np.isfinite(kappa).all()
-    assert (kappa > 0).all()
-    assert np.isfinite(mu).all()
 
 
 def test_confidence_is_a_feature_and_is_asked_for() -> None:
@@ -195,12 +122,12 @@ def test_confidence_is_a_feature_and_is_asked_for() -> None:
     assert (found.lambda_, found.evidence["confidence"]) == (1.0, 0.2)
 
 
-def test_a_saved_estimator_says_the_same(trained: Preference, tmp_path: Path) -> None:
+def test_a_saved_estimator_says_the_same(trained: Trained, tmp_path: Path) -> None:
     """What is saved reads back with equal λ, and holds no pickle and no training text."""
     save(trained, tmp_path / "est")
     again = load(tmp_path / "est")
     texts = grid_of(rollouts(20, seed=2)).texts
-    assert again.lambdas(texts) == trained.lambdas(texts)
+    assert again.lambdas_of(texts) == trained.lambdas_of(texts)
     assert again.trained_on == trained.trained_on
     assert {f.name for f in (tmp_path / "est").iterdir()} == {"estimator.json", "weights.safetensors"}
     assert b"question about" not in b"".join(f.read_bytes() for f in (tmp_path / "est").iterdir())
@@ -209,23 +136,68 @@ def test_a_saved_estimator_says_the_same(trained: Preference, tmp_path: Path) ->
     assert [f.name for f in tmp_path.iterdir()] == ["est"]
 
 
+@pytest.fixture(scope="module")
+def nearest() -> Trained:
+    """One estimator of neighbours, trained on 200 questions."""
+    return train(grid_of(rollouts(200)), TrainingSettings(method="neighbours"))
+
+
+def test_neighbours_learn_which_queries_need_thinking(nearest: Trained, tmp_path: Path) -> None:
+    """Averages over similar questions find the hard ones too, before and after a folder."""
+    held = grid_of(rollouts(100, seed=1))
+    save(nearest, tmp_path / "est")
+    again = load(tmp_path / "est")
+    assert again.name == "neighbours"
+    assert again.lambdas_of(held.texts) == nearest.lambdas_of(held.texts)
+    found = zip(held.texts, again.lambdas_of(held.texts), strict=True)
+    assert sum(x == (1.0 if text.startswith("hard") else 0.0) for text, x in found) >= 95
+
+
+def test_neighbours_are_the_nearest_by_distance() -> None:
+    """The mean is over the queries at the smallest Euclidean distance, words and numbers together."""
+    rng = np.random.default_rng(0)
+    words = SparseRows.of([{int(i): float(rng.random()) for i in rng.integers(0, 9, 4)} for _ in range(60)], 9)
+    design, targets = Design(rng.normal(size=(60, 2)), words), rng.normal(size=(60, 4))
+    made = Neighbours.of(design.rows(np.arange(40)), targets[:40], 25)
+    found = made.means(design.rows(np.arange(40, 60)), (1, 25))
+    x = np.concatenate([design.dense, words.dense()], axis=1)
+    order = np.argsort(((x[40:, None] - x[None, :40]) ** 2).sum(axis=2), axis=1)
+    assert found[0] == pytest.approx(targets[order[:, 0]], abs=1e-5)
+    assert found[1] == pytest.approx(targets[order[:, :25]].mean(axis=1), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["row", "column", "count", "targets"])
+def test_damaged_neighbours_are_refused(nearest: Trained, tmp_path: Path, name: str) -> None:
+    """Indices outside the tensors, another count and missing columns are one message."""
+    from safetensors.numpy import load_file, save_file
+
+    save(nearest, tmp_path / "est")
+    file = tmp_path / "est" / "weights.safetensors"
+    tensors = load_file(file)
+    tensors[name] = tensors[name][:, :2].copy() if name == "targets" else tensors[name] + 10**6
+    save_file(tensors, file)
+    with pytest.raises(FailureError, match="do not match"):
+        load(tmp_path / "est")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "schema_version"),
+        ({"schema_version": 1}, "schema_version"),
         ({"extra": 1}, "extra"),
-        ({"levels": [0.5, 1.5]}, "levels"),
-        ({"edges": [0.9, 0.1], "levels": [0, 0.5, 1]}, "do not match"),
-        ({"levels": [1.0, 0.5], "edges": [0.5]}, "do not match"),
+        ({"lambdas": [0.0, 0.5, 1.5]}, "lambdas"),
+        ({"lambdas": [0.0, 1.0, 0.5]}, "do not match"),
+        ({"lambdas": [0.0, 1.0]}, "do not match"),
+        ({"price": -0.1}, "price"),
         ({"statistics": ["characters"]}, "the features of another version"),
         ({"evidence": ["confidence"]}, "do not match"),
-        ({"encoder": {"kind": "hashed", "dimensions": 7}}, "do not match"),
+        ({"encoder": {"kind": "endpoint", "dimensions": 7, "model": "m"}}, "expected the tensors"),
         ({"encoder": {"kind": "pickle", "dimensions": 7}}, "encoder"),
         ({"trained_on": ["../../x"]}, "trained_on"),
     ],
 )
 def test_a_foreign_description_is_refused(
-    trained: Preference, tmp_path: Path, change: dict[str, object], message: str
+    trained: Trained, tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
     """Unknown fields, ranges, orders and sizes that do not fit are each one message."""
     save(trained, tmp_path / "est")
@@ -236,7 +208,7 @@ def test_a_foreign_description_is_refused(
 
 
 @cache
-def tiny() -> Preference:
+def tiny() -> Trained:
     """The smallest estimator that is worth saving."""
     return train(grid_of(rollouts(20)), TrainingSettings(knots=1, folds=2), encoder=HashedText(4))
 
@@ -254,7 +226,7 @@ def test_damaged_weights_are_refused_or_still_sound(
     data[int(position * (len(data) - 1))] = byte
     file.write_bytes(data)
     try:
-        found = load(folder).lambdas(["hard question", ""])
+        found = load(folder).lambdas_of(["hard question", ""])
     except DamiError:
         return
     assert all(0 <= x <= 1 for x in found)
@@ -275,8 +247,10 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
     [
         ({"price": -1.0}, "price"),
         ({"price": float("nan")}, "price"),
-        ({"margin": 2.0}, "margin"),
+        ({"budget": 0.0}, "budget"),
+        ({"budget": 1.1}, "budget"),
         ({"folds": 1}, "2 folds"),
+        ({"method": "trees"}, "method"),
         ({"seed": -1}, "seed"),
     ],
 )
@@ -306,7 +280,7 @@ def test_one_class_only_gives_the_cheapest(correct: float) -> None:
     made = train(
         grid_of([Rollout(f"q{i}", f"text {i}", x, correct, int(10 + 90 * x)) for i in range(60) for x in LAMBDAS])
     )
-    assert set(made.lambdas([f"new {i}" for i in range(20)])) == {0.0}
+    assert set(made.lambdas_of([f"new {i}" for i in range(20)])) == {0.0}
 
 
 def test_too_few_queries_are_refused() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dami_router.calibration.probe_journal import journal
+from dami_router.calibration.probe_journal import Probed, journal
 from dami_router.errors import FailureError, MisuseError
 
 SETTINGS = {"tokens": 4, "url": "http://a"}
@@ -24,7 +24,12 @@ def path(tmp_path: Path) -> Path:
 def done(path: Path, settings: dict[str, Any] = SETTINGS) -> dict[str, Any]:
     """Return what a run finds in a file."""
     with journal(path, settings) as opened:
-        return dict(opened.done)
+        return {digest: dict(one.scores) for digest, one in opened.done.items()}
+
+
+def measured(**scores: float) -> Probed:
+    """Scores whose probes took 3 tokens each."""
+    return Probed(scores, dict.fromkeys(scores, 3))  # type: ignore[arg-type]
 
 
 def refusal(path: Path, settings: dict[str, Any] = SETTINGS) -> MisuseError | FailureError:
@@ -38,15 +43,15 @@ def test_scores_are_kept_by_digest(path: Path) -> None:
     """The first line has the settings, each other one a query's scores; a later run finds and continues them."""
     with journal(path, SETTINGS) as opened:
         assert opened.done == {}
-        opened.append("aa", {"instruct": 0.5})
-        assert opened.done == {"aa": {"instruct": 0.5}}
+        opened.append("aa", measured(instruct=0.5))
+        assert opened.done == {"aa": measured(instruct=0.5)}
     with journal(path, SETTINGS) as opened:
-        assert opened.done == {"aa": {"instruct": 0.5}}
-        opened.append("bb", {"instruct": 0.25, "entropy": 1.5})
+        assert opened.done == {"aa": measured(instruct=0.5)}
+        opened.append("bb", measured(instruct=0.25, entropy=1.5))
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         SETTINGS,
-        {"query": "aa", "scores": {"instruct": 0.5}},
-        {"query": "bb", "scores": {"instruct": 0.25, "entropy": 1.5}},
+        {"query": "aa", "scores": {"instruct": 0.5}, "tokens": {"instruct": 3}},
+        {"query": "bb", "scores": {"instruct": 0.25, "entropy": 1.5}, "tokens": {"instruct": 3, "entropy": 3}},
     ]
     assert done(path) == {"aa": {"instruct": 0.5}, "bb": {"instruct": 0.25, "entropy": 1.5}}
 
@@ -55,7 +60,7 @@ def test_a_crash_at_any_byte_loses_at_most_the_last_query(path: Path) -> None:
     """Half a line is cut off, half a first line too, and the run goes on."""
     with journal(path, SETTINGS) as opened:
         for digest in ("aa", "bb"):
-            opened.append(digest, {"instruct": 0.5})
+            opened.append(digest, measured(instruct=0.5))
     whole = path.read_bytes()
     for cut in range(len(whole) + 1):
         path.write_bytes(whole[:cut])
@@ -63,14 +68,14 @@ def test_a_crash_at_any_byte_loses_at_most_the_last_query(path: Path) -> None:
             assert list(opened.done) == ["aa", "bb"][: max(whole[:cut].count(b"\n") - 1, 0)]
             for digest in ("aa", "bb"):
                 if digest not in opened.done:
-                    opened.append(digest, {"instruct": 0.5})
+                    opened.append(digest, measured(instruct=0.5))
         assert path.read_bytes() == whole, cut
 
 
 def test_other_settings_are_refused(path: Path) -> None:
     """Scores of other settings or servers are not mixed in, and nothing is changed."""
     with journal(path, SETTINGS) as opened:
-        opened.append("aa", {"instruct": 0.5})
+        opened.append("aa", measured(instruct=0.5))
     before = path.read_bytes()
     for other in ({"tokens": 4}, {**SETTINGS, "tokens": 8}, {**SETTINGS, "x": 1}):
         error = refusal(path, other)
@@ -95,13 +100,15 @@ NO_SCORES = ("high", None, True, -0.1, math.inf, math.nan)
 @pytest.mark.parametrize(
     "line",
     [b"", b"{}", b"[]", b"\xff", b'{"query": "x"}', b'{"query": "x", "scores": 3}', b'{"query": "x", "scores": [0.5]}']
-    + [json.dumps({"query": "x", "scores": {"instruct": v}}).encode() for v in NO_SCORES]
-    + [b'{"query": "x", "scores": {"unknown": 0.5}}', b'{"query": "x", "scores": {"entropy": 0.5, "instruct": "x"}}'],
+    + [json.dumps({"query": "x", "scores": {"instruct": v}, "tokens": {"instruct": 1}}).encode() for v in NO_SCORES]
+    + [json.dumps({"query": "x", "scores": {"instruct": 1}, "tokens": {"instruct": v}}).encode() for v in NO_SCORES]
+    + [b'{"query": "x", "scores": {"unknown": 0.5}, "tokens": {"unknown": 1}}']
+    + [b'{"query": "x", "scores": {"instruct": 0.5}}', b'{"query": "x", "scores": {"instruct": 1}, "tokens": {}}'],
 )  # fmt: skip
 def test_a_damaged_line_is_refused(path: Path, line: bytes) -> None:
     """Scores are finite numbers of at least 0 under the names of forms; anything else is damage, not a score."""
     with journal(path, SETTINGS) as opened:
-        opened.append("aa", {"instruct": 0.5})
+        opened.append("aa", measured(instruct=0.5))
     path.write_bytes(path.read_bytes() + line + b"\n")
     error = refusal(path)
     assert isinstance(error, MisuseError)
@@ -112,7 +119,8 @@ def test_a_damaged_line_is_refused(path: Path, line: bytes) -> None:
 def test_a_score_may_be_zero_and_whole(path: Path) -> None:
     """0 and 1 are scores, also as JSON's integers."""
     path.write_text(
-        json.dumps(SETTINGS) + '\n{"query": "a", "scores": {"instruct": 0}}\n{"query": "b", "scores": {}}\n'
+        json.dumps(SETTINGS) + '\n{"query": "a", "scores": {"instruct": 0}, "tokens": {"instruct": 1}}\n'
+        '{"query": "b", "scores": {}, "tokens": {}}\n'
     )
     assert done(path) == {"a": {"instruct": 0}, "b": {}}
 
@@ -121,7 +129,7 @@ def test_two_calibrations_do_not_write_one_file(path: Path) -> None:
     """The second is refused while the first is at work, and nothing of the first is lost."""
     with journal(path, SETTINGS) as opened:
         error = refusal(path)
-        opened.append("aa", {"instruct": 0.5})
+        opened.append("aa", measured(instruct=0.5))
     assert isinstance(error, FailureError)
     assert str(error).startswith(f"{path}: another calibration")
     assert done(path) == {"aa": {"instruct": 0.5}}
@@ -144,13 +152,13 @@ def test_a_full_disk_is_told_and_takes_half_a_line_back(path: Path, monkeypatch:
         return real(handle, data[:5])
 
     with journal(path, SETTINGS) as opened:
-        opened.append("aa", {"instruct": 0.5})
+        opened.append("aa", measured(instruct=0.5))
         monkeypatch.setattr(os, "write", full)
         with pytest.raises(FailureError, match=rf"^{path}: cannot be written: No space left on device$"):
-            opened.append("bb", {"instruct": 0.5})
+            opened.append("bb", measured(instruct=0.5))
         monkeypatch.undo()
-        assert opened.done == {"aa": {"instruct": 0.5}}
-        opened.append("cc", {"instruct": 0.5})
+        assert opened.done == {"aa": measured(instruct=0.5)}
+        opened.append("cc", measured(instruct=0.5))
     assert list(done(path)) == ["aa", "cc"]
 
 
@@ -159,7 +167,7 @@ def test_a_write_that_takes_only_a_part_goes_on(path: Path, monkeypatch: pytest.
     real = os.write
     with journal(path, SETTINGS) as opened:
         monkeypatch.setattr(os, "write", lambda handle, data: real(handle, data[:7]))
-        opened.append("aa", {"instruct": 0.5})
+        opened.append("aa", measured(instruct=0.5))
         monkeypatch.undo()
     assert done(path) == {"aa": {"instruct": 0.5}}
 

@@ -28,11 +28,15 @@ _SEARCHED = 2000
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One query: its text, its score (higher means more confident), and a draw in [0, 1) that depends only on it."""
+    """One query: its text, its score (higher means more confident), and a draw in [0, 1) that depends only on it.
+
+    `probe`: the tokens that measuring the score took, and will take for every query.
+    """
 
     query: str
     score: float
     draw: float
+    probe: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Fitted:
     mean_lambda: float
     histogram: tuple[tuple[float, float], ...]
     reach: tuple[float, float]
+    probe_tokens: float
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything but the map, as JSON."""
@@ -67,6 +72,7 @@ class Fitted:
             "form": self.form, "unit": self.wish.unit, "wish": self.wish.mean, "max_lambda": self.wish.max_lambda,
             "fitted_on": self.fitted_on, "fitted": self.fitted, "held_out": self.held_out, "mean": self.mean,
             "low": self.low, "high": self.high, "mean_lambda": self.mean_lambda, "reach": list(self.reach),
+            "probe_tokens": self.probe_tokens,
             "histogram": [{"lambda": x, "share": share} for x, share in self.histogram],
         }  # fmt: skip
 
@@ -90,8 +96,13 @@ def fit(
         made = QuantileMap(scores, mean_lambda, wish.max_lambda)
         return [rule(made(sample.score), sample.draw) for sample in on]
 
+    def costs(mean_lambda: float, on: Sequence[Sample]) -> list[float]:
+        # λ has no price in tokens; a mean of tokens includes the probe's.
+        counted = wish.unit == "tokens"
+        return [cost(s.query, x) + counted * s.probe for s, x in zip(on, given(mean_lambda, on), strict=True)]
+
     def mean(mean_lambda: float) -> float:
-        return _mean([cost(s.query, x) for s, x in zip(searched, given(mean_lambda, searched), strict=True)])
+        return _mean(costs(mean_lambda, searched))
 
     QuantileMap.fit(scores, wish.max_lambda / 2, wish.max_lambda)  # refuses invalid scores
     means = {m: mean(m) for m in _between(0.0, wish.max_lambda)}
@@ -99,12 +110,12 @@ def fit(
     step = wish.max_lambda / _STEPS
     means |= {m: mean(m) for m in _between(max(near - step, 0.0), min(near + step, wish.max_lambda))}
     best = min(means, key=lambda m: (abs(means[m] - wish.mean), m))
-    lambdas = given(best, rest)
-    costs = [cost(sample.query, x) for sample, x in zip(rest, lambdas, strict=True)]
-    centre, half = _mean(costs), _half(costs)
+    lambdas, spent = given(best, rest), costs(best, rest)
+    centre, half = _mean(spent), _half(spent)
     return Fitted(
         form, QuantileMap(scores, best, wish.max_lambda), wish, len(part), means[best], len(rest), centre,
         centre - half, centre + half, _mean(lambdas), _histogram(lambdas), (min(means.values()), max(means.values())),
+        _mean([sample.probe for sample in samples]),
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from dami_router.calibration.probe_journal import ProbeJournal, Scores
+from dami_router.calibration.probe_journal import Probed, ProbeJournal
 from dami_router.estimators.calibrated import FORMS, Form
 from dami_router.estimators.confidence import Choice, Confidence, ConfidenceScore, digest
 from dami_router.estimators.log_probs import BusyError, EstimationError
@@ -63,7 +63,7 @@ async def collect(
         while work:
             key, query = work.pop()
             try:
-                into.append(key, await _scores(each, query))
+                into.append(key, await _measured(each, query))
                 outcome.measured += 1
             except EstimationError as error:
                 outcome.failures[error.message] += 1
@@ -81,14 +81,17 @@ async def collect(
     return outcome
 
 
-async def _scores(each: dict[Form, Confidence], query: Query) -> Scores:
+async def _measured(each: dict[Form, Confidence], query: Query) -> Probed:
     """Measure a query in every form; each result includes Instruct's confidence."""
-    found: dict[Form, float] = {}
+    scores: dict[Form, float] = {}
+    tokens: dict[Form, float] = {}
     for form, estimator in each.items():
-        if form not in found:
-            measured = await _patiently(estimator, query)
-            found |= {"instruct": float(measured.evidence["confidence"]), form: measured.score}
-    return found
+        if form not in scores:
+            found = await _patiently(estimator, query)
+            own = float(found.evidence["tokens"])
+            scores |= {"instruct": float(found.evidence["confidence"]), form: found.score}
+            tokens |= {"instruct": own, form: own + float(found.evidence.get("tokens_thinking", 0))}
+    return Probed(scores, tokens)
 
 
 async def _patiently(estimator: Confidence, query: Query) -> ConfidenceScore:

@@ -1,7 +1,7 @@
 """The journal of measurements, beside the map to be written: an interrupted calibration resumes from it.
 
-One line per query: its digest and its scores, no text. The first line holds the settings; a journal of other settings
-is refused.
+One line per query: its digest, its scores and what its probes cost, no text. The first line holds the settings; a
+journal of other settings is refused.
 """
 
 from __future__ import annotations
@@ -14,28 +14,34 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeGuard
 
 from dami_router.errors import FailureError, MisuseError
 from dami_router.estimators.calibrated import FORMS, Form
 
-__all__ = ["ProbeJournal", "Scores", "journal"]
+__all__ = ["ProbeJournal", "Probed", "journal"]
 
-Scores = Mapping[Form, float]
+
+@dataclass(frozen=True)
+class Probed:
+    """One query's score in each form, and the tokens that the probes of that form generated."""
+
+    scores: Mapping[Form, float]
+    tokens: Mapping[Form, float]
 
 
 @dataclass
 class ProbeJournal:
-    """An open journal; `done` has its scores by digest."""
+    """An open journal; `done` has its measurements by digest."""
 
     path: Path
     handle: int
-    done: dict[str, Scores] = field(default_factory=dict)
+    done: dict[str, Probed] = field(default_factory=dict)
 
-    def append(self, digest: str, scores: Scores) -> None:
-        """Append one query's scores; on failure, removes the incomplete line and raises FailureError."""
-        self._write({"query": digest, "scores": dict(scores)})
-        self.done[digest] = scores
+    def append(self, digest: str, found: Probed) -> None:
+        """Append one query's measurements; on failure, removes the incomplete line and raises FailureError."""
+        self._write({"query": digest, "scores": dict(found.scores), "tokens": dict(found.tokens)})
+        self.done[digest] = found
 
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Read the journal, or write its first line; raises MisuseError if it is of other settings."""
@@ -49,10 +55,10 @@ class ProbeJournal:
             raise MisuseError(f"{self.path}: started with other settings or servers", hint="remove it to start over")
         for line in lines[1:-1]:
             data = _read(line)
-            scores = data.get("scores")
-            if not isinstance(scores, dict) or not all(k in FORMS and _finite(v) for k, v in scores.items()):
+            scores, tokens = data.get("scores"), data.get("tokens")
+            if not _by_form(scores) or not _by_form(tokens) or set(scores) != set(tokens):
                 raise MisuseError(f"{self.path}: damaged", hint="remove it to start over")
-            self.done[str(data.get("query"))] = cast(Scores, scores)
+            self.done[str(data.get("query"))] = Probed(scores, tokens)
 
     def _write(self, data: Mapping[str, Any]) -> None:
         begin = os.lseek(self.handle, 0, os.SEEK_END)
@@ -90,6 +96,10 @@ def _read(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         data = None
     return data if isinstance(data, dict) else {}
+
+
+def _by_form(data: object) -> TypeGuard[Mapping[Form, float]]:
+    return isinstance(data, dict) and all(key in FORMS and _finite(value) for key, value in data.items())
 
 
 def _finite(value: object) -> bool:

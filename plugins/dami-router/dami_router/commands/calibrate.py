@@ -60,7 +60,7 @@ _FAR = 0.05
 @click.option("--rollouts", type=click.Path(path_type=Path), help="Rollouts that give the cost for --mean-tokens.")
 @click.option(
     "--confidence", type=click.Path(path_type=Path),
-    help="Also write each query's confidence, as JSON from query_id to number, for `dami train --confidence`.",
+    help="Also write each query's confidence and its probe's tokens, as JSON by query_id, for `dami train`.",
 )  # fmt: skip
 @click.option("--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="Queries in flight.")
 def calibrate(
@@ -115,7 +115,7 @@ class _Run:
         self._partial = out.with_name(f"{out.name}.partial")
         self._concurrency = concurrency
         self._router = Router.from_file(config)
-        self._confidence: dict[str, float] = {}
+        self._confidence: dict[str, dict[str, float]] = {}
         self._fitted: list[Fitted] = []
 
     def set_up(self, form: str | None, tokens: int | None, timeout: float) -> None:
@@ -193,12 +193,15 @@ class _Run:
                 f"{len(keys) - len(known):,} of {len(keys):,} queries could not be measured",
                 hint=again if known else f"{self._check()} shows whether the servers return log-probabilities",
             )
-        self._confidence = {id: scores["instruct"] for id, scores in known.items()}
+        self._confidence = {
+            id: {"confidence": found.scores["instruct"], "tokens": found.tokens["instruct"]}
+            for id, found in known.items()
+        }
         for form in forms:
             samples = [
-                Sample(self._queries[id].text, scores[form], int(keys[id][:12], 16) / (1 << 48))
-                for id, scores in known.items()
-                if form in scores
+                Sample(self._queries[id].text, one.scores[form], int(keys[id][:12], 16) / (1 << 48), one.tokens[form])
+                for id, one in known.items()
+                if form in one.scores
             ]
             self._fitted.append(fit(form, samples, self._wish, self._cost, self._rule))
 
@@ -237,7 +240,8 @@ class _Run:
             got = f"{f.mean:.4g} [{f.low:.4g}, {f.high:.4g}]"
             facts = f.form, str(f.fitted_on), str(f.held_out), f"{f.wish.mean:g}", got, f"{f.mean_lambda:.3f}"
             rows.append([*facts, shares])
-        wanted = f"target {self._unit}", f"held-out {self._unit}"
+        probe = "" if self._wish.unit == "lambda" else ", with probe"
+        wanted = f"target {self._unit}", f"held-out {self._unit}{probe}"
         return table(("form", "fitted on", "held out", *wanted, "mean λ", "λ of held-out queries"), rows)
 
     @property

@@ -9,10 +9,12 @@ import click
 
 from dami_router.cli import command
 from dami_router.commands.rollout_files import read_grid
+from dami_router.commands.shared_options import numbers, training_options
 from dami_router.errors import MisuseError
 from dami_router.output import Output, table
 
 if TYPE_CHECKING:
+    from dami_router.estimators.training import Method, TrainingSettings
     from dami_router.evaluating.comparison import Comparison
     from dami_router.manifest.family import Family
     from dami_router.rollouts.grid import Grid
@@ -33,12 +35,7 @@ if TYPE_CHECKING:
 @click.argument("rollouts", type=click.Path(path_type=Path))
 @click.option("--estimator", "estimators", multiple=True, help="A trained folder or an installed name; repeatable.")
 @click.option("--folds", type=int, default=5, show_default=True, help="Folds of the cross-validation over queries.")
-@click.option("--price", type=float, default=0.05, show_default=True, help="As in `dami train`.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the split into folds.")
-@click.option(
-    "--confidence", type=click.Path(path_type=Path), help="JSON object from query_id to Instruct's confidence, 0 to 1."
-)
-@click.option("--drop-incomplete", is_flag=True, help="Skip queries that some variant did not answer.")
+@training_options
 @click.option("--report", type=click.Path(path_type=Path), help="Write an HTML report with plots into this folder.")
 @click.option(
     "--write-manifest", "manifest", type=click.Path(path_type=Path),
@@ -46,15 +43,23 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--benchmark", help="The benchmark's name for --write-manifest. Default: the rollouts' file name.")
 def evaluate(
-    output: Output, rollouts: Path, estimators: tuple[str, ...], folds: int, price: float, seed: int,
-    confidence: Path | None, drop_incomplete: bool, report: Path | None, manifest: Path | None, benchmark: str | None,
+    output: Output, rollouts: Path, estimators: tuple[str, ...], folds: int, method: Method, price: float,
+    budget: float | None, seed: int, confidence: Path | None, probe_tokens: float | None, embeddings: str | None,
+    lambdas: str | None, drop_incomplete: bool, report: Path | None, manifest: Path | None, benchmark: str | None,
 ) -> None:  # fmt: skip
     """Evaluate estimators on rollouts."""
     if benchmark and not manifest:
         raise MisuseError("--benchmark needs --write-manifest")
-    grid = read_grid(rollouts, confidence, drop_incomplete=drop_incomplete, note=output.warning)
+    grid = read_grid(
+        rollouts, confidence, probe_tokens=probe_tokens, drop_incomplete=drop_incomplete, note=output.warning
+    )
+    if wanted := numbers(lambdas, "--lambdas"):
+        grid = grid.at(wanted)
+    from dami_router.estimators.training import TrainingSettings
+
+    settings = TrainingSettings(method=method, price=price, budget=budget, seed=seed)
     family = _family(manifest, grid) if manifest else None
-    found = _compare(output, grid, estimators, folds, price, seed)
+    found = _compare(output, grid, estimators, folds, settings, embeddings)
     data = found.as_dict()
     if report:
         from dami_router.evaluating.report import write_report
@@ -68,12 +73,14 @@ def evaluate(
     _show(output, found, data)
 
 
-def _compare(output: Output, grid: Grid, places: tuple[str, ...], folds: int, price: float, seed: int) -> Comparison:
+def _compare(
+    output: Output, grid: Grid, places: tuple[str, ...], folds: int, settings: TrainingSettings, embeddings: str | None
+) -> Comparison:
+    from dami_router.estimators.embeddings import encoder_of
     from dami_router.estimators.installed import named
-    from dami_router.estimators.training import TrainingSettings
+    from dami_router.estimators.training import evidence_of
     from dami_router.evaluating.comparison import compare, cross_validated, length_of_query, unseen, with_estimator
 
-    settings = TrainingSettings(price=price, seed=seed)
     made = {place: named(place) for place in places}
     kept = unseen(grid, list(made.values()))
     if len(kept.queries) < len(grid.queries):
@@ -81,7 +88,13 @@ def _compare(output: Output, grid: Grid, places: tuple[str, ...], folds: int, pr
     contenders = [with_estimator(place, estimator, kept) for place, estimator in made.items()]
     if len(kept.lambdas) > 1:
         if not made:
-            contenders.append(cross_validated(kept, settings, folds, output.note))
+            encoder = encoder_of(embeddings)
+            contenders.append(cross_validated(kept, settings, folds, output.note, encoder=encoder))
+            if evidence_of(kept, None):
+                # The ablation: is the confidence worth its probe?
+                contenders.append(
+                    cross_validated(kept, settings, folds, output.note, encoder=encoder, use_confidence=False)
+                )
         contenders.append(length_of_query(kept, settings, folds))
     else:
         output.warning(f"only one variant, λ={kept.lambdas[0]:g}: nothing to choose from")

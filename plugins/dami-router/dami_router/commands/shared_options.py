@@ -14,7 +14,9 @@ from dami_router.errors import MisuseError
 if TYPE_CHECKING:
     from dami_router.proxy.page_data import PageData
 
-__all__ = ["dataset_options", "numbers", "page_data", "page_options", "query_options", "whole_numbers"]
+__all__ = [
+    "dataset_options", "numbers", "page_data", "page_options", "query_options", "training_options", "whole_numbers",
+]  # fmt: skip
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _Option = Callable[[Any], Any]
@@ -39,6 +41,37 @@ _PAGE: tuple[_Option, ...] = (
         help="A report of `dami eval`, `dami sweep` or `dami demo`, for the frontier on the page. Repeatable.",
     ),
     click.option("--no-ui", is_flag=True, help="Do not answer /ui, the page for a browser."),
+)  # fmt: skip
+_TRAINING: tuple[_Option, ...] = (
+    click.option(
+        "--method", type=click.Choice(["preference", "neighbours"]), default="preference", show_default=True,
+        help="Learn a linear function from preferences between answers, or average over the most similar queries.",
+    ),
+    click.option(
+        "--price", type=float, default=0.05, show_default=True,
+        help="Accuracy (0 to 1) that a mean answer of the most expensive variant must gain; larger values choose "
+        "cheaper variants.",
+    ),
+    click.option(
+        "--budget", type=float,
+        help="Instead of --price: at most this fraction (0 to 1) of the most expensive variant's mean tokens, the "
+        "probe for the confidence included.",
+    ),
+    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the split into folds."),
+    click.option(
+        "--confidence", type=click.Path(path_type=Path),
+        help="JSON object from query_id to Instruct's confidence, as `dami calibrate --confidence` writes it.",
+    ),
+    click.option(
+        "--probe-tokens", type=click.FloatRange(min=0),
+        help="Tokens that each confidence took, where the files do not say. Default: 16, the longest probe.",
+    ),
+    click.option(
+        "--embeddings", metavar="MODEL",
+        help="Use a model's embeddings instead of words: a local folder, or a name served at $DAMI_EMBEDDINGS_URL.",
+    ),
+    click.option("--lambdas", help="Use these λ alone, such as 0,0.5: those that will be served. Default: all."),
+    click.option("--drop-incomplete", is_flag=True, help="Skip queries that some variant did not answer."),
 )  # fmt: skip
 
 
@@ -81,6 +114,15 @@ def whole_numbers(text: str | None, option: str) -> list[int]:
     if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
         raise MisuseError(f"{option}: {text!r:.60}: expected whole numbers such as 256,1024")
     return [int(part) for part in parts]
+
+
+def training_options(function: _F) -> _F:
+    """Add the settings that `dami train` and the cross-validation of `dami eval` share.
+
+    They are `method`, `price`, `budget`, `seed`, `confidence`, `probe_tokens`, `embeddings`, `lambdas` and
+    `drop_incomplete`.
+    """
+    return _with(_TRAINING, function)
 
 
 def _with(options: tuple[_Option, ...], function: _F) -> _F:

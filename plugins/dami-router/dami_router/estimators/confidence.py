@@ -164,6 +164,7 @@ class _Asking:
         own, others = entropy(found), entropy(other)
         ratio = entropy_ratio(own, others)
         more = {"entropy_instruct": own, "entropy_thinking": others, "entropy_ratio": ratio}
+        more["tokens_thinking"] = len(other.tokens)
         return _measured("entropy", 1.0 - ratio, found, more)
 
     def _thinking(self) -> Server:

@@ -12,6 +12,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from dami_router.estimators.features import Encoder
+
     Floats = NDArray[np.float64]
 
-__all__ = ["EndpointEncoder"]
+__all__ = ["EndpointEncoder", "encoder_of"]
 
 _BATCH = 64
 _MOST_BYTES = 64 << 20
@@ -89,3 +92,23 @@ def _vectors(answer: bytes, count: int) -> list[list[float]]:
     if [int(item["index"]) for item in items] != list(range(count)):
         raise EstimationError(f"embeddings: expected {count} vectors, got {len(vectors)}")
     return vectors
+
+
+def encoder_of(model: str | None) -> Encoder | None:
+    """Return the encoder that `--embeddings` names: a model in a local folder, or one at $DAMI_EMBEDDINGS_URL.
+
+    None for None. Raises MisuseError if it is neither.
+    """
+    if model is None:
+        return None
+    if Path(model).is_dir():
+        from dami_router.estimators.local_embeddings import LocalEncoder
+
+        return LocalEncoder(Path(model))
+    url = os.environ.get("DAMI_EMBEDDINGS_URL")
+    if not url:
+        raise MisuseError(
+            f"--embeddings: no folder `{model}`, and no server's address",
+            hint="set DAMI_EMBEDDINGS_URL, for example to http://127.0.0.1:8080/v1, or name a local folder",
+        )
+    return EndpointEncoder(url, model)

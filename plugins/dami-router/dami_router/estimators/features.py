@@ -2,8 +2,7 @@
 
 The numbers (`statistics`) are lengths and counts that hold for any language. The vector comes from
 an `Encoder`; the default, `HashedText`, counts words and pairs of words in a fixed number of
-buckets. Neither needs a download, a vocabulary or a seed: the same text gives the same features
-on every machine.
+buckets. Neither needs a download or a seed: the same text gives the same features on every machine.
 """
 
 from __future__ import annotations
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from dami_router.estimators.sparse import SparseRows
 
     Floats = NDArray[np.float64]
 
@@ -45,51 +46,43 @@ class Encoder(Protocol):
 
     @property
     def remote(self) -> bool:
-        """Whether `encode` calls anything outside this process."""
+        """Whether `encode` calls a server or runs a model, and must not hold up other requests."""
         ...
 
     def describe(self) -> Mapping[str, Any]:
         """Return what is needed to recreate this encoder, as JSON: at least its `kind`."""
         ...
 
-    def encode(self, texts: Sequence[str]) -> Floats:
-        """Return one row per text, of at most unit length; raises EstimationError on failure."""
+    def encode(self, texts: Sequence[str]) -> Floats | SparseRows:
+        """Return one row per text: numbers of at most unit length, or sparse counts; EstimationError on failure."""
         ...
 
 
 class HashedText:
-    """Words and pairs of neighbouring words, hashed into `dimensions` signed buckets; all numbers count as one word."""
+    """Counts of words and pairs of neighbouring words in `dimensions` buckets; all numbers count as one word."""
 
     remote = False
 
-    def __init__(self, dimensions: int = 1024) -> None:
+    def __init__(self, dimensions: int = 1 << 18) -> None:
         self.dimensions = dimensions
 
     def describe(self) -> Mapping[str, Any]:
         """Return the kind and the number of buckets."""
         return {"kind": "hashed", "dimensions": self.dimensions}
 
-    def encode(self, texts: Sequence[str]) -> Floats:
-        """Return signed log counts, each row of unit length; a text without words gives zeros."""
-        import numpy as np
+    def encode(self, texts: Sequence[str]) -> SparseRows:
+        """Return the counts of each text; a text without words has none."""
+        from dami_router.estimators.sparse import SparseRows
 
-        rows = np.zeros((len(texts), self.dimensions))
-        for row, text in zip(rows, texts, strict=True):
-            for bucket, count in self._counts(text).items():
-                row[bucket] = count
-        rows = np.sign(rows) * np.log1p(np.abs(rows))
-        length = np.linalg.norm(rows, axis=1, keepdims=True)
-        unit: Floats = rows / np.where(length > 0, length, 1.0)
-        return unit
+        return SparseRows.of([self._counts(text) for text in texts], self.dimensions)
 
     def _counts(self, text: str) -> dict[int, int]:
         words = ["#" if word[0].isdigit() else word.lower() for word in _TOKEN.findall(_ends(text))]
         counts: dict[int, int] = {}
         for gram in (*words, *map(" ".join, pairwise(words))):
-            # crc32 is the same everywhere, unlike hash(); its top bit is the sign, so that collisions cancel.
-            code = zlib.crc32(gram.encode("utf-8", "replace"))
-            bucket = code % self.dimensions
-            counts[bucket] = counts.get(bucket, 0) + (1 if code >> 31 else -1)
+            # crc32 is the same everywhere, unlike hash().
+            bucket = zlib.crc32(gram.encode("utf-8", "replace")) % self.dimensions
+            counts[bucket] = counts.get(bucket, 0) + 1
         return counts
 
 

@@ -59,4 +59,5 @@ def _from_folder(place: str, asks: Estimator | None) -> Estimator:
         raise FailureError(
             "trained estimators need numpy and safetensors", hint="pip install 'dami-router[eval]'"
         ) from None
-    return load(folder, asks=asks, embeddings_url=os.environ.get("DAMI_EMBEDDINGS_URL"))
+    url, model = os.environ.get("DAMI_EMBEDDINGS_URL"), os.environ.get("DAMI_EMBEDDINGS_MODEL")
+    return load(folder, asks=asks, embeddings_url=url, embeddings_model=model)

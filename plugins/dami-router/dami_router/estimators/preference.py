@@ -1,113 +1,115 @@
-"""The trained estimator: λ(q) from the text of a query, learned from preferences between graded answers.
+"""What each variant gains and costs on a query, fitted to preferences between graded answers by least squares.
 
-μ and κ come from an ideal-point Bradley–Terry model (`bradley_terry`), λ from μ by `cuts`. A trained
-estimator is a folder: `estimator.json` (its kind and how it was trained) and `weights.safetensors`. It is
-read as untrusted input: sizes, names, shapes and ranges are checked, and nothing in it is executed.
+For every query and every pair i, j of its variants, two differences are known: in accuracy and in tokens. Learned are
+functions g and c of the query's features with
+
+    g_i − g_j ≈ correct_i − correct_j        c_i − c_j ≈ (tokens_i − tokens_j)/scale
+
+i is preferred to j at a price p for tokens where g_i − p·c_i > g_j − p·c_j: the more accurate first, then the cheaper.
+This is Bradley–Terry in its least-squares form. Its sum over pairs is a sum over variants of squared errors of values
+that are centred per query, so that one ridge regression per variant fits all pairs, for every price at once.
+
+Neighbouring variants answer alike. The regressions are therefore done for the principal components of the centred
+values; each component has the penalty that is best on held-out folds, and is left out where the mean is better still.
+The form is ours, not the DAMI paper's.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dami_router.errors import MisuseError
-from dami_router.estimators.basis import Basis
-from dami_router.estimators.bradley_terry import ideal
-from dami_router.estimators.cuts import Cuts
-from dami_router.estimators.estimator import AsksServers, Estimator
-from dami_router.estimators.features import STATISTICS, Encoder, statistics
-from dami_router.estimators.log_probs import EstimationError, Servers
-from dami_router.estimators.query import Estimate, Query
+from dami_router.estimators.linear import Design, RidgePath, ridge_path
+from dami_router.estimators.trained import CrossFit, Values
 
-__all__ = ["Preference", "numbers_of"]
+__all__ = ["PENALTIES", "Preference", "centred", "fit_preference"]
 
 Floats = NDArray[np.float64]
-_GAIN = 2.0
-"""Scale of the encoder's unit vector relative to the steps of the numbers."""
+PENALTIES = tuple(np.geomspace(0.1, 31622.0, 12).tolist())
+_COMPONENTS = 4
+"""Most principal components of the gains, and of the costs."""
 
 
 @dataclass(frozen=True)
 class Preference:
-    """A trained estimator.
+    """Linear functions, one per component.
 
-    `parameters` are Bradley–Terry's [w, b, v, c] over the features; `evidence` names the numbers beyond the
-    text that it was trained with (`confidence`, or none); `asks` provides them for an estimate. `about`
-    describes the training; `trained_on` has the fingerprints of its queries.
+    `dense` (components, numbers), `words` (components, buckets), `intercept` (components,). `mix` (components,
+    2·variants) and `base` (2·variants,) lead to the gains of all variants, and then their costs.
     """
 
-    encoder: Encoder
-    basis: Basis
-    parameters: Floats
-    cuts: Cuts
-    evidence: tuple[str, ...] = ()
-    asks: Estimator | None = None
-    name: str = "preference"
-    about: Mapping[str, Any] = field(default_factory=dict)
-    trained_on: frozenset[str] = frozenset()
+    dense: Floats
+    words: NDArray[np.float32]
+    intercept: Floats
+    mix: Floats
+    base: Floats
 
-    @property
-    def timeout(self) -> float | None:
-        """Seconds for an estimate if servers are called for the evidence; None if the router's timeout applies."""
-        return getattr(self.asks, "timeout", None) if self.evidence else None
-
-    def bind(self, servers: Servers) -> Preference:
-        """Return the estimator with servers for its evidence."""
-        return replace(self, asks=self.asks.bind(servers)) if isinstance(self.asks, AsksServers) else self
-
-    async def estimate(self, query: Query) -> Estimate:
-        """Return λ(q), with μ, κ and the evidence; raises EstimationError if the evidence is unavailable."""
-        evidence = await self._evidence(query)
-        if self.encoder.remote:
-            mu, kappa = await asyncio.to_thread(self.ideal, [query.text], [evidence])
-        else:
-            mu, kappa = self.ideal([query.text], [evidence])
-        point = float(mu[0])
-        return Estimate(self.cuts(point), self.name, {"mu": point, "kappa": float(kappa[0]), **evidence})
-
-    def ideal(self, texts: Sequence[str], evidence: Sequence[Mapping[str, float]] = ()) -> tuple[Floats, Floats]:
-        """Return μ (any finite number) and κ > 0 for each text; `evidence` has the numbers for each text."""
-        numbers = numbers_of(texts, evidence, self.evidence)
-        return ideal(self.parameters, features(self.basis, numbers, self.encoder.encode(texts)))
-
-    def lambdas(self, texts: Sequence[str], evidence: Sequence[Mapping[str, float]] = ()) -> list[float]:
-        """Return λ ∈ [0, 1] for each text."""
-        return [self.cuts(float(mu)) for mu in self.ideal(texts, evidence)[0]]
-
-    async def _evidence(self, query: Query) -> dict[str, float]:
-        if not self.evidence:
-            return {}
-        if self.asks is None:
-            raise EstimationError(f"{self.name}: trained with {', '.join(self.evidence)}, which is not available here")
-        found = (await self.asks.estimate(query)).evidence
-        return {name: _known(found, name, self.name) for name in self.evidence}
+    def values(self, design: Design) -> Values:
+        """Return what is expected of each variant on each query."""
+        found = np.zeros((len(design.dense), len(self.base))) + self.base
+        for dense, words, intercept, mix in zip(self.dense, self.words, self.intercept, self.mix, strict=True):
+            found += (design.times(dense, words.astype(np.float64)) + intercept)[:, None] * mix
+        half = len(self.base) // 2
+        return Values(found[:, :half], found[:, half:])
 
 
-def features(basis: Basis, numbers: Floats, vectors: Floats) -> Floats:
-    """Return the model's features: the expanded numbers, followed by the encoder's vectors."""
-    return np.concatenate([basis.expand(numbers), _GAIN * vectors], axis=1)
+def centred(correct: Floats, tokens: Floats, scale: float) -> Floats:
+    """Return the gains and costs of all variants (queries, 2·variants), each centred per query."""
+    gain = correct - correct.mean(axis=1, keepdims=True)
+    cost = (tokens - tokens.mean(axis=1, keepdims=True)) / scale
+    return np.concatenate([gain, cost], axis=1)
 
 
-def numbers_of(texts: Sequence[str], evidence: Sequence[Mapping[str, float]], names: Sequence[str]) -> Floats:
-    """Return the plain numbers of each text (queries, statistics and evidence).
+def fit_preference(design: Design, targets: Floats, folds: Sequence[NDArray[np.intp]]) -> CrossFit:
+    """Fit the `targets` of `centred`. The model is the mean of the folds' models, so that held-out values fit it."""
+    half = targets.shape[1] // 2
+    base = targets.mean(axis=0)
+    held, kept, mixes, penalties = np.zeros_like(targets) + base, [], [], []
+    for first in (0, half):
+        part = targets[:, first : first + half] - base[first : first + half]
+        for direction in _directions(part):
+            mix = np.zeros(2 * half)
+            mix[first : first + half] = direction
+            found, penalty, paths = _component(design, part @ direction, folds)
+            penalties.append(None if penalty is None else PENALTIES[penalty])
+            if penalty is not None:
+                held += found[:, None] * mix
+                kept.append([path.weights(penalty) for path in paths])
+                mixes.append(mix)
+    model = Preference(
+        np.array([np.mean([w.dense for w in one], axis=0) for one in kept]).reshape(len(kept), design.dense.shape[1]),
+        np.array([np.mean([w.sparse for w in one], axis=0) for one in kept], dtype=np.float32).reshape(
+            len(kept), design.sparse.width
+        ),
+        np.array([np.mean([w.intercept for w in one]) for one in kept]),
+        np.array(mixes).reshape(len(kept), 2 * half),
+        base,
+    )
+    return CrossFit.of(model, held, targets, {"penalties": penalties})
 
-    Raises EstimationError if evidence is missing or not a finite number.
-    """
-    plain = np.array([statistics(text) for text in texts]).reshape(len(texts), len(STATISTICS))
-    if not names:
-        return plain
-    if len(evidence) != len(texts):
-        raise MisuseError(f"trained with {', '.join(names)}: expected it for each of {len(texts)} queries")
-    more = np.array([[_known(one, name, "preference") for name in names] for one in evidence])
-    return np.concatenate([plain, more.reshape(len(texts), len(names))], axis=1)
+
+def _directions(values: Floats) -> Floats:
+    """Return the principal components of centred values, largest first, as unit rows."""
+    _, size, rows = np.linalg.svd(values.T @ values)
+    return np.array([row for row, s in zip(rows[:_COMPONENTS], size, strict=False) if s > 1e-12 * len(values)])
 
 
-def _known(evidence: Mapping[str, float | str], name: str, who: str) -> float:
-    value = evidence.get(name)
-    if not isinstance(value, int | float) or not np.isfinite(value):
-        raise EstimationError(f"{who}: trained with `{name}`, which is unknown for this query")
-    return float(value)
+def _component(
+    design: Design, target: Floats, folds: Sequence[NDArray[np.intp]]
+) -> tuple[Floats, int | None, list[RidgePath]]:
+    """Return held-out predictions of one target, the best penalty (None: the mean is better), and each fold's path."""
+    every = np.arange(len(target))
+    predicted, mean, paths = np.zeros((len(PENALTIES), len(target))), np.zeros(len(target)), []
+    for fold in folds:
+        rest = np.setdiff1d(every, fold)
+        paths.append(ridge_path(design, rest, target[rest], PENALTIES))
+        predicted[:, fold] = paths[-1].predictions[:, fold]
+        mean[fold] = target[rest].mean()
+    errors = ((predicted - target) ** 2).sum(axis=1)
+    best = int(np.argmin(errors))
+    if errors[best] >= ((mean - target) ** 2).sum():
+        return np.zeros(len(target)), None, paths
+    return predicted[best], best, paths

@@ -21,20 +21,36 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dami_router.errors import FailureError, MisuseError
 from dami_router.estimators.basis import Basis
-from dami_router.estimators.cuts import Cuts
 from dami_router.estimators.estimator import Estimator
 from dami_router.estimators.features import STATISTICS, Encoder, HashedText
+from dami_router.estimators.inputs import FeatureMap
+from dami_router.estimators.neighbours import COUNTS, Neighbours
 from dami_router.estimators.preference import Preference
+from dami_router.estimators.trained import Model, Trained
+from dami_router.estimators.training import Method
+from dami_router.estimators.word_weights import WordWeights
 
 __all__ = ["DESCRIPTION", "load", "save"]
 
 DESCRIPTION = "estimator.json"
 WEIGHTS = "weights.safetensors"
-_MOST_BYTES = 64 << 20
+_MOST_BYTES = 256 << 20
 
 Floats = NDArray[np.float64]
+Tensors = dict[str, NDArray[Any]]
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")]
+_BASIS = ("mean", "scale", "knots", "centre")
+_MODELS: dict[Method, dict[str, type[np.generic]]] = {
+    "preference": {
+        "dense": np.float64, "words": np.float32, "intercept": np.float64, "mix": np.float64, "base": np.float64,
+    },
+    "neighbours": {
+        "dense": np.float32, "row": np.int32, "column": np.int32, "entries": np.float32, "targets": np.float32,
+        "count": np.int32,
+    },
+}  # fmt: skip
+"""The tensors of each model, with their types."""
 
 
 class _Strict(BaseModel):
@@ -42,35 +58,33 @@ class _Strict(BaseModel):
 
 
 class _Encoder(_Strict):
-    kind: Literal["hashed", "endpoint"]
-    dimensions: int = Field(ge=1, le=65536)
+    kind: Literal["hashed", "endpoint", "local"]
+    dimensions: int = Field(ge=1, le=1 << 18)
     model: str | None = Field(default=None, max_length=256)
+    fingerprint: str | None = Field(default=None, pattern=r"^[0-9a-f]{16}$")
 
 
 class _Description(_Strict):
-    schema_version: Literal[1]
-    kind: Literal["preference"]
+    schema_version: Literal[2]
+    kind: Method
     name: Name
     statistics: list[Name]
     evidence: list[Name] = Field(max_length=16)
     encoder: _Encoder
-    edges: list[float] = Field(max_length=1000)
-    levels: list[Share] = Field(min_length=1, max_length=1001)
+    lambdas: list[Share] = Field(min_length=2, max_length=1001)
+    price: float = Field(ge=0)
+    tokens: float = Field(ge=0)
     about: dict[str, Any]
     trained_on: list[Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]]
 
 
-def save(estimator: Preference, folder: Path) -> None:
+def save(estimator: Trained, folder: Path) -> None:
     """Write an estimator to a new folder atomically; raises MisuseError if the folder exists."""
     from safetensors.numpy import save as to_bytes
 
     if folder.exists():
         raise MisuseError(f"{folder}: already exists; nothing was written", hint="choose a new folder, or remove it")
-    basis = estimator.basis
-    tensors = {
-        "parameters": estimator.parameters, "mean": basis.mean, "scale": basis.scale, "knots": basis.knots,
-        "centre": basis.centre,
-    }  # fmt: skip
+    tensors = _tensors_of(estimator)
     text = json.dumps(_description(estimator), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
     files = {DESCRIPTION: text.encode(), WEIGHTS: to_bytes(tensors)}
     try:
@@ -92,44 +106,113 @@ def save(estimator: Preference, folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def load(folder: Path, *, asks: Estimator | None = None, embeddings_url: str | None = None) -> Preference:
+def load(
+    folder: Path,
+    *,
+    asks: Estimator | None = None,
+    embeddings_url: str | None = None,
+    embeddings_model: str | None = None,
+) -> Trained:
     """Read an estimator.
 
     `asks` provides the evidence beyond the text that it was trained with; `embeddings_url` is the address of its
-    encoder's model. Raises MisuseError if there is none, FailureError if it is damaged or not an estimator.
+    encoder's model, `embeddings_model` the folder of a local one. Raises MisuseError if what it needs is missing,
+    FailureError if it is damaged or not an estimator.
     """
     said = _read_description(folder / DESCRIPTION)
     if said.statistics != list(STATISTICS):
         raise FailureError(f"{folder}: trained with the features of another version", hint="train it again")
-    tensors = _tensors(folder / WEIGHTS)
-    encoder = _encoder(said.encoder, embeddings_url)
-    basis = Basis(tensors["mean"], tensors["scale"], tensors["knots"], tensors["centre"])
+    tensors = _read_tensors(folder / WEIGHTS, said)
+    encoder = _encoder(said.encoder, embeddings_url, embeddings_model)
     numbers = len(said.statistics) + len(said.evidence)
+    features, model = _features(tensors, numbers), _model(tensors, said)
+    if features is None or model is None or said.lambdas != sorted(set(said.lambdas)):
+        raise FailureError(f"{folder}: {WEIGHTS} and {DESCRIPTION} do not match", hint="train it again")
+    return Trained(
+        encoder, features, model, tuple(said.lambdas), said.price, said.tokens, tuple(said.evidence), asks, said.name,
+        said.about, frozenset(said.trained_on),
+    )  # fmt: skip
+
+
+def _features(tensors: Tensors, numbers: int) -> FeatureMap | None:
+    """Return the feature map; None if its tensors do not fit each other."""
+    basis = Basis(*(tensors[name] for name in _BASIS))
     fits = (
         basis.mean.shape == basis.scale.shape == (numbers,)
         and bool((basis.scale > 0).all())
         and basis.knots.ndim == 2
         and len(basis.knots) == numbers
         and basis.centre.shape == (basis.width - numbers,)
-        and tensors["parameters"].shape == (2 * (basis.width + encoder.dimensions) + 2,)
-        and len(said.levels) == len(said.edges) + 1
-        and said.edges == sorted(said.edges)
-        and said.levels == sorted(said.levels)
     )
     if not fits:
-        raise FailureError(f"{folder}: {WEIGHTS} and {DESCRIPTION} do not match", hint="train it again")
-    return Preference(
-        encoder, basis, tensors["parameters"], Cuts(tuple(said.edges), tuple(said.levels)), tuple(said.evidence), asks,
-        said.name, said.about, frozenset(said.trained_on),
-    )  # fmt: skip
+        return None
+    if "buckets" not in tensors:
+        return FeatureMap(basis, None)
+    buckets, idf = tensors["buckets"].astype(np.intp), tensors["idf"]
+    rising = buckets.ndim == 1 and bool((np.diff(buckets) > 0).all()) and (not len(buckets) or buckets[0] >= 0)
+    return FeatureMap(basis, WordWeights(buckets, idf)) if rising and idf.shape == buckets.shape else None
 
 
-def _description(estimator: Preference) -> Mapping[str, Any]:
+def _model(tensors: Tensors, said: _Description) -> Model | None:
+    """Return the model; None if its tensors do not fit the description or the features."""
+    numbers = len(said.statistics) + len(said.evidence) + int(np.isfinite(tensors["knots"]).sum())
+    numbers += 0 if "buckets" in tensors else said.encoder.dimensions
+    words = len(tensors["buckets"]) if "buckets" in tensors else 0
+    read = _neighbours if said.kind == "neighbours" else _preference
+    return read(tensors, numbers, words, 2 * len(said.lambdas))
+
+
+def _preference(tensors: Tensors, numbers: int, words: int, outputs: int) -> Model | None:
+    model = Preference(*(tensors[name] for name in ("dense", "words", "intercept", "mix", "base")))
+    components = len(model.intercept) if model.intercept.ndim == 1 else -1
+    fits = (
+        model.dense.shape == (components, numbers)
+        and model.words.shape == (components, words)
+        and model.mix.shape == (components, outputs)
+        and model.base.shape == (outputs,)
+    )
+    return model if fits else None
+
+
+def _neighbours(tensors: Tensors, numbers: int, words: int, outputs: int) -> Model | None:
+    dense, row, column, entries, targets = (tensors[name] for name in ("dense", "row", "column", "entries", "targets"))
+    count = tensors["count"]
+    fits = (
+        targets.ndim == 2
+        and targets.shape[1] == outputs
+        and len(targets) > 0
+        and dense.shape == (len(targets), numbers)
+        and row.ndim == 1
+        and row.shape == column.shape == entries.shape
+        and bool((np.diff(row) >= 0).all())
+        and (not len(row) or (row[0] >= 0 and row[-1] < len(targets)))
+        and bool(((column >= 0) & (column < words)).all())
+        and count.shape == (1,)
+        and int(count[0]) in COUNTS
+    )
+    return Neighbours(dense, row, column, entries, targets, words, int(count[0])) if fits else None
+
+
+def _tensors_of(estimator: Trained) -> Tensors:
+    basis, words, model = estimator.features.basis, estimator.features.words, estimator.model
+    tensors: Tensors = {name: getattr(basis, name) for name in _BASIS}
+    types = _MODELS[_kind(estimator)]
+    tensors |= {name: np.atleast_1d(np.asarray(getattr(model, name), dtype=kind)) for name, kind in types.items()}
+    if words is not None:
+        tensors |= {"buckets": words.buckets.astype(np.int32), "idf": words.idf}
+    return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+
+
+def _kind(estimator: Trained) -> Method:
+    return "neighbours" if isinstance(estimator.model, Neighbours) else "preference"
+
+
+def _description(estimator: Trained) -> Mapping[str, Any]:
     return {
-        "schema_version": 1, "kind": "preference", "name": estimator.name, "statistics": list(STATISTICS),
+        "schema_version": 2, "kind": _kind(estimator), "name": estimator.name, "statistics": list(STATISTICS),
         "evidence": list(estimator.evidence), "encoder": dict(estimator.encoder.describe()),
-        "edges": list(estimator.cuts.edges), "levels": list(estimator.cuts.levels), "about": dict(estimator.about),
-        "trained_on": sorted(estimator.trained_on),
+        "lambdas": list(estimator.lambdas), "price": estimator.price, "tokens": estimator.tokens,
+        "about": dict(estimator.about), "trained_on": sorted(estimator.trained_on),
     }  # fmt: skip
 
 
@@ -147,32 +230,46 @@ def _read_description(file: Path) -> _Description:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "the top"
-        raise FailureError(f"{file}: {place[:200]}: {first['msg']}", hint="not a trained estimator?") from None
+        old = place == "schema_version"
+        hint = "trained by another version of dami-router? train it again" if old else "not a trained estimator?"
+        raise FailureError(f"{file}: {place[:200]}: {first['msg']}", hint=hint) from None
 
 
-def _tensors(file: Path) -> dict[str, Floats]:
+def _read_tensors(file: Path, said: _Description) -> Tensors:
     from safetensors import SafetensorError
     from safetensors.numpy import load as from_bytes
 
     try:
         if file.stat().st_size > _MOST_BYTES:
             raise FailureError(f"{file}: larger than {_MOST_BYTES >> 20} MiB; expected a trained estimator")
-        tensors: dict[str, Floats] = from_bytes(file.read_bytes())
+        tensors: Tensors = from_bytes(file.read_bytes())
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise FailureError(f"{file}: not readable as safetensors: {error}") from None
-    expected = {"parameters", "mean", "scale", "knots", "centre"}
+    types = dict.fromkeys(_BASIS, np.float64) | _MODELS[said.kind]
+    if said.encoder.kind == "hashed":
+        types |= {"buckets": np.int32, "idf": np.float32}
+    expected = set(types)
     if set(tensors) != expected:
         raise FailureError(f"{file}: expected the tensors {', '.join(sorted(expected))}")
     for name, tensor in tensors.items():
         bad = np.isnan(tensor).any() if name == "knots" else not np.isfinite(tensor).all()
-        if tensor.dtype != np.float64 or bad:
-            raise FailureError(f"{file}: `{name}` expects finite numbers in float64")
+        if tensor.dtype != types[name] or bad:
+            raise FailureError(f"{file}: `{name}` expects finite numbers in {np.dtype(types[name]).name}")
     return tensors
 
 
-def _encoder(said: _Encoder, url: str | None) -> Encoder:
+def _encoder(said: _Encoder, url: str | None, folder: str | None) -> Encoder:
     if said.kind == "hashed":
         return HashedText(said.dimensions)
+    if said.kind == "local":
+        from dami_router.estimators.local_embeddings import LocalEncoder
+
+        if folder is None:
+            raise MisuseError(
+                f"trained on embeddings of the local model `{said.model}`; its folder is not set",
+                hint="set DAMI_EMBEDDINGS_MODEL to the model's folder",
+            )
+        return LocalEncoder(Path(folder), said.fingerprint or "")
     from dami_router.estimators.embeddings import EndpointEncoder
 
     if url is None:

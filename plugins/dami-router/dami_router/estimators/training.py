@@ -1,36 +1,35 @@
-"""Training of the preference estimator: features, cross-validated choice of the ridge, μ, then cuts.
+"""Training of an estimator: features, a model by cross-validation, then the price.
 
-No choice is made on a query that it was fitted on. The ridge is the one with the smallest loss on held-out
-folds; the cuts are fitted on the μ of the same held-out folds; the estimator is the mean of the folds' models.
-The same rollouts and seed give the same bits.
+No choice is made on a query that it was fitted on: penalties and price are chosen on what the folds' models expect of
+the queries that they held out. The same rollouts and seed give the same bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dami_router.errors import MisuseError
-from dami_router.estimators.basis import Basis
-from dami_router.estimators.bradley_terry import Pairs, ideal, loss, preferences
-from dami_router.estimators.cuts import Cuts
-from dami_router.estimators.descent import minimise
+from dami_router.estimators.decision import best_price, choose, price_within, tie_breaks
 from dami_router.estimators.features import Encoder, HashedText
-from dami_router.estimators.preference import Preference, features, numbers_of
+from dami_router.estimators.inputs import FeatureMap, Inputs, read_inputs
+from dami_router.estimators.neighbours import fit_neighbours
+from dami_router.estimators.preference import centred, fit_preference
+from dami_router.estimators.trained import CrossFit, Trained
 from dami_router.rollouts.folds import fingerprint, folds_of
 from dami_router.rollouts.grid import Grid
 
-__all__ = ["TrainingSettings", "evidence_of", "train"]
+__all__ = ["METHODS", "Method", "TrainingSettings", "evidence_of", "inputs_of", "train"]
 
 Floats = NDArray[np.float64]
-RIDGES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
-_STEPS = 60
+Method = Literal["preference", "neighbours"]
+METHODS: tuple[Method, ...] = get_args(Method)
 _LARGEST = 20_000
-"""Most queries to train on; of more, a random sample is taken. Features are held as dense rows."""
+"""Most queries to train on; of more, a random sample is taken."""
 
 
 @dataclass(frozen=True)
@@ -38,21 +37,24 @@ class TrainingSettings:
     """How to train.
 
     `price` ∈ [0, 1]: accuracy that a mean answer of the most expensive variant must gain; `budget` ∈ (0, 1]: at most
-    this fraction of that variant's mean tokens on held-out folds, whatever the price; `margin` ≥ 0: differences in
-    utility below it are ties; `knots`: steps for each plain number; `folds` ≥ 2; `seed` ≥ 0 of the folds.
+    this fraction of that variant's mean tokens on held-out folds, whatever the price; `method`: the model; `knots`:
+    steps for each plain number, for `preference` only; `folds` ≥ 2; `seed` ≥ 0 of the folds.
     """
 
+    method: Method = "preference"
     price: float = 0.05
     budget: float | None = None
-    margin: float = 0.005
     knots: int = 16
     folds: int = 5
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in (("price", self.price), ("margin", self.margin), ("budget", self.budget or 0.0)):
-            if not 0.0 <= value <= 1.0:
-                raise MisuseError(f"training expects {name} in [0, 1], found {value:g}")
+        if not 0.0 <= self.price <= 1.0:
+            raise MisuseError(f"training expects a price in [0, 1], found {self.price:g}")
+        if self.budget is not None and not 0.0 < self.budget <= 1.0:
+            raise MisuseError(f"training expects a budget above 0 and at most 1, found {self.budget:g}")
+        if self.method not in METHODS:
+            raise MisuseError(f"training expects a method of {', '.join(METHODS)}, found {self.method!r:.40}")
         if self.folds < 2 or self.seed < 0 or not 0 <= self.knots <= 256:
             raise MisuseError("training expects at least 2 folds, a seed of at least 0, and 0 to 256 knots")
 
@@ -63,19 +65,26 @@ def train(
     *,
     encoder: Encoder | None = None,
     use_confidence: bool | None = None,
+    inputs: Inputs | None = None,
     note: Callable[[str], None] = lambda _: None,
-) -> Preference:
+) -> Trained:
     """Train on every query of a grid (with texts).
 
-    If `use_confidence` is None, Instruct's confidence is a feature if every query has it. Raises MisuseError
-    for fewer than two variants, too few queries, or rollouts without any preference.
+    If `use_confidence` is None, Instruct's confidence is a feature if every query has it. `inputs` are those of
+    `inputs_of`, if they were read before. Raises MisuseError for fewer than two variants, too few queries, or rollouts
+    in which all variants are alike.
     """
     if len(grid.lambdas) < 2:
         raise MisuseError(f"training needs rollouts of at least two variants, found only λ={grid.lambdas[0]:g}")
+    encoder = encoder or HashedText()
+    names = evidence_of(grid, use_confidence)
     if len(grid.queries) > _LARGEST:
         note(f"{len(grid.queries)} queries: training on {_LARGEST} of them, drawn at random")
-        grid = grid.rows(np.sort(np.random.default_rng(settings.seed).permutation(len(grid.queries))[:_LARGEST]))
-    return _fit(grid, settings, encoder or HashedText(), evidence_of(grid, use_confidence))
+        index = np.sort(np.random.default_rng(settings.seed).permutation(len(grid.queries))[:_LARGEST])
+        grid, inputs = grid.rows(index), None if inputs is None else inputs.rows(index)
+    if inputs is None:
+        inputs = inputs_of(grid, encoder, names)
+    return _fit(grid, settings, encoder, names, inputs)
 
 
 def evidence_of(grid: Grid, use_confidence: bool | None) -> tuple[str, ...]:
@@ -86,98 +95,64 @@ def evidence_of(grid: Grid, use_confidence: bool | None) -> tuple[str, ...]:
     return ("confidence",) if not lacking and use_confidence is not False else ()
 
 
-def _fit(grid: Grid, settings: TrainingSettings, encoder: Encoder, names: tuple[str, ...]) -> Preference:
+def inputs_of(grid: Grid, encoder: Encoder, names: Sequence[str]) -> Inputs:
+    """Return what is known of a grid's queries before training, with the evidence of `names`."""
+    known: list[Mapping[str, float]] = []
+    if names and grid.confidence is not None:
+        known = [{"confidence": float(x)} for x in grid.confidence]
+    return read_inputs(grid.texts, encoder, known, names)
+
+
+def _fit(grid: Grid, settings: TrainingSettings, encoder: Encoder, names: tuple[str, ...], inputs: Inputs) -> Trained:
     folds = folds_of(grid.texts, settings.folds, seed=settings.seed)
-    confidence = grid.confidence if names and grid.confidence is not None else ()
-    numbers = numbers_of(grid.texts, [{"confidence": float(c)} for c in confidence], names)
-    vectors = encoder.encode(grid.texts)
-    lambdas = np.array(grid.lambdas)
-    pairs = preferences(lambdas, grid.correct, grid.tokens, price=settings.price, margin=settings.margin)
-    if pairs.mass == 0:
+    tokens = float(grid.tokens.mean(axis=0).max())
+    targets = centred(grid.correct, grid.tokens, max(tokens, 1e-9))
+    if not np.abs(targets).max() > 0:
         raise MisuseError(
             "these rollouts hold no preference: all variants are equally accurate at equal cost",
-            hint="add queries that some variants get wrong, or a smaller --margin",
+            hint="add queries that some variants get wrong",
         )
-    basis = Basis.fit(numbers, settings.knots)
-    x = features(basis, numbers, vectors)
-    parameters, held_out, ridge, held_out_loss = _cross_fitted(x, pairs, folds)
-    cuts = _cuts(grid, held_out, settings)
-    return Preference(
-        encoder, basis, parameters, cuts, names, about=_about(grid, settings, pairs, ridge, held_out_loss, cuts),
-        trained_on=frozenset(map(fingerprint, grid.texts)),
+    near = settings.method == "neighbours"
+    # Distances are those of the numbers themselves.
+    features = FeatureMap.fit(inputs, 0 if near else settings.knots)
+    fitted = (fit_neighbours if near else fit_preference)(features.design(inputs), targets, folds)
+    prints = [fingerprint(text) for text in grid.texts]
+    price = _price(grid, settings, fitted, tie_breaks(prints), names)
+    return Trained(
+        encoder, features, fitted.model, grid.lambdas, price, tokens, names, name=settings.method,
+        about=_about(grid, settings, fitted, price, tie_breaks(prints)), trained_on=frozenset(prints),
     )  # fmt: skip
 
 
-def _cuts(grid: Grid, mu: Floats, settings: TrainingSettings) -> Cuts:
-    """Return the cuts for the price, or for the smallest price within the budget."""
-    lambdas = np.array(grid.lambdas)
+def _price(grid: Grid, settings: TrainingSettings, fitted: CrossFit, ties: Floats, names: tuple[str, ...]) -> float:
+    """Return the price that serves the settings' price best on held-out folds, or the lowest one within the budget."""
+    expected = fitted.held_out
     if settings.budget is None:
-        return Cuts.fit(mu, utility(grid, settings.price), lambdas)
-    allowed = settings.budget * float(grid.tokens.mean(axis=0).max())
-    rows = np.arange(len(mu))
-    for price in np.geomspace(0.002, 2.0, 61):
-        cuts = Cuts.fit(mu, utility(grid, float(price)), lambdas)
-        columns = np.searchsorted(lambdas, [cuts(float(x)) for x in mu])
-        if grid.tokens[rows, columns].mean() <= allowed:
-            return cuts
-    raise MisuseError(
-        f"no choice of λ stays within {allowed:.1f} tokens, {settings.budget:.0%} of the most expensive variant's",
-        hint=f"the cheapest variant needs {grid.tokens.mean(axis=0).min():.1f}",
-    )
+        scale = max(float(grid.tokens.mean(axis=0).max()), 1e-9)
+        return best_price(expected.gain, expected.cost, grid.correct - settings.price * grid.tokens / scale, ties)
+    means = grid.tokens.mean(axis=0)
+    allowed, probe = settings.budget * float(means.max()), _probe(grid, names)
+    found = price_within(expected.gain, expected.cost, grid.tokens, allowed - probe, ties)
+    if found is None:
+        spare = f", of which the probe for the confidence takes {probe:.1f}" if probe else ""
+        raise MisuseError(
+            f"no choice of λ stays within {allowed:.1f} tokens{spare}: {settings.budget:.0%} of the most expensive"
+            " variant's",
+            hint=f"the cheapest variant needs {means.min():.1f}",
+        )
+    return found
 
 
-def utility(grid: Grid, price: float) -> Floats:
-    """Return correct − price·tokens/scale, (queries, variants); `scale` is the most expensive variant's mean tokens."""
-    scale = max(float(grid.tokens.mean(axis=0).max()), 1e-9)
-    value: Floats = grid.correct - np.minimum(price * grid.tokens / scale, 1.0)
-    return value
+def _probe(grid: Grid, names: tuple[str, ...]) -> float:
+    return 0.0 if not names or grid.probe_tokens is None else float(grid.probe_tokens.mean())
 
 
-def _cross_fitted(x: Floats, pairs: Pairs, folds: Sequence[NDArray[np.intp]]) -> tuple[Floats, Floats, float, float]:
-    """Return parameters, each query's μ from the fold that it was not in, the best ridge, and its held-out loss.
-
-    The parameters are the mean over the folds' models. One model fitted on everything would be more
-    confident than the models whose μ the cuts are fitted on.
-    """
-    # A bucket without queries has no gradient: its parameters stay 0 and are left out.
-    alive = np.flatnonzero(x.any(axis=0))
-    dense = np.ascontiguousarray(x[:, alive])
-    mu, losses = np.zeros((len(RIDGES), len(x))), np.zeros(len(RIDGES))
-    fitted = np.zeros((len(RIDGES), 2 * len(alive) + 2))
-    for fold in folds:
-        rest = np.setdiff1d(np.arange(len(x)), fold)
-        held = pairs.rows(fold)
-        for i, parameters in enumerate(_path(dense[rest], pairs.rows(rest))):
-            mu[i, fold] = ideal(parameters, dense[fold])[0]
-            losses[i] += loss(parameters, dense[fold], held, 0.0)[0] * held.mass / pairs.mass
-            fitted[i] += parameters / len(folds)
-    best = int(np.argmin(losses))
-    return _spread(fitted[best], alive, x.shape[1]), mu[best], RIDGES[best], float(losses[best])
-
-
-def _spread(parameters: Floats, alive: NDArray[np.intp], width: int) -> Floats:
-    """Return [w, b, v, c] over all features from those over the `alive` ones."""
-    out = np.zeros((2, width + 1))
-    out[:, [*alive, width]] = parameters.reshape(2, -1)
-    return out.ravel()
-
-
-def _path(x: Floats, pairs: Pairs) -> Iterator[Floats]:
-    """Yield the fitted parameters for falling ridges, each started from the one before."""
-    parameters = np.zeros(2 * x.shape[1] + 2)
-    for ridge in RIDGES:
-
-        def objective(p: Floats, ridge: float = ridge) -> tuple[float, Floats]:
-            return loss(p, x, pairs, ridge)
-
-        parameters = minimise(objective, parameters, steps=_STEPS)
-        yield parameters
-
-
-def _about(
-    grid: Grid, settings: TrainingSettings, pairs: Pairs, ridge: float, held_out: float, cuts: Cuts
-) -> dict[str, Any]:
+def _about(grid: Grid, settings: TrainingSettings, fitted: CrossFit, price: float, ties: Floats) -> dict[str, Any]:
+    chosen = choose(fitted.held_out.gain, fitted.held_out.cost, price, ties)
+    rows = np.arange(len(chosen))
     return {
-        "queries": len(grid.queries), "lambdas": list(grid.lambdas), "pairs": int(np.count_nonzero(pairs.weight)),
-        "ridge": ridge, "held_out_loss": held_out, "levels": list(cuts.levels), **asdict(settings),
+        "queries": len(grid.queries), "levels": [x for i, x in enumerate(grid.lambdas) if (chosen == i).any()],
+        "held_out_accuracy": float(grid.correct[rows, chosen].mean()),
+        "held_out_tokens": float(grid.tokens[rows, chosen].mean()),
+        "explained": fitted.explained, **fitted.chosen, **asdict(settings),
     }  # fmt: skip

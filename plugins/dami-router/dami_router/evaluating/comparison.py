@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,14 @@ from numpy.typing import NDArray
 
 from dami_router.choosing.policy import nearest
 from dami_router.errors import FailureError, MisuseError
-from dami_router.estimators.cuts import Cuts
+from dami_router.estimators.decision import choose, prices_of_switches, tie_breaks
 from dami_router.estimators.estimator import Estimator
-from dami_router.estimators.preference import Preference
+from dami_router.estimators.features import Encoder, HashedText
+from dami_router.estimators.inputs import Inputs
 from dami_router.estimators.query import Query
-from dami_router.estimators.training import TrainingSettings, evidence_of, train, utility
+from dami_router.estimators.sparse import SparseRows
+from dami_router.estimators.trained import Trained
+from dami_router.estimators.training import TrainingSettings, evidence_of, inputs_of, train
 from dami_router.evaluating.rivals import Rival, capped_points, cross_fold, over_best_cap, over_best_static
 from dami_router.evaluating.scores import (
     apgr,
@@ -41,6 +44,8 @@ __all__ = ["Comparison", "Contender", "compare", "cross_validated", "length_of_q
 
 Floats = NDArray[np.float64]
 CPT_SHARES = (0.5, 0.8)
+_SWEPT = 41
+"""Prices of the cost curve."""
 
 
 @dataclass(frozen=True)
@@ -108,38 +113,59 @@ class Comparison:
         }
 
 
-def cross_validated(grid: Grid, settings: TrainingSettings, folds: int, note: Callable[[str], None]) -> Contender:
+def cross_validated(
+    grid: Grid,
+    settings: TrainingSettings,
+    folds: int,
+    note: Callable[[str], None] = lambda _: None,
+    *,
+    encoder: Encoder | None = None,
+    use_confidence: bool | None = None,
+) -> Contender:
     """Return the default estimator, trained `folds` times, with each query's λ from the model that did not see it."""
-    parts = folds_of(grid.texts, folds, seed=settings.seed)
-    lambdas, score = np.zeros(len(grid.queries)), np.zeros(len(grid.queries))
-    names = evidence_of(grid, None)
-    for number, part in enumerate(parts, 1):
-        note(f"fold {number} of {folds}: training on the other {folds - 1}")
-        trained = train(
-            grid.rows(np.setdiff1d(np.arange(len(grid.queries)), part)), settings, use_confidence=bool(names)
-        )
-        held = grid.rows(part)
-        mu, _ = trained.ideal(held.texts, _evidence(held, names))
-        score[part] = mu
-        lambdas[part] = [trained.cuts(float(x)) for x in mu]
-    return Contender("preference", tuple(map(float, lambdas)), score, tuple(parts))
+    names = evidence_of(grid, use_confidence)
+    inputs = inputs_of(grid, encoder or HashedText(), names)
+    alone = bool(evidence_of(grid, None)) and not names
+    name = f"{settings.method}, text alone" if alone else settings.method
+    return _held_out(name, grid, settings, folds, inputs, names, note)
 
 
 def length_of_query(grid: Grid, settings: TrainingSettings, folds: int) -> Contender:
-    """Return the query's length as an estimator: longer queries get a larger λ, by cuts fitted on the other folds."""
-    score = np.array([float(len(text)) for text in grid.texts])
-    worth, parts = utility(grid, settings.price), folds_of(grid.texts, folds, seed=settings.seed)
-    lambdas = np.zeros(len(score))
-    for part in parts:
-        rest = np.setdiff1d(np.arange(len(score)), part)
-        cuts = Cuts.fit(score[rest], worth[rest], np.array(grid.lambdas))
-        lambdas[part] = [cuts(x) for x in score[part]]
-    return Contender("query length", tuple(map(float, lambdas)), score, tuple(parts))
+    """Return the same estimator, trained on nothing but the query's length."""
+    length = np.log1p([[float(len(text))] for text in grid.texts])
+    nothing = SparseRows.of([{}] * len(grid.queries), 0)
+    settings = replace(settings, method="preference")
+    return _held_out("query length", grid, settings, folds, Inputs(length, nothing), (), lambda _: None)
+
+
+def _held_out(
+    name: str, grid: Grid, settings: TrainingSettings, folds: int, inputs: Inputs, names: Sequence[str],
+    note: Callable[[str], None],
+) -> Contender:  # fmt: skip
+    parts = folds_of(grid.texts, folds, seed=settings.seed)
+    gain, cost = np.zeros(grid.correct.shape), np.zeros(grid.correct.shape)
+    columns = np.zeros(len(grid.queries), dtype=np.intp)
+    for number, part in enumerate(parts, 1):
+        note(f"fold {number} of {folds}: training on the other {folds - 1}")
+        rest = np.setdiff1d(np.arange(len(columns)), part)
+        trained = train(grid.rows(rest), settings, inputs=inputs.rows(rest), use_confidence=bool(names))
+        values = trained.of_inputs(inputs.rows(part))
+        columns[part] = trained.choices(values, [grid.texts[i] for i in part])
+        gain[part], cost[part] = values.gain, values.cost
+    lambdas = tuple(grid.lambdas[i] for i in columns)
+    probe = grid.probe_tokens if names else None
+    return Contender(name, lambdas, gain[:, -1] - gain[:, 0], tuple(parts), probe, _sweep(grid.texts, gain, cost))
+
+
+def _sweep(texts: Sequence[str], gain: Floats, cost: Floats) -> NDArray[np.intp]:
+    """Return the choices (prices, queries) at prices from the highest to 0."""
+    ties = tie_breaks([fingerprint(text) for text in texts])
+    return np.array([choose(gain, cost, float(price), ties) for price in prices_of_switches(gain, cost, _SWEPT)])
 
 
 def unseen(grid: Grid, estimators: Sequence[Estimator]) -> Grid:
     """Return the queries that none of these was trained on; raises MisuseError if none are left."""
-    seen = frozenset[str]().union(*(e.trained_on for e in estimators if isinstance(e, Preference)))
+    seen = frozenset[str]().union(*(e.trained_on for e in estimators if isinstance(e, Trained)))
     kept = [i for i, text in enumerate(grid.texts) if fingerprint(text) not in seen]
     if not kept:
         raise MisuseError(
@@ -151,9 +177,8 @@ def unseen(grid: Grid, estimators: Sequence[Estimator]) -> Grid:
 
 def with_estimator(name: str, estimator: Estimator, grid: Grid) -> Contender:
     """Return an estimator's λ for each query; raises FailureError if it has none, or one outside [0, 1]."""
-    if isinstance(estimator, Preference):
-        mu, _ = estimator.ideal(grid.texts, _evidence(grid, evidence_of(grid, bool(estimator.evidence))))
-        return Contender(name, tuple(estimator.cuts(float(x)) for x in mu), mu)
+    if isinstance(estimator, Trained):
+        return _with_trained(name, estimator, grid)
 
     async def ask() -> list[float]:
         return [(await estimator.estimate(Query(text))).lambda_ for text in grid.texts]
@@ -163,6 +188,17 @@ def with_estimator(name: str, estimator: Estimator, grid: Grid) -> Contender:
         if not 0.0 <= lambda_ <= 1.0:
             raise FailureError(f"estimator `{name}` returned λ={lambda_} for query `{query}`; expected 0 to 1")
     return Contender(name, tuple(found), np.array(found))
+
+
+def _with_trained(name: str, estimator: Trained, grid: Grid) -> Contender:
+    names = evidence_of(grid, bool(estimator.evidence))
+    values = estimator.of_inputs(inputs_of(grid, estimator.encoder, names))
+    lambdas = tuple(estimator.lambdas[i] for i in estimator.choices(values, grid.texts))
+    # Its variants may be others than those of the grid.
+    at = np.array([grid.lambdas.index(nearest(x, grid.lambdas)) for x in estimator.lambdas], dtype=np.intp)
+    swept = at[_sweep(grid.texts, values.gain, values.cost)]
+    probe = grid.probe_tokens if names else None
+    return Contender(name, lambdas, values.gain[:, -1] - values.gain[:, 0], (), probe, swept)
 
 
 def compare(grid: Grid, contenders: Sequence[Contender]) -> Comparison:
@@ -243,12 +279,6 @@ def _two_variants(grid: Grid, contender: Contender) -> dict[str, Any]:
         "folds_without_gap": without,
         "cpt": {f"{share:.0%}": cpt(contender.ranks, weak, strong, share) for share in CPT_SHARES},
     }
-
-
-def _evidence(grid: Grid, names: Sequence[str]) -> list[Mapping[str, float]]:
-    return (
-        [{name: float(x) for name in names} for x in grid.confidence] if grid.confidence is not None and names else []
-    )
 
 
 def _flat(point: Point) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class Gathering:
         self._columns: dict[Column, int] = {}
         self._texts: list[str] = []
         self._confidence = array("d")
+        self._probe = array("d")
         self._cells = (array("q"), array("q"), array("q"))  # query, variant, sample
         self._values = (array("d"), array("d"), array("d"))  # correct, tokens, think
 
@@ -48,6 +49,7 @@ class Gathering:
         if row == len(self._texts):
             self._texts.append(rollout.query)
             self._confidence.append(float("nan"))
+            self._probe.append(float("nan"))
         elif self._texts[row] != rollout.query:
             raise MisuseError(f"query `{rollout.query_id}` has two different texts", hint="use one query_id per text")
         if rollout.confidence is not None:
@@ -85,6 +87,7 @@ class Gathering:
             *(correct[:, plain], tokens[:, plain], think[:, plain]),
             texts=tuple(self._texts[i] for i in kept),
             confidence=np.array(self._confidence)[kept],
+            probe_tokens=np.array(self._probe)[kept],
             capped=Capped(tuple((x, cap) for x, cap in (columns[i] for i in capped) if cap is not None),
                           correct[:, capped], tokens[:, capped]) if capped else None,
         )  # fmt: skip
@@ -94,6 +97,8 @@ class Gathering:
         if known == known and known != rollout.confidence:
             raise MisuseError(f"query `{rollout.query_id}` has two confidences: {known:g} and {rollout.confidence:g}")
         self._confidence[row] = float(rollout.confidence or 0.0)
+        if rollout.probe_tokens is not None:
+            self._probe[row] = rollout.probe_tokens
 
     def _refuse_twice(
         self, queries: list[str], columns: list[Column], row: NDArray[np.int64], column: NDArray[np.int64],

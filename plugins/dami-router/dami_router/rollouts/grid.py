@@ -65,9 +65,9 @@ class Capped:
 class Grid:
     """Rollouts as arrays: one row per query, one column per variant in the order of `lambdas`.
 
-    A cell is the mean over a variant's samples of a query. `texts` are the queries' texts;
-    `confidence` is Instruct's, NaN if no rollout of the query has it. `capped` are further answers to the same
-    queries, None if there are none.
+    A cell is the mean over a variant's samples of a query. `texts` are the queries' texts. `confidence` is Instruct's,
+    and `probe_tokens` are the tokens that measuring it took; both are NaN where unknown. `capped` are further answers
+    to the same queries, None if there are none.
     """
 
     queries: tuple[str, ...]
@@ -77,6 +77,7 @@ class Grid:
     think: Floats
     texts: tuple[str, ...] = ()
     confidence: Floats | None = None
+    probe_tokens: Floats | None = None
     capped: Capped | None = None
 
     def rows(self, index: Sequence[int] | NDArray[np.intp]) -> Grid:
@@ -88,6 +89,7 @@ class Grid:
             tuple(self.queries[i] for i in kept), self.lambdas, self.correct[kept], self.tokens[kept], self.think[kept],
             tuple(self.texts[i] for i in kept) if self.texts else (),
             None if self.confidence is None else self.confidence[kept],
+            None if self.probe_tokens is None else self.probe_tokens[kept],
             self.capped and Capped(self.capped.settings, self.capped.correct[kept], self.capped.tokens[kept]),
         )  # fmt: skip
 

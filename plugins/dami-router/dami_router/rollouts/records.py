@@ -1,10 +1,10 @@
 """Rollouts: graded answers of one variant to one query, one JSON object per line.
 
 Required: `query_id`, `query`, `lambda`, `correct` (bool, or a score in [0, 1]), `tokens` (a mean may be fractional).
-Optional: `model`, `answer`, `expected`, `latency_s`, `finish_reason`, `think`; `confidence` (in
-[0, 1]: the Instruct variant's for this query, on any of its rows); `sample` (0, 1, … if one variant
-answered a query several times); `system` (a system message before the query); `cap` (the answer's limit of
-thinking tokens). Other fields are ignored, and reported once.
+Optional: `model`, `answer`, `expected`, `latency_s`, `finish_reason`, `think`; `confidence` (in [0, 1]: the Instruct
+variant's for this query, on any of its rows) and `probe_tokens` (what measuring it took, on the same row); `sample`
+(0, 1, … if one variant answered a query several times); `system` (a system message before the query); `cap` (the
+answer's limit of thinking tokens). Other fields are ignored, and reported once.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Rollout:
     finish_reason: str | None = None
     think: bool | None = None
     confidence: float | None = None
+    probe_tokens: float | None = None
     sample: int | None = None
     system: str | None = None
     cap: int | None = None
@@ -145,7 +146,13 @@ def _check_optional(data: dict[str, Any], where: str) -> None:
     for field in _WORDS:
         if data.get(field) is not None and not isinstance(data[field], str):
             raise MisuseError(f"{where}: `{field}` expects text, found {data[field]!r:.40}")
-    for field, high in (("latency_s", math.inf), ("confidence", 1.0), ("sample", math.inf), ("cap", math.inf)):
+    for field, high in (
+        ("latency_s", math.inf),
+        ("confidence", 1.0),
+        ("probe_tokens", math.inf),
+        ("sample", math.inf),
+        ("cap", math.inf),
+    ):
         if data.get(field) is not None:
             _number(data[field], field, where, high=high)
     for field in ("sample", "cap"):

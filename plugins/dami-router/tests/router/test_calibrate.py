@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from dami_router.calibration.costs import LambdaCost, TokenCosts, tokens_of_rollouts
 from dami_router.calibration.fitting import Rule, Sample, WantedMean, fit
-from dami_router.calibration.probe_journal import journal
+from dami_router.calibration.probe_journal import Probed, journal
 from dami_router.choosing.policy import nearest
 from dami_router.config.router_yml import parse_config
 from dami_router.errors import FailureError, MisuseError
@@ -104,13 +104,13 @@ def test_a_journal_goes_on_after_a_crash_and_refuses_other_settings(tmp_path: Pa
     """Half a line at the end is cut off; other settings, damage and a second writer are refused."""
     path = tmp_path / "j"
     with journal(path, {"tokens": 4}) as opened:
-        opened.append("aa", {"instruct": 0.5})
+        opened.append("aa", Probed({"instruct": 0.5}, {"instruct": 3}))
         with pytest.raises(FailureError, match="another calibration"), journal(path, {"tokens": 4}):
             pass
     path.write_bytes(path.read_bytes() + b'{"query": "bb", "sco')
     with journal(path, {"tokens": 4}) as opened:
-        assert opened.done == {"aa": {"instruct": 0.5}}
-        opened.append("cc", {"instruct": 0.25, "entropy": 0.5})
+        assert opened.done == {"aa": Probed({"instruct": 0.5}, {"instruct": 3})}
+        opened.append("cc", Probed({"instruct": 0.25, "entropy": 0.5}, {"instruct": 3, "entropy": 6}))
     with journal(path, {"tokens": 4}) as opened:
         assert set(opened.done) == {"aa", "cc"}
     with pytest.raises(MisuseError, match="other settings"), journal(path, {"tokens": 8}):
@@ -162,9 +162,10 @@ def test_the_whole_way_from_queries_to_routed_lambda(served: tuple[Path, Path, l
     assert list(known) == [f"c{i}" for i in range(len(CHAINS))]
     command = [DAMI, "route", str(config), CHAINS[5], "--json"]
     decision = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert decision["evidence"]["confidence"] == pytest.approx(known["c5"])
-    assert decision["lambda"] == pytest.approx(made("instruct", known["c5"]), abs=1e-6)
-    mean = math.fsum(nearest(made("instruct", c), (0, 1)) for c in known.values()) / len(known)
+    assert decision["evidence"]["confidence"] == pytest.approx(known["c5"]["confidence"])
+    assert decision["evidence"]["tokens"] == known["c5"]["tokens"]
+    assert decision["lambda"] == pytest.approx(made("instruct", known["c5"]["confidence"]), abs=1e-6)
+    mean = math.fsum(nearest(made("instruct", c["confidence"]), (0, 1)) for c in known.values()) / len(known)
     assert mean == pytest.approx(0.4, abs=0.15)
     assert not (tmp_path / "confidence.json.partial").exists()
     assert {call.path for call in servers[1].calls} == set()
