@@ -78,5 +78,6 @@ def _opening(plan: FleetPlan) -> str:
     return f"""\
 Values for vLLM's production-stack chart {CHART_VERSION}: one model for each variant of {plan.family.name}.
 {cluster_opening(plan)}
+Weights are downloaded when a pod starts; `pvcStorage` of a model keeps them.
 The chart is installed as release {plan.name}; its router is the Service {plan.name}-router-service, which picks the
 replica. The commands are in kustomization.yaml."""
