@@ -62,6 +62,17 @@ def test_one_machine_downloads_the_commits_of_the_manifest(
     assert found == pushed
 
 
+def test_a_manifest_alone_is_enough(push: Command, dami: Command, family: Path, tmp_path: Path) -> None:
+    """A copy of the manifest without the variants' folders takes sizes and weights from the Hub."""
+    assert push().code == 0
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "dami_family.json").write_bytes((family / "dami_family.json").read_bytes())
+    done = dami("deploy", tmp_path / "alone", "--target", "compose", "--out", tmp_path / "o")
+    assert done.code == 0, done.err
+    services = yaml.safe_load((tmp_path / "o" / "compose.yaml").read_text())["services"]
+    assert services["l050"]["command"][0] == "acme/fam-l050"
+
+
 def test_an_id_that_is_not_there_is_one_message(dami: Command, tmp_path: Path) -> None:
     """An unknown repository is a failure with its name, and nothing is written."""
     done = dami("deploy", "acme/nothing", "--target", "kserve", "--out", tmp_path / "o")

@@ -66,7 +66,9 @@ def read_config(family: Family, variant: Variant, folder: Path | None) -> Mappin
     Raises CheckpointError where it cannot be read, FailureError where the Hub cannot give it.
     """
     try:
-        path = folder / variant.folder / _CONFIG if folder else _fetched(variant)
+        path = folder / variant.folder / _CONFIG if folder else None
+        if path is None or (variant.hub and not path.parent.is_dir()):
+            path = _fetched(variant)
         if path.stat().st_size > _MAX_BYTES:
             raise CheckpointError(f"{path}: larger than {_MAX_BYTES >> 20} MiB; expected a model's config")
         config = json.loads(path.read_bytes())

@@ -21,6 +21,7 @@ from jsonschema import Draft7Validator, Draft202012Validator
 
 from dami_merge.lab import copy_pair
 from dami_router.cli import main
+from dami_router.config.router_schema import Limits
 from dami_router.config.router_yml import load_config
 from dami_router.deploying.deploy_targets import TARGETS
 from dami_router.estimators.calibrated import CalibratedMap
@@ -158,6 +159,7 @@ def test_names_refer_to_what_is_there(written: dict[str, Path], case: str) -> No
     made = {(found["kind"], found["metadata"]["name"]) for found in objects(folder)}
     made |= {("ConfigMap", one["name"]) for one in kustom["configMapGenerator"]}
     made |= {("Secret", one["name"]) for one in kustom["secretGenerator"]}
+    assert kustom["generatorOptions"] == {"disableNameSuffixHash": True}  # custom resources' references stay right
     text = "\n".join(json.dumps(found) for found in objects(folder))
     for kind, pattern in (
         ("Secret", r'"secretKeyRef": \{"name": "([^"]+)"'),
@@ -361,13 +363,14 @@ def test_the_users_settings_are_in_the_generated_router_yml(tmp_path: Path) -> N
     """--router adds estimator, policy and keys, copies the files that they name, and lets TGI score prompts."""
     (tmp_path / "section.yml").write_text(
         "estimator: {chain: [effort, {confidence: {form: auto}}], fixed: 0.6}\n"
-        "policy: {sticky: true}\napi_keys_env: [TEAM_A, TEAM_B]\n"
+        "policy: {sticky: true}\nthinking: pass\napi_keys_env: [TEAM_A, TEAM_B]\n"
     )
     source = family(tmp_path / "f")
     options = ("--engine", "tgi", "--router", str(tmp_path / "section.yml"))
     assert deploy(tmp_path / "o", source, "compose", *options) == 0
     config = load_config(tmp_path / "o" / "router.yml", {"TEAM_A": "a", "TEAM_B": "b"})
-    assert (config.policy.sticky, config.api_keys, config.thinking) == (True, ("a", "b"), "split")
+    assert (config.policy.sticky, config.api_keys, config.thinking) == (True, ("a", "b"), "pass")
+    assert config.timeouts.total == 1800
     services = documents(tmp_path / "o" / "compose.yaml")[0]["services"]
     assert "--enable-prefill-logprobs" in services["l100"]["command"]
     assert set(services["router"]["environment"]) == {"TEAM_A", "TEAM_B"}
@@ -451,6 +454,37 @@ def test_vllms_own_parser_reads_the_command_lines(written: dict[str, Path]) -> N
     assert read[2][:2] == ["acme/Qwen3-4B-DAMI-l000", ["Qwen3-4B-DAMI-l000"]]
 
 
+def test_flags_follow_the_family(tmp_path: Path) -> None:
+    """Other architectures get DeepSeek's parser, a split its size, mixed templates their λ; one GPU gets no split."""
+    source = family(tmp_path / "f", name="7B-Chat", architecture="Olmo3ForCausalLM", parameters=60_000_000_000)
+    manifest = json.loads((source / "dami_family.json").read_text())
+    for variant in manifest["variants"]:
+        variant["chat_template"]["source"] = "thinking" if variant["lambda"] >= 0.6 else "instruct"
+    (source / "dami_family.json").write_text(json.dumps(manifest))
+    assert deploy(tmp_path / "g", source, "gateway", "--namespace", "chat") == 0
+    servers = documents(tmp_path / "g" / "servers.yaml")
+    assert [one["metadata"]["name"] for one in servers] == [
+        "dami-7b-chat-l000",
+        "dami-7b-chat-l060",
+        "dami-7b-chat-l100",
+    ]
+    args = servers[1]["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert args[args.index("--reasoning-parser") + 1] == "deepseek_r1"
+    assert args[args.index("--tensor-parallel-size") + 1] == "2"
+    pools = [one for one in documents(tmp_path / "g" / "pools.yaml") if one["kind"] == "InferencePool"]
+    assert {one["spec"]["endpointPickerRef"]["failureMode"] for one in pools} == {"FailOpen"}
+    pickers = [one for one in documents(tmp_path / "g" / "pools.yaml") if one["kind"] == "Deployment"]
+    for one in pickers:
+        (picker,) = one["spec"]["template"]["spec"]["containers"]
+        assert picker["args"][picker["args"].index("--pool-namespace") + 1] == "chat"
+        assert one["metadata"]["name"] == picker["args"][1] + "-epp"
+    assert deploy(tmp_path / "c", source, "compose", "--live") == 0
+    live = words("compose", {"compose": tmp_path / "c"}, "live")
+    assert live[live.index("--chat-template") + 1] == "from(0.6)"
+    assert deploy(tmp_path / "one", source, "compose", "--gpu-memory", "192") == 0
+    assert "--tensor-parallel-size" not in words("compose", {"compose": tmp_path / "one"}, "l000")
+
+
 def test_probes_wait_for_the_weights(tmp_path: Path) -> None:
     """A server has ten minutes and a download at 100 MB/s until it must be ready: 87 minutes for 438 GiB."""
     source = family(tmp_path / "f", lambdas=(0.0, 1.0), parameters=235_093_634_560)
@@ -497,3 +531,10 @@ def test_the_image_of_the_router_is_small_and_not_root(written: dict[str, Path])
     assert any(re.match(r"\S+ AS live\n", stage) for stage in stages)
     router = documents(written["compose"] / "compose.yaml")[0]["services"]["router"]
     assert (router["read_only"], router["cap_drop"], router["command"][0]) == (True, ["ALL"], "serve")
+    pod = documents(written["kserve"] / "dami.yaml")[0]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert (pod["securityContext"]["runAsNonRoot"], pod["automountServiceAccountToken"]) == (True, False)
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+    }  # fmt: skip
+    assert pod["terminationGracePeriodSeconds"] > Limits().drain

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from dami_router.deploying.model_shape import ModelShape
 from dami_router.deploying.sizing import ALLOWANCE, GIB, USABLE, fit
 from dami_router.errors import CheckpointError
+from dami_router.estimators.calibrated import CalibratedMap
+from dami_router.estimators.quantile import QuantileMap
 from dami_router.manifest.family import load_family
 
 CASES: list[tuple[str, dict[str, Any], list[str], str]] = [
@@ -21,6 +23,7 @@ CASES: list[tuple[str, dict[str, Any], list[str], str]] = [
     ("gateway", {"pushed": (0.0, 1.0)}, [], "Qwen3-4B-DAMI-l060"),
     ("compose", {}, ["--gpu-memory", "1"], "fits on no GPU of 1 GiB"),
     ("compose", {}, ["--gpus", "1", "--gpu-memory", "24"], "--gpus 3"),
+    ("compose", {}, ["--gpus", "1", "--gpu-memory", "43"], "--gpus 2"),
     ("compose", {}, ["--only", "0.5"], "it has 0, 0.6 or 1"),
     ("compose", {}, ["--context", "300000"], "at most 262144 tokens"),
     ("kserve", {"name": "Q" * 70}, [], "names have at most 63"),
@@ -103,9 +106,11 @@ def test_variants_that_would_share_a_name_are_refused(tmp_path: Path, capsys: py
 def test_a_mistake_in_the_settings_has_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--router is read as strictly as router.yml; a file that it names must be beside it."""
     source = family(tmp_path / "f")
+    CalibratedMap(16, {"instruct": QuantileMap.fit([0.1, 0.5, 0.9], 0.3, 0.6)}).save(tmp_path / "m.json")
     for text, told in (
         ("policy: {stickky: true}\n", "section.yml:1"),
         ("estimator: {chain: [{trained: ../x}]}\n", "x"),
+        (f"estimator: {{chain: [{{confidence: {{map: {tmp_path}/m.json}}}}]}}\n", "beside the settings"),
         ("family: ./f\n", "leave `family` out"),
     ):
         (tmp_path / "section.yml").write_text(text)
@@ -164,6 +169,20 @@ def test_a_fit_is_the_smallest_split_that_holds_a_sequence(
     if found:
         assert found.needed == sums[found.gpus]
         assert found.cache_tokens >= context - min(found.gpus, kv_heads)
+
+
+@pytest.mark.parametrize(
+    ("weights", "heads", "kv_heads", "context", "gpus"),
+    [
+        (60, 32, 8, 1, 1), (70, 32, 8, 1, 1), (71, 32, 8, 1, 2), (100, 1, 1, 1, None), (300, 12, 4, 1, None),
+        (300, 32, 4, 1, 8), (1, 32, 8, 200, 4), (1, 32, 1, 200, None),
+    ],
+)  # fmt: skip
+def test_what_fits_on_gpus_of_80_gib(weights: int, heads: int, kv_heads: int, context: int, gpus: int | None) -> None:
+    """A server has 72 of 80 GiB, 2 of them for the rest; heads divide the split, one key-value head has none."""
+    shape = ModelShape(weights * GIB, GIB, 1 << 20, heads, kv_heads)
+    found = fit(shape, context - (weights >= 60), 80 * GIB)
+    assert (found.gpus if found else None) == gpus
 
 
 def test_the_cache_of_a_token_follows_the_attention(tmp_path: Path) -> None:
