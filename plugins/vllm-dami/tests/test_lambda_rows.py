@@ -31,6 +31,16 @@ def rows() -> LambdaRows:
     return made
 
 
+def test_lambda_is_written_on_the_host_whatever_the_default_device(rows: LambdaRows) -> None:
+    """A model that is made with another default device has its λ in the host's memory, and sends it from there."""
+    assert rows._spread is not None
+    with torch.device("meta"):
+        rows.allocate(rows._spread, 6, 32, torch.device("cpu"))
+    rows.put(0, 0.3)
+    rows.fill(torch.tensor([0, 4]), 4)
+    assert rows.tokens[:, :4].T.tolist() == [pytest.approx(expected(0.3))] * 4
+
+
 def expected(lambda_: float | None) -> list[float]:
     if lambda_ is None:
         return [RECIPE.lambda_for(name, Anatomy.of(NAMES)) for name in NAMES]

@@ -45,7 +45,8 @@ class LambdaRows:
         """Allocate the tensors; the model knows how λ spreads over its parameters."""
         groups = max(spread.groups.values()) + 1
         self._spread = spread
-        self._host = torch.zeros(groups, most_rows)
+        # vLLM makes a model with its device as the default one.
+        self._host = torch.zeros(groups, most_rows, device="cpu")
         self._rows = torch.zeros(groups, most_rows, device=device)
         self._positions = torch.arange(most_tokens, dtype=torch.int32, device=device)
         self.tokens = torch.zeros(groups, most_tokens, device=device)
