@@ -30,7 +30,7 @@ AXE := $(VENV)-axe/node_modules/axe-core/axe.min.js
 
 test-ui: $(STAMP)
 	@test -f $(AXE) || npm install --prefix $(VENV)-axe --no-audit --no-fund --silent axe-core@4.14.1 || true
-	DAMI_AXE=$(abspath $(AXE)) $(BIN)/python -m pytest -m ui
+	DAMI_AXE=$(abspath $(AXE)) $(BIN)/python -m pytest tests/ui
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -93,6 +93,8 @@ def live(
     if names[:1] == ("set",) and len(names) == _PAIR and not Path("set").exists():
         return _set(output, names[1], requests, keys, options)
     if engine == "vllm":
+        if reports:
+            raise MisuseError("--report: vLLM's server has no page", hint="put `dami serve --report` in front of it")
         return _vllm(output, names, extra, print_only, keys, options)
     if extra or print_only:
         raise MisuseError(f"{extra[0] if extra else '--print'}: vLLM's options need --engine vllm")

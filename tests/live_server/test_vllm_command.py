@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from dami_merge.commands.live import live
 from dami_merge.live_server import vllm_command
 from dami_merge.live_server.vllm_command import VllmServer, require_vllm
 from dami_merge.live_server.vllm_control import set_lambda
@@ -149,6 +150,13 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         require_vllm()
     monkeypatch.setattr(vllm_command, "version", lambda name: "0.32.0")
     require_vllm()
+
+
+def test_vllm_has_no_page_for_a_report(tmp_path: Path) -> None:
+    """A report is for the page at /ui, which vLLM's server lacks: the message says what has it."""
+    with pytest.raises(MisuseError, match="--report") as refused:
+        live.main(["a", "b", "--engine", "vllm", "--report", str(tmp_path)], standalone_mode=False)
+    assert "dami serve --report" in str(refused.value.hint)
 
 
 def test_print_writes_the_command_that_would_run(pair: tuple[str, str]) -> None:
