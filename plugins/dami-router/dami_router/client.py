@@ -35,6 +35,7 @@ class RoutedBy:
     estimator: str
     route_ms: float
     attempts: int
+    cause: str = ""
 
     @classmethod
     def of(cls, headers: Mapping[str, str]) -> RoutedBy | None:
@@ -46,6 +47,7 @@ class RoutedBy:
                 headers["x-dami-estimator"],
                 float(headers["x-dami-route-ms"]),
                 int(headers["x-dami-attempts"]),
+                headers.get("x-dami-cause", ""),
             )
         except (KeyError, ValueError):
             return None

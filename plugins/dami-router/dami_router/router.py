@@ -9,20 +9,23 @@ In process:
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dami_router.choosing.budget import Budget, Entry
-from dami_router.choosing.ordering import SAME_LAMBDA, Ordering, Wanted
+from dami_router.choosing.ordering import SAME_LAMBDA, Cause, Ordered, Ordering, Wanted
 from dami_router.config.router_yml import load_config
 from dami_router.config.specs import RouterConfig, VariantSpec
 from dami_router.errors import FailureError
+from dami_router.estimators.chain import Chain
 from dami_router.estimators.query import Estimate, Query
 from dami_router.messages.pinning import LIVE, pin, pinned
 from dami_router.messages.request import Request, read_request
@@ -69,6 +72,8 @@ class Decision:
     estimator: str
     route_ms: float
     order: tuple[str, ...] = ()
+    cause: Cause | Literal["pinned", "pass_through"] = "estimator"
+    """What decided on the variant: the estimate, or what overruled it."""
     evidence: Mapping[str, float | str] = field(default_factory=dict)
 
     def name(self, id: str | None = None) -> str:
@@ -83,6 +88,7 @@ class Decision:
             "variant": self.name(),
             "order": [self.name(id) for id in self.order],
             "estimator": self.estimator,
+            "cause": self.cause,
             "evidence": dict(self.evidence),
             "route_ms": round(self.route_ms, 3),
         }
@@ -164,10 +170,13 @@ class Router:
             body["reasoning_effort"] = effort
         return await self.decide(read_request("/v1/chat/completions", "openai", json.dumps(body).encode()))
 
-    async def decide(self, request: Request) -> Decision:
-        """Estimate λ(q) and choose; raises UnknownModelError, NoVariantError. Changes no state."""
+    async def decide(self, request: Request, estimator: Chain | None = None) -> Decision:
+        """Estimate λ(q) and choose; raises UnknownModelError, NoVariantError. Changes no state.
+
+        `estimator` takes the place of the configuration's.
+        """
         begun = time.perf_counter()
-        model = self._model(request)
+        model, effort = self._model(request)
         auto = model in _AUTO
         if auto and request.path in self.config.pass_through:
             return self._anywhere(request, begun)
@@ -175,43 +184,47 @@ class Router:
             id = self.fleet.standing_for(model)
             if id is None:
                 raise UnknownModelError(f"`{model}` has no server among the router's backends")
-            return Decision(self.ordering.lambdas[model], id, "pinned", _ms(begun), (id,))
-        estimate = await self._estimate(model, request)
+            return Decision(self.ordering.lambdas[model], id, "pinned", _ms(begun), (id,), "pinned")
+        estimate = await self._estimate(model, effort, request, estimator or self.estimator)
         policy = self.config.policy
         lambda_ = min(max(estimate.lambda_, policy.lambda_min), policy.lambda_max)
-        bent, order = self._order(lambda_, request, budgeted=auto)
+        bent, order, cause = self._order(lambda_, request, budgeted=auto, limited=lambda_ != estimate.lambda_)
         # Budget and conversation may change λ(q) for a live server: the evidence then holds the estimate too.
         told = {} if abs(bent - lambda_) < SAME_LAMBDA else {"wanted_lambda": round(lambda_, 6)}
         evidence = {**estimate.evidence, **told}
-        return Decision(bent, order[0], estimate.estimator, _ms(begun), tuple(order), evidence)
+        why = cause if auto or cause != "estimator" else "pinned"
+        return Decision(bent, order[0], estimate.estimator, _ms(begun), tuple(order), why, evidence)
 
-    def _model(self, request: Request) -> str:
-        """Return the model that a request asks for: `dami` where it names none, and aliases resolved."""
+    def _model(self, request: Request) -> tuple[str, str | None]:
+        """Return the model that a request asks for and its effort: aliases and presets resolved, `dami` for none."""
         model = request.model or "dami"
-        return self.config.aliases.get(model, model)
+        model = self.config.aliases.get(model, model)
+        effort = None if model in _AUTO else self.config.preset(model)
+        return ("dami", effort) if effort else (model, request.effort)
 
     def _anywhere(self, request: Request, begun: float) -> Decision:
         """Decide on a request to which all variants give the same answer: the smallest λ on offer comes first."""
-        offered = self._offered(request)
+        offered, known = self._offered(request)
         lambdas = self.ordering.lambdas
-        order = tuple(sorted(offered, key=lambda id: (lambdas.get(id, 0.0), id)))
-        return Decision(lambdas.get(order[0], 0.0), order[0], "pass_through", _ms(begun), order)
+        order = tuple(sorted(known, key=lambda id: (id not in offered, lambdas.get(id, 0.0), id)))
+        return Decision(lambdas.get(order[0], 0.0), order[0], "pass_through", _ms(begun), order, "pass_through")
 
-    def _offered(self, request: Request) -> set[str]:
-        """Return the variants on offer for a request's route; raises NoVariantError where there is none."""
-        offered = self.fleet.offered(_protocols(request))
+    def _offered(self, request: Request) -> tuple[set[str], set[str]]:
+        """Return the variants on offer for a request's route, and all that have it; raises NoVariantError for none."""
+        protocols = _protocols(request)
+        offered = self.fleet.offered(protocols)
         if not offered:
             raise NoVariantError
-        return offered
+        return offered, self.fleet.known(protocols)
 
-    async def _estimate(self, model: str, request: Request) -> Estimate:
+    async def _estimate(self, model: str, effort: str | None, request: Request, estimator: Chain) -> Estimate:
         if model not in _AUTO:
             lambda_ = pinned(model)
             if lambda_ is None:
                 raise UnknownModelError(f"no model `{model:.100}`{self._advice(model)}")
             return Estimate(lambda_, "pinned")
-        found = await self.estimator.estimate(_query(request))
-        shift = self.config.effort_shift.get(request.effort or "", 0.0)
+        found = await estimator.estimate(Query(request.text, effort, request.messages, request.prompt))
+        shift = self.config.effort_shift.get(effort or "", 0.0)
         if not shift or found.estimator == "effort":
             return found
         moved = min(max(found.lambda_ + shift, 0.0), 1.0)
@@ -223,9 +236,9 @@ class Router:
         near = did_you_mean(model, ["dami", *self.ordering.lambdas, *self.config.aliases])
         return f"; did you mean `{near}`?" if near else ""
 
-    def _order(self, lambda_: float, request: Request, *, budgeted: bool) -> tuple[float, list[str]]:
-        """Return the λ to answer at, and the variants in the order to try."""
-        offered = self._offered(request)
+    def _order(self, lambda_: float, request: Request, *, budgeted: bool, limited: bool) -> Ordered:
+        """Return the λ to answer at, the variants in the order to try, and what decided."""
+        offered, known = self._offered(request)
         policy = self.config.policy
         wanted = Wanted(
             lambda_,
@@ -234,8 +247,10 @@ class Router:
             draw=request.draw if policy.rule == "dithered" else 0.0,
             conversation=request.conversation if policy.sticky else None,
             follow_up=policy.sticky and request.follow_up,
+            tool_loop=policy.sticky and request.tool_loop,
+            limited=limited,
         )
-        return self.ordering.order(wanted, offered)
+        return self.ordering.order(wanted, offered, known)
 
     def spend(self, decision: Decision) -> Entry | None:
         """Enter a decision into the online budget; None where there is none."""
@@ -270,7 +285,8 @@ class Router:
         tried: set[Replica] = set()
         attempts, stale, last = 0, False, None
         protocols = _protocols(request)
-        replica = self.fleet.next(decision.order, tried, protocols)
+        key = partial(self._affinity, request) if self.config.affinity.enabled else None
+        replica = self.fleet.next(decision.order, tried, protocols, key)
 
         def elsewhere() -> bool:
             others = {*tried, replica} if replica is not None else tried
@@ -288,7 +304,7 @@ class Router:
                 last, stale = error, False
                 self.on_failure(replica, error)
             tried.add(replica)
-            replica = self.fleet.next(decision.order, tried, protocols)
+            replica = self.fleet.next(decision.order, tried, protocols, key)
             if replica is not None:
                 await asyncio.sleep(random.uniform(0, self.config.retries.backoff * 2 ** min(attempts - 1, 6)))  # noqa: S311
         if last is None:
@@ -327,6 +343,13 @@ class Router:
             breaker.succeeded()
         return reply
 
+    def _affinity(self, request: Request) -> bytes | None:
+        """Return what keeps a conversation on one replica: its session's name, else how it begins."""
+        for name in self.config.affinity.headers:
+            if session := request.headers.get(name):
+                return hashlib.blake2b(session.encode(), digest_size=16).digest()
+        return request.beginning
+
     def _failed(self, replica: Replica, why: str) -> None:
         was = replica.breaker.state
         replica.breaker.failed()
@@ -342,10 +365,6 @@ class Router:
                 f"a server does not serve the variant that router.yml names:\n{lines}",
                 hint="correct `url` or `variant`; if the server uses another name for it, set that as `model`",
             )
-
-
-def _query(request: Request) -> Query:
-    return Query(request.text, request.effort, request.messages, request.prompt)
 
 
 def _budget(config: RouterConfig) -> Budget | None:

@@ -243,7 +243,7 @@ def test_the_oldest_unused_conversation_is_forgotten() -> None:
     known.answered(b"b", 0.5)
     known.answered(b"a", 0.3)
     known.answered(b"c", 0.7)
-    assert [known.floor(key) for key in (b"a", b"b", b"c")] == [0.3, 0.0, 0.7]
+    assert [known.last(key) for key in (b"a", b"b", b"c")] == [0.3, None, 0.7]
 
 
 def test_by_default_thousands_of_conversations_are_remembered() -> None:
@@ -252,7 +252,7 @@ def test_by_default_thousands_of_conversations_are_remembered() -> None:
     known.answered(None, 1.0)
     for i in range(10_000):
         known.answered(b"%d" % i, 0.5)
-    assert known.floor(b"0") == 0.5
-    assert known.floor(None) == 0.0
+    assert known.last(b"0") == 0.5
+    assert known.last(None) is None
     known.answered(b"more", 0.5)
-    assert known.floor(b"0") == 0.0
+    assert known.last(b"0") is None

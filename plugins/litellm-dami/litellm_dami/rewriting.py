@@ -68,6 +68,7 @@ class Rewriter:
             "x-dami-lambda": f"{found.decision.lambda_:.4g}",
             "x-dami-variant": self._variant(answered, found.decision),
             "x-dami-estimator": found.decision.estimator,
+            "x-dami-cause": found.decision.cause,
             "x-dami-route-ms": f"{found.decision.route_ms:.3f}",
         }
 

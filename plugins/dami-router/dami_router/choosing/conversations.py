@@ -1,4 +1,4 @@
-"""The λ of each conversation's last answer: within a conversation, λ may only rise."""
+"""The λ of each conversation's last answer: within a conversation, λ may only rise, and in a tool loop it stays."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Conversations:
         self._size = size
         self._lambdas: OrderedDict[bytes, float] = OrderedDict()
 
-    def floor(self, key: bytes | None) -> float:
-        """Return the λ below which the conversation must not fall; 0 for an unknown one."""
-        return self._lambdas.get(key, 0.0) if key is not None else 0.0
+    def last(self, key: bytes | None) -> float | None:
+        """Return the λ of the conversation's last answer; None for an unknown one."""
+        return self._lambdas.get(key) if key is not None else None
 
     def answered(self, key: bytes | None, lambda_: float) -> None:
         """Remember the λ of an answer; the least recently used conversation is forgotten."""

@@ -31,7 +31,7 @@ _RECIPE = (
 )  # fmt: skip
 _ROUTER = (
     "backends", "variants", "estimator", "effort_shift", "policy", "timeouts", "retries", "breaker", "limits",
-    "probe", "api_keys_env", "thinking", "hints", "aliases", "pass_through", "cors",
+    "probe", "api_keys_env", "thinking", "hints", "aliases", "pass_through", "cors", "affinity",
 )  # fmt: skip
 
 
@@ -122,6 +122,8 @@ def _facts(config: RouterConfig) -> dict[str, Any]:
         "estimators": [*(estimator.name for estimator in config.estimator.estimators), "fixed"],
         "fixed": config.estimator.last.lambda_,
         "policy": {"choose": policy.rule, "lambda_min": policy.lambda_min, "lambda_max": policy.lambda_max},
+        "affinity": {"enabled": config.affinity.enabled, "headers": list(config.affinity.headers)},
+        "presets": [f"dami:{word}" for word in config.presets],
         "asks_for_keys": bool(config.api_keys),
     }
 
@@ -138,6 +140,7 @@ def _lines(config: RouterConfig, beaten: list[str]) -> list[str]:
         table(("variant", "λ", "servers", "measured on"), rows),
         f"estimators   {', then '.join(names)}; timeout {chain.timeout:g} s each",
         f"policy       {', '.join(said)}",
+        f"replicas     {_replicas(config)}",
         f"limits       {config.limits.concurrency} concurrent requests, {config.limits.queue} queued",
         f"keys         {'required from clients' if config.api_keys else 'not required from clients'}",
     ]
@@ -146,6 +149,12 @@ def _lines(config: RouterConfig, beaten: list[str]) -> list[str]:
 
 def _servers(config: RouterConfig, variant: str) -> str:
     return ", ".join(f"{b.url} ({b.protocol})" for b in config.backends if b.variant == variant)
+
+
+def _replicas(config: RouterConfig) -> str:
+    if not config.affinity.enabled:
+        return "the least busy one"
+    return f"a conversation stays on one; sessions by {' or '.join(config.affinity.headers) or 'no header'}"
 
 
 def _measured(figures: Any) -> str:

@@ -7,88 +7,42 @@ the modules beside this one.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic.json_schema import GenerateJsonSchema
 
 from dami_router.choosing.policy import Rule
+from dami_router.config.router_values import (
+    Count,
+    CountOrNone,
+    Effort,
+    HeaderNames,
+    Lambda,
+    Load,
+    Origin,
+    Path_,
+    Seconds,
+    SecondsOrNone,
+    Shift,
+    Texts,
+    Tokens,
+    UpTo1024,
+    Urls,
+    estimators,
+    listed,
+)  # fmt: skip
 from dami_router.estimators.chain import Chain
 from dami_router.estimators.confidence import Choice, Confidence
-from dami_router.estimators.effort import EFFORTS
 from dami_router.messages.hints import Hints
-from dami_router.messages.routes import OWN_PATHS, ROUTES, canonical
-from dami_router.shared.strict_model import Flag, Many, Some, StrictModel, Text, Wrong, expected, one_of, shown
+from dami_router.shared.strict_model import Flag, Many, Some, StrictModel, Text, Wrong, one_of, shown
 
 __all__ = [
-    "BackendEntry", "BreakerSpec", "BudgetSpec", "ConfidenceSettings", "EstimatorLink", "EstimatorSection",
-    "HintsSection", "Limits", "LiveEntry", "PolicySpec", "ProbeSpec", "Retries", "RouterFile", "ServedEntry",
-    "Timeouts", "VariantEntry", "router_json_schema",
+    "AffinitySpec", "BackendEntry", "BreakerSpec", "BudgetSpec", "ConfidenceSettings", "EstimatorLink",
+    "EstimatorSection", "HintsSection", "Limits", "LiveEntry", "PolicySpec", "ProbeSpec", "Retries", "RouterFile",
+    "ServedEntry", "Timeouts", "VariantEntry", "router_json_schema",
 ]  # fmt: skip
-
-
-def _whole(value: object) -> object:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _sound_url(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        sound = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) > 0
-    except ValueError:
-        sound = False
-    plain = url.isascii() and url.isprintable() and " " not in url
-    if not sound or not plain or parts.query or parts.fragment or parts.username:
-        raise Wrong((), f"expected http://HOST[:PORT][/PATH], found {url:.100}")
-    return url
-
-
-def _free_path(path: str) -> str:
-    if not re.fullmatch(r"(/[A-Za-z0-9._-]+)+", path) or ".." in path:
-        raise Wrong((), f"expected a path such as /v1/embeddings, found {path:.100}")
-    full = canonical(path)
-    if full in ROUTES or full in OWN_PATHS or full.startswith("/v1/models/"):
-        raise Wrong((), f"{path:.100} is a route of the proxy already", "leave it out")
-    return path
-
-
-def _sound_origin(origin: str) -> str:
-    if origin != "*" and not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+", origin):
-        raise Wrong((), f"expected an origin such as https://app.example, or `*`, found {origin:.100}")
-    return origin
-
-
-def _listed(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
-def _estimators(value: object) -> object:
-    if value is None or isinstance(value, list | tuple):
-        return value
-    raise Wrong((), f"expected a list of estimators, found {shown(value)}", "for one: `chain: [effort]`")
-
-
-Lambda = Annotated[float, Field(ge=0, le=1), expected("a number in [0, 1]")]
-Shift = Annotated[float, Field(ge=-1, le=1), expected("a number in [-1, 1]")]
-Seconds = Annotated[float, Field(ge=0.001), expected("a number of seconds, at least 0.001")]
-SecondsOrNone = Annotated[float, Field(ge=0), expected("a number of seconds, at least 0")]
-Tokens = Annotated[float, Field(ge=1), expected("a number of tokens, at least 1")]
-Count = Annotated[int, Field(ge=1), BeforeValidator(_whole), expected("a whole number, at least 1")]
-CountOrNone = Annotated[int, Field(ge=0), BeforeValidator(_whole), expected("a whole number, at least 0")]
-UpTo1024 = Annotated[
-    int, Field(ge=1, le=1024), BeforeValidator(_whole), expected("a whole number, at least 1 and at most 1024")
-]
-Effort = Annotated[Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"], one_of(*EFFORTS)]
-Url = Annotated[Text, AfterValidator(_sound_url)]
-Urls = Annotated[Some[Url], BeforeValidator(_listed, json_schema_input_type=Url | Some[Url])]
-Texts = Annotated[Many[Text], BeforeValidator(_listed, json_schema_input_type=Text | Many[Text])]
-
-
-Path_ = Annotated[Text, AfterValidator(_free_path)]
-Origin = Annotated[Text, AfterValidator(_sound_origin)]
 
 
 class VariantEntry(StrictModel):
@@ -213,7 +167,7 @@ Link = Annotated[
 class EstimatorSection(StrictModel):
     """Estimators of λ(q). The first that has a result decides."""
 
-    chain: Annotated[Many[Link] | None, BeforeValidator(_estimators)] = Field(
+    chain: Annotated[Many[Link] | None, BeforeValidator(estimators)] = Field(
         default=(), description="Estimators in order: `effort`, `confidence`, `trained: FOLDER`, or an installed one."
     )
     fixed: Lambda = Field(default=0.5, description="λ if no estimator of the chain has a result.")
@@ -252,7 +206,9 @@ class PolicySpec(StrictModel):
     )
     lambda_min: Lambda = Field(default=0.0, description="Smallest λ that an estimate can have.")
     lambda_max: Lambda = Field(default=1.0, description="Largest λ that an estimate can have.")
-    sticky: Flag = Field(default=False, description="Within a conversation, λ never goes down.")
+    sticky: Flag = Field(
+        default=False, description="Within a conversation, λ never goes down, and stays while tools are called."
+    )
     drop_dominated: Flag = Field(default=True, description="Use dominated variants only as a last fallback.")
     budget: BudgetSpec | None = Field(default=None, description="Limit on the mean λ or mean tokens. None by default.")
 
@@ -279,6 +235,20 @@ class Retries(StrictModel):
     attempts: Count = Field(default=6, description="Most calls for one request.")
     backoff: SecondsOrNone = Field(
         default=0.05, description="The nth call waits a random time of at most backoff·2ⁿ⁻² seconds."
+    )
+
+
+class AffinitySpec(StrictModel):
+    """How the replica of a variant is chosen: a conversation stays on one, which has its beginning cached."""
+
+    enabled: Flag = Field(default=True, description="Keep a conversation on one replica; false: the least busy one.")
+    headers: HeaderNames = Field(
+        default=("x-session-id",),
+        description="Headers that name a session: the first that a request has decides on the replica. They are passed "
+        "on to the servers, for pickers of their own.",
+    )
+    load: Load = Field(
+        default=1.25, description="A replica with more than this times the mean number of calls gets no others."
     )
 
 
@@ -356,6 +326,7 @@ class RouterFile(StrictModel):
     policy: PolicySpec = PolicySpec()
     timeouts: Timeouts = Timeouts()
     retries: Retries = Retries()
+    affinity: AffinitySpec = AffinitySpec()
     breaker: BreakerSpec = BreakerSpec()
     limits: Limits = Limits()
     probe: ProbeSpec = ProbeSpec()
@@ -369,10 +340,10 @@ class RouterFile(StrictModel):
     aliases: dict[Text, Text] = Field(
         default={}, description="Other names for `dami`, for a pinned λ such as `dami:0.5`, or for a variant's id."
     )
-    pass_through: Annotated[Many[Path_], BeforeValidator(_listed, json_schema_input_type=Path_ | Many[Path_])] = Field(
+    pass_through: Annotated[Many[Path_], BeforeValidator(listed, json_schema_input_type=Path_ | Many[Path_])] = Field(
         default=(), description="Further routes of the servers that clients may use, such as /v1/embeddings."
     )
-    cors: Annotated[Many[Origin], BeforeValidator(_listed, json_schema_input_type=Origin | Many[Origin])] = Field(
+    cors: Annotated[Many[Origin], BeforeValidator(listed, json_schema_input_type=Origin | Many[Origin])] = Field(
         default=(), description="Origins whose pages may send requests from a browser; `*` for all. None by default."
     )
 

@@ -14,6 +14,7 @@ from dami_router.config.chain_config import read_chain
 from dami_router.config.router_schema import BudgetSpec, RouterFile
 from dami_router.config.specs import BackendSpec, RouterConfig, VariantSpec
 from dami_router.config.variant_config import read_variants
+from dami_router.messages.hints import EFFORT_WORDS
 from dami_router.messages.pinning import LIVE, pinned
 from dami_router.shared.strict_model import Wrong, reading
 from dami_router.shared.strict_yaml import Document, load, parse
@@ -24,6 +25,7 @@ __all__ = ["is_section", "load_config", "load_section", "parse_config"]
 Environment = Mapping[str, str] | None
 """The variables that hold keys; None for the process's own."""
 
+_PRESETS = frozenset(f"dami:{word}" for word in EFFORT_WORDS)
 _SERVED = ("family", "variants", "backends")
 
 
@@ -87,6 +89,7 @@ def _resolved(
         policy=file.policy,
         timeouts=file.timeouts,
         retries=file.retries,
+        affinity=file.affinity,
         breaker=file.breaker,
         limits=file.limits,
         probe=file.probe,
@@ -103,9 +106,9 @@ def _aliases(aliases: Mapping[str, str], variants: tuple[VariantSpec, ...]) -> M
     """Refuse an alias of nothing, and one that hides a name; raises Wrong."""
     names = {"dami", *(variant.id for variant in variants)}
     for alias, name in aliases.items():
-        if alias in names or pinned(alias) is not None:
+        if alias in names or pinned(alias) is not None or alias in _PRESETS:
             raise Wrong(("aliases", alias), f"`{alias:.100}` is a name already")
-        if name not in names and pinned(name) is None:
+        if name not in names and pinned(name) is None and name not in _PRESETS:
             near = did_you_mean(name, sorted(names))
             hint = f"did you mean `{near}`?" if near else "for instance `dami` or `dami:0.5`"
             raise Wrong(("aliases", alias), f"expected `dami`, `dami:λ` or a variant's id, found {name:.100}", hint)

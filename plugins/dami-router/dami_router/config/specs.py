@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from dami_router.choosing.policy import Figures
-from dami_router.config.router_schema import BreakerSpec, Limits, PolicySpec, ProbeSpec, Retries, Timeouts
+from dami_router.config.router_schema import AffinitySpec, BreakerSpec, Limits, PolicySpec, ProbeSpec, Retries, Timeouts
 from dami_router.estimators.chain import Chain
+from dami_router.estimators.effort import Effort
 from dami_router.manifest.pair import PairSpec
-from dami_router.messages.hints import Hints
+from dami_router.messages.hints import EFFORT_WORDS, Hints
 from dami_router.messages.pinning import LIVE
 
 __all__ = ["EVERY_LAMBDA", "BackendSpec", "Protocol", "RouterConfig", "VariantSpec"]
@@ -64,6 +66,7 @@ class RouterConfig:
     policy: PolicySpec = field(default_factory=PolicySpec)
     timeouts: Timeouts = field(default_factory=Timeouts)
     retries: Retries = field(default_factory=Retries)
+    affinity: AffinitySpec = field(default_factory=AffinitySpec)
     breaker: BreakerSpec = field(default_factory=BreakerSpec)
     limits: Limits = field(default_factory=Limits)
     probe: ProbeSpec = field(default_factory=ProbeSpec)
@@ -73,6 +76,20 @@ class RouterConfig:
     aliases: Mapping[str, str] = field(default_factory=dict)
     pass_through: tuple[str, ...] = ()
     cors: tuple[str, ...] = ()
+
+    @cached_property
+    def presets(self) -> tuple[str, ...]:
+        """The efforts that clients can choose as a model, such as `dami:low`: one for each λ, where effort counts."""
+        table = next(
+            (link.lambdas for link in self.estimator.estimators if isinstance(link, Effort)), self.effort_shift
+        )
+        by_lambda = {table[word]: word for word in reversed(EFFORT_WORDS) if word in table}
+        return tuple(word for word in EFFORT_WORDS if word in by_lambda.values())
+
+    def preset(self, model: str) -> str | None:
+        """Return the effort that a model's name asks for: `low` for `dami:low`; None where it is no preset."""
+        name, _, word = model.partition(":")
+        return word if name == "dami" and word in EFFORT_WORDS and self.presets else None
 
     def variant(self, id: str) -> VariantSpec:
         """Return a variant by its id (`live` stands for every λ); StopIteration for an unknown one."""

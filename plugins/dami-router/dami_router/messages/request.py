@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, Literal
@@ -30,6 +30,7 @@ _CHATS = {"/v1/responses": ("input", "instructions"), "/v1/messages": ("messages
 """Where a route has its conversation, and what stands before it, unless that is in `messages`."""
 _SPACE = re.compile(r"[ \t\n\r]*")
 _HINTS = Hints()
+_BEGINNING = 1024
 _LONGEST_NUMBER = 4300  # digits; Python refuses longer ones
 _MODEL = re.compile(rb'"model"[ \t\n\r]*:[ \t\n\r]*("(?:[^"\\]|\\.)*")')
 
@@ -60,22 +61,40 @@ class Request:
 
     @property
     def draw(self) -> float:
-        """A number in [0, 1) that depends on the body alone."""
-        return int.from_bytes(hashlib.blake2b(self.body, digest_size=6).digest()) / (1 << 48)
+        """A number in [0, 1) from the chat up to its last user message, so that a tool loop keeps it; else the body."""
+        said = self.messages or ()
+        last = max((at for at, message in enumerate(said) if _asks(message)), default=-1)
+        digest = self._digest(said[: last + 1]) if last >= 0 else hashlib.blake2b(self.body).digest()
+        return int.from_bytes(digest[:6]) / (1 << 48)
 
     @property
     def follow_up(self) -> bool:
         """Whether the conversation has an answer already."""
-        return any(message.get("role") == "assistant" for message in self.messages or ())
+        return self.tool_loop or any(message.get("role") == "assistant" for message in self.messages or ())
+
+    @property
+    def tool_loop(self) -> bool:
+        """Whether the request brings the results of tools that the last answer called, in any API's form."""
+        last = self.messages[-1] if self.messages else {}
+        if last.get("role") in ("tool", "function") or str(last.get("type")).endswith("_call_output"):
+            return True
+        return last.get("role") == "user" and _has_results(last.get("content"))
 
     @property
     def conversation(self) -> bytes | None:
         """A digest of how the conversation begins: everything up to its first user message; None without a chat."""
-        if not self.messages:
-            return None
+        return self._digest(_beginning(self.messages)) if self.messages else None
+
+    @property
+    def beginning(self) -> bytes | None:
+        """A digest of the conversation's beginning, or of the prompt's first 1,024 characters; None without text."""
+        if self.messages or not self.prompt:
+            return self.conversation
+        return hashlib.blake2b(self.prompt[:_BEGINNING].encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+    def _digest(self, messages: Iterable[Mapping[str, Any]]) -> bytes:
         digest = hashlib.blake2b(digest_size=16)
-        opening = (f"{_role(m)}\0{_plain(m.get('content'))}" for m in _beginning(self.messages))
-        for part in (self.user, *opening):
+        for part in (self.user, *(f"{_role(m)}\0{_plain(m.get('content'))}" for m in messages)):
             digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
         return digest.digest()
 
@@ -242,7 +261,7 @@ def _expect(text: str, at: int, character: str) -> None:
 def _text(members: Mapping[str, Any], messages: list[Any] | None) -> str:
     """Return the user's latest text: the last user message, the prompt, or the inputs."""
     for message in reversed(messages or ()):
-        if _role(message) == "user":
+        if _asks(message):
             return _plain(message.get("content"))
     return _plain(members.get("prompt", members.get("inputs")))
 
@@ -262,6 +281,19 @@ def _plain(content: object) -> str:
         parts = [part.get("text") if isinstance(part, dict) else part for part in content]
         return "\n".join(part for part in parts if isinstance(part, str))
     return ""
+
+
+def _asks(message: object) -> bool:
+    """Return whether a message is the user's own, and not only the results of tools, as Anthropic's API sends them."""
+    if not isinstance(message, dict) or message.get("role") != "user":
+        return False
+    content = message.get("content")
+    return isinstance(content, str) or not _has_results(content) or bool(_plain(content))
+
+
+def _has_results(content: object) -> bool:
+    parts = content if isinstance(content, list) else ()
+    return any(isinstance(part, dict) and part.get("type") == "tool_result" for part in parts)
 
 
 def _role(message: object) -> object:

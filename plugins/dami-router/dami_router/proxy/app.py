@@ -76,6 +76,7 @@ class Proxy:
         self._config = config
         self._inside = calls is not None
         self._watches = Watches()
+        self._forwarded = _FORWARDED | {name.encode() for name in config.affinity.headers}
         self._gets: dict[str, Callable[[Send], Awaitable[None]]] = {
             "/health": self._health, "/v1/models": self._models, "/info": self._info, "/metrics": self._metrics,
         }  # fmt: skip
@@ -228,7 +229,7 @@ class Proxy:
         headers = {}
         shape = self._routes[path].shape
         for name, value in scope["headers"]:
-            if name in _FORWARDED and value.isascii() and (text := value.decode()).isprintable():
+            if name in self._forwarded and value.isascii() and (text := value.decode()).isprintable():
                 headers[name.decode()] = text
         headers["content-type"] = "application/json"
         headers["x-request-id"] = id
@@ -254,13 +255,13 @@ class Proxy:
 
     def _listed(self) -> list[str]:
         served = [variant.id for variant in self._config.variants if self.router.fleet.standing_for(variant.id)]
-        return ["dami", *served, *self._config.aliases]
+        return ["dami", *(f"dami:{word}" for word in self._config.presets), *served, *self._config.aliases]
 
     async def _models(self, send: Send) -> None:
         await send_json(send, 200, {"object": "list", "data": [_model(id) for id in self._listed()]})
 
     async def _model(self, id: str, send: Send) -> None:
-        if id not in self._listed() and pinned(id) is None:
+        if id not in self._listed() and pinned(id) is None and self._config.preset(id) is None:
             raise HttpError(404, f"no model `{id:.100}`", code="model_not_found")
         await send_json(send, 200, _model(id))
 

@@ -9,7 +9,8 @@ from dami_router.proxy.wire import Scope, header
 __all__ = ["Cors"]
 
 _EXPOSED = (
-    b"x-dami-lambda, x-dami-variant, x-dami-estimator, x-dami-route-ms, x-dami-attempts, x-request-id, retry-after"
+    b"x-dami-lambda, x-dami-variant, x-dami-estimator, x-dami-cause, x-dami-route-ms, x-dami-attempts, x-request-id, "
+    b"retry-after"
 )
 _METHODS = b"GET, HEAD, POST, OPTIONS"
 _MAX_AGE_S = b"600"

@@ -85,6 +85,7 @@ def _ours(decision: Decision, answered: Answered) -> list[tuple[bytes, bytes]]:
         (b"x-dami-lambda", shown(decision.lambda_).encode()),
         (b"x-dami-variant", answered.name.encode()),
         (b"x-dami-estimator", decision.estimator.encode()),
+        (b"x-dami-cause", (decision.cause if answered.variant.id == decision.variant else "fallback").encode()),
         (b"x-dami-route-ms", b"%.3f" % decision.route_ms),
         (b"x-dami-attempts", b"%d" % answered.attempts),
     ]

@@ -6,10 +6,12 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from dami_router.backends.backend import Identity
 from dami_router.backends.live_protocol import described
+from dami_router.choosing.affinity import pick, tag
 from dami_router.config.specs import BackendSpec, RouterConfig, VariantSpec
 from dami_router.messages.pinning import LIVE, pin
 from dami_router.upstream.breaker import Breaker
@@ -66,6 +68,11 @@ class Replica:
     """When it last gave an answer to a request, by the loop's time."""
     waiting: set[Waiting] = field(default_factory=set)
     """Calls before their first byte."""
+
+    @cached_property
+    def tag(self) -> bytes:
+        """Its part of the hash that keeps conversations on one replica; the same in every router."""
+        return tag(self.spec.url)
 
     @property
     def usable(self) -> bool:
@@ -144,6 +151,7 @@ class Fleet:
 
     def __init__(self, config: RouterConfig) -> None:
         self._variants = {variant.id for variant in config.variants}
+        self._load = config.affinity.load
         self.replicas = [
             Replica(spec, config.variant(spec.variant), Breaker(config.breaker.failures, config.breaker.open_s))
             for spec in config.backends
@@ -176,12 +184,24 @@ class Fleet:
         healthy = [r for r in usable if r.health != "dead"]
         return {r.variant.id for r in healthy or usable}
 
-    def next(self, variants: Iterable[str], tried: set[Replica], protocols: Protocols = None) -> Replica | None:
-        """Return the next replica to try: variants in order, the least busy replica of each, dead replicas last."""
+    def known(self, protocols: Protocols = None) -> set[str]:
+        """Return the variants with a replica, in whatever state; without any replica, every variant."""
+        return {r.variant.id for r in self.replicas if _speaks(r, protocols)} if self.replicas else set(self._variants)
+
+    def next(
+        self, variants: Iterable[str], tried: set[Replica], protocols: Protocols = None,
+        key: Callable[[], bytes | None] | None = None,
+    ) -> Replica | None:  # fmt: skip
+        """Return the next replica to try: variants in order, dead replicas last.
+
+        Of a variant's replicas, it is the one that `key` prefers, the conversation's, and without a key the least busy.
+        """
         last_resort: Replica | None = None
         for variant in variants:
             usable = [r for r in self.of(variant, protocols) if r.usable and r not in tried]
             alive = [r for r in usable if r.health != "dead"]
+            if len(alive) > 1 and key is not None and (found := key()) is not None:
+                return alive[pick(found, [r.tag for r in alive], [r.outstanding for r in alive], self._load)]
             if alive:
                 return _least_busy(alive)
             if usable and last_resort is None:

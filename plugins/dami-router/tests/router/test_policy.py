@@ -104,14 +104,14 @@ def test_a_token_budget_learns_what_answers_cost() -> None:
 
 
 def test_conversations_are_remembered_up_to_a_limit() -> None:
-    """The longest unused one is forgotten; an unknown one has no floor."""
+    """The longest unused one is forgotten; of an unknown one nothing is known."""
     known = Conversations(2)
     for key in (b"a", b"b"):
         known.answered(key, 0.5)
     known.answered(b"a", 0.7)
     known.answered(b"c", 1.0)
     known.answered(None, 1.0)
-    assert [known.floor(key) for key in (b"a", b"b", b"c", None)] == [0.7, 0.0, 1.0, 0.0]
+    assert [known.last(key) for key in (b"a", b"b", b"c", None)] == [0.7, None, 1.0, None]
 
 
 def test_dithering_is_decided_by_the_request(world: World) -> None:
@@ -175,4 +175,4 @@ def test_a_dominated_variant_is_asked_only_where_no_other_is_left(world: World) 
     for name, server in servers:
         if name != "v-l050":
             world.loop.run(server.stop())
-    assert world.loop.run(route(PolicySpec())) == ("v-l050",)
+    assert world.loop.run(route(PolicySpec()))[0] == "v-l050"
