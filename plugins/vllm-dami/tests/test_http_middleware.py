@@ -137,6 +137,7 @@ def test_the_pair_is_described_as_dami_live_describes_it(server: Server) -> None
     status, info = server.ask("GET", "/info")
     assert (status, info["engine"], info["model_id"], info["max_total_tokens"]) == (200, "vllm", "lab", 256)
     live = info["live"]
+    assert live["mode"] == "request"
     assert [live[side]["name"] for side in ("instruct", "thinking")] == ["instruct", "thinking"]
     assert (live["path"], live["max_rows"], live["capabilities"]["chat_template"]) == ("uniform", 8, True)
 

@@ -90,7 +90,9 @@ class DamiMiddleware:
 
     async def _info(self, _: Request) -> JSONResponse:
         assert self._description is not None
-        return JSONResponse(dict(self._description.info()))
+        info = self._description.info()
+        mode = "request" if self._control is None else "uniform"
+        return JSONResponse({**info, "live": {**info["live"], "mode": mode}})
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert self._settings is not None

@@ -30,6 +30,8 @@ class LiveReader:
         live = described(info) if isinstance(info, dict) else {}
         if status != 200 or not live:
             raise ProbeError(f"/info (status {status}) describes no pair; is this `dami live`?")
+        if live.get("mode") == "uniform":
+            raise WrongIdentityError("has one λ at a time (`--mode uniform`), expected any λ for each request")
         wrong = backend.pair.difference(live) if backend.identity and backend.pair else None
         if wrong:
             raise WrongIdentityError(wrong)

@@ -145,10 +145,14 @@ def test_both_engines_behind_one_router(world: World) -> None:
 
 @pytest.mark.parametrize(
     ("described", "words"),
-    [({"thinking": {"name": "lab/other"}}, "thinking endpoint is lab/other"), ({"path": "late(0.5)"}, None)],
+    [
+        ({"thinking": {"name": "lab/other"}}, "thinking endpoint is lab/other"),
+        ({"path": "late(0.5)", "mode": "request"}, None),
+        ({"mode": "uniform"}, "one λ at a time"),
+    ],
 )
-def test_both_checkpoints_are_compared(world: World, described: dict[str, Any], words: str | None) -> None:
-    """Another checkpoint than the entry names is refused, as for every live server; its path is not in the entry."""
+def test_both_checkpoints_and_the_mode_are_compared(world: World, described: dict[str, Any], words: str | None) -> None:
+    """Another checkpoint than the entry names is refused, and one λ for everybody; any path is taken."""
     server = world.start(LabVllmPair(described=described))
     entry = f'backends: [{{url: "{server.url}", protocol: live, instruct: lab/instruct, thinking: lab/thinking}}]'
 

@@ -248,7 +248,8 @@ def test_a_vllm_of_both_endpoints_is_recognised(pair: Path, live_url: str, tmp_p
     servers = found["servers"]
     assert isinstance(servers, list)
     assert (code, servers[0]["health"], servers[0]["engine"]) == (0, "alive", "vllm")
-    assert all(servers[0]["capabilities"].values())
+    able = servers[0]["capabilities"]
+    assert {name for name, can in able.items() if can} == {"log_probs", "prompt_log_probs", "top_n", "chat_template"}
     path.write_text(path.read_text().replace("thinking: ", "thinking: /other"))
     assert dami("check", path, "--probe")[0] == 1
 
