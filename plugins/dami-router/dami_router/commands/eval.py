@@ -14,6 +14,7 @@ from dami_router.errors import MisuseError
 from dami_router.output import Output, table
 
 if TYPE_CHECKING:
+    from dami_router.estimators.features import Encoder
     from dami_router.estimators.training import Method, TrainingSettings
     from dami_router.evaluating.comparison import Comparison
     from dami_router.manifest.family import Family
@@ -45,7 +46,8 @@ if TYPE_CHECKING:
 def evaluate(
     output: Output, rollouts: Path, estimators: tuple[str, ...], folds: int, method: Method, price: float,
     budget: float | None, seed: int, confidence: Path | None, probe_tokens: float | None, embeddings: str | None,
-    lambdas: str | None, drop_incomplete: bool, report: Path | None, manifest: Path | None, benchmark: str | None,
+    hidden: Path | None, lambdas: str | None, drop_incomplete: bool, report: Path | None, manifest: Path | None,
+    benchmark: str | None,
 ) -> None:  # fmt: skip
     """Evaluate estimators on rollouts."""
     if benchmark and not manifest:
@@ -55,11 +57,13 @@ def evaluate(
     )
     if wanted := numbers(lambdas, "--lambdas"):
         grid = grid.at(wanted)
+    from dami_router.commands.hidden_states_of import chosen_encoder
     from dami_router.estimators.training import TrainingSettings
 
     settings = TrainingSettings(method=method, price=price, budget=budget, seed=seed)
     family = _family(manifest, grid) if manifest else None
-    found = _compare(output, grid, estimators, folds, settings, embeddings)
+    encoder = chosen_encoder(embeddings, hidden, rollouts, output.note)
+    found = _compare(output, grid, estimators, folds, settings, encoder)
     data = found.as_dict()
     if report:
         from dami_router.evaluating.report import write_report
@@ -74,21 +78,29 @@ def evaluate(
 
 
 def _compare(
-    output: Output, grid: Grid, places: tuple[str, ...], folds: int, settings: TrainingSettings, embeddings: str | None
+    output: Output, grid: Grid, places: tuple[str, ...], folds: int, settings: TrainingSettings, encoder: Encoder | None
 ) -> Comparison:
-    from dami_router.estimators.embeddings import encoder_of
+    from dami_router.estimators.hidden_encoder import HiddenEncoder
     from dami_router.estimators.installed import named
     from dami_router.estimators.training import evidence_of
-    from dami_router.evaluating.comparison import compare, cross_validated, length_of_query, unseen, with_estimator
+    from dami_router.evaluating.comparison import (
+        compare,
+        cross_validated,
+        length_of_query,
+        unseen,
+        with_estimator,
+        with_states,
+    )
 
     made = {place: named(place) for place in places}
+    if isinstance(encoder, HiddenEncoder):
+        made = {place: with_states(estimator, encoder) for place, estimator in made.items()}
     kept = unseen(grid, list(made.values()))
     if len(kept.queries) < len(grid.queries):
         output.warning(f"{len(grid.queries) - len(kept.queries)} queries were used for training; they are skipped")
     contenders = [with_estimator(place, estimator, kept) for place, estimator in made.items()]
     if len(kept.lambdas) > 1:
         if not made:
-            encoder = encoder_of(embeddings)
             contenders.append(cross_validated(kept, settings, folds, output.note, encoder=encoder))
             if evidence_of(kept, None):
                 # The ablation: is the confidence worth its probe?

@@ -70,6 +70,10 @@ _TRAINING: tuple[_Option, ...] = (
         "--embeddings", metavar="MODEL",
         help="Use a model's embeddings instead of words: a local folder, or a name served at $DAMI_EMBEDDINGS_URL.",
     ),
+    click.option(
+        "--hidden", metavar="ROUTER.yml", type=click.Path(path_type=Path),
+        help="Use Instruct's hidden state of the query instead of words, read from a live server of this router.yml.",
+    ),
     click.option("--lambdas", help="Use these λ alone, such as 0,0.5: those that will be served. Default: all."),
     click.option("--drop-incomplete", is_flag=True, help="Skip queries that some variant did not answer."),
 )  # fmt: skip
@@ -119,8 +123,8 @@ def whole_numbers(text: str | None, option: str) -> list[int]:
 def training_options(function: _F) -> _F:
     """Add the settings that `dami train` and the cross-validation of `dami eval` share.
 
-    They are `method`, `price`, `budget`, `seed`, `confidence`, `probe_tokens`, `embeddings`, `lambdas` and
-    `drop_incomplete`.
+    They are `method`, `price`, `budget`, `seed`, `confidence`, `probe_tokens`, `embeddings`, `hidden`, `lambdas`
+    and `drop_incomplete`.
     """
     return _with(_TRAINING, function)
 

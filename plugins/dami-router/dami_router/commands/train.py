@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     examples=(
         "dami train rollouts.jsonl --out estimator",
         "dami train rollouts.jsonl.gz --confidence confidence.json --budget 0.33 --out estimator",
+        "dami train rollouts.jsonl --hidden live.yml --out estimator",
     ),
     help="Train an estimator of λ(q) on rollouts: graded answers of every variant to every query. The more accurate of "
     "two variants is preferred; at equal accuracy, the cheaper one. The result is a folder (safetensors and JSON) "
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 @training_options
 def train(
     output: Output, rollouts: Path, out: Path, method: Method, price: float, budget: float | None, seed: int,
-    confidence: Path | None, probe_tokens: float | None, embeddings: str | None, lambdas: str | None,
-    drop_incomplete: bool,
+    confidence: Path | None, probe_tokens: float | None, embeddings: str | None, hidden: Path | None,
+    lambdas: str | None,     drop_incomplete: bool,
 ) -> None:  # fmt: skip
     """Train an estimator and save it."""
     if out.exists():
@@ -43,17 +44,18 @@ def train(
     )
     if wanted := numbers(lambdas, "--lambdas"):
         grid = grid.at(wanted)
-    from dami_router.estimators.embeddings import encoder_of
+    from dami_router.commands.hidden_states_of import chosen_encoder
     from dami_router.estimators.store import save
     from dami_router.estimators.training import TrainingSettings
     from dami_router.estimators.training import train as fit
 
     settings = TrainingSettings(method=method, price=price, budget=budget, seed=seed)
-    trained = fit(grid, settings, encoder=encoder_of(embeddings), note=output.note)
+    encoder = chosen_encoder(embeddings, hidden, rollouts, output.note)
+    trained = fit(grid, settings, encoder=encoder, note=output.note)
     save(trained, out)
     about = dict(trained.about)
     levels = ", ".join(f"{x:g}" for x in about["levels"])
-    evidence = ", ".join(("text", *trained.evidence))
+    evidence = ", ".join(("text" if hidden is None else "hidden states", *trained.evidence))
     accuracy, tokens = about["held_out_accuracy"], about["held_out_tokens"]
     output.result(
         f"{out}: trained on {about['queries']} queries, from {evidence}\n"

@@ -14,9 +14,20 @@ from dami_router.errors import FailureError
 if TYPE_CHECKING:
     from dami_router.estimators.query import Query
 
-__all__ = ["Ability", "BusyError", "EstimationError", "Probe", "Prompt", "Server", "Servers", "Token", "UnableError"]
+__all__ = [
+    "Ability",
+    "BusyError",
+    "EstimationError",
+    "HiddenState",
+    "Probe",
+    "Prompt",
+    "Server",
+    "Servers",
+    "Token",
+    "UnableError",
+]
 
-Ability = Literal["log_probs", "prompt_log_probs", "top_n"]
+Ability = Literal["log_probs", "prompt_log_probs", "top_n", "hidden_states"]
 """The optional abilities of a server, by the names that health checks use."""
 
 
@@ -69,6 +80,14 @@ class Prompt:
     text: str = field(default="", repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class HiddenState:
+    """The last hidden state of a prompt, in unit length, and the model that it is of, as its server names it."""
+
+    vector: tuple[float, ...] = field(repr=False)
+    model: str
+
+
 class Server(Protocol):
     """One endpoint, on whichever of its replicas is healthy and least busy.
 
@@ -95,6 +114,10 @@ class Server(Protocol):
 
     async def score(self, prompt: Prompt, text: str, *, timeout: float) -> tuple[float, ...]:
         """Return the log-probability of each token of `text` after the prompt, in one prefill."""
+        ...
+
+    async def hidden(self, query: Query, *, timeout: float) -> HiddenState:
+        """Return the state from which the first token of an answer would be chosen, in one prefill."""
         ...
 
 

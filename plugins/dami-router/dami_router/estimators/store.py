@@ -23,6 +23,7 @@ from dami_router.errors import FailureError, MisuseError
 from dami_router.estimators.basis import Basis
 from dami_router.estimators.estimator import Estimator
 from dami_router.estimators.features import STATISTICS, Encoder, HashedText
+from dami_router.estimators.hidden_encoder import HiddenEncoder
 from dami_router.estimators.inputs import FeatureMap
 from dami_router.estimators.neighbours import COUNTS, Neighbours
 from dami_router.estimators.preference import Preference
@@ -58,7 +59,7 @@ class _Strict(BaseModel):
 
 
 class _Encoder(_Strict):
-    kind: Literal["hashed", "endpoint", "local"]
+    kind: Literal["hashed", "endpoint", "local", "hidden"]
     dimensions: int = Field(ge=1, le=1 << 18)
     model: str | None = Field(default=None, max_length=256)
     fingerprint: str | None = Field(default=None, pattern=r"^[0-9a-f]{16}$")
@@ -261,6 +262,8 @@ def _read_tensors(file: Path, said: _Description) -> Tensors:
 def _encoder(said: _Encoder, url: str | None, folder: str | None) -> Encoder:
     if said.kind == "hashed":
         return HashedText(said.dimensions)
+    if said.kind == "hidden":
+        return HiddenEncoder(said.dimensions, said.model or "")
     if said.kind == "local":
         from dami_router.estimators.local_embeddings import LocalEncoder
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from dami_router.estimators.decision import choose, tie_breaks
 from dami_router.estimators.estimator import AsksServers, Estimator
 from dami_router.estimators.features import Encoder
+from dami_router.estimators.hidden_encoder import HiddenEncoder
 from dami_router.estimators.inputs import FeatureMap, Inputs, read_inputs
 from dami_router.estimators.linear import Design
 from dami_router.estimators.log_probs import EstimationError, Servers
@@ -96,11 +97,15 @@ class Trained:
     @property
     def timeout(self) -> float | None:
         """Seconds for an estimate if servers are called for the evidence; None if the router's timeout applies."""
+        if isinstance(self.encoder, HiddenEncoder):
+            return max(self.encoder.timeout, getattr(self.asks, "timeout", 0.0) if self.evidence else 0.0)
         return getattr(self.asks, "timeout", None) if self.evidence else None
 
     def bind(self, servers: Servers) -> Trained:
         """Return the estimator with servers for its evidence."""
-        return replace(self, asks=self.asks.bind(servers)) if isinstance(self.asks, AsksServers) else self
+        asks = self.asks.bind(servers) if isinstance(self.asks, AsksServers) else self.asks
+        encoder = self.encoder.bind(servers) if isinstance(self.encoder, HiddenEncoder) else self.encoder
+        return replace(self, asks=asks, encoder=encoder)
 
     async def estimate(self, query: Query) -> Estimate:
         """Return λ(q), with what it is expected to gain and cost over the smallest λ, and the evidence.
@@ -108,7 +113,10 @@ class Trained:
         Raises EstimationError if the evidence is unavailable.
         """
         evidence = await self._evidence(query)
-        if self.encoder.remote:
+        if isinstance(self.encoder, HiddenEncoder):
+            known = replace(self, encoder=await self.encoder.read(query))
+            found = known.of_texts([query.text], [evidence])
+        elif self.encoder.remote:
             found = await asyncio.to_thread(self.of_texts, [query.text], [evidence])
         else:
             found = self.of_texts([query.text], [evidence])

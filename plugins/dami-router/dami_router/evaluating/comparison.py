@@ -20,6 +20,7 @@ from dami_router.errors import FailureError, MisuseError
 from dami_router.estimators.decision import choose, prices_of_switches, tie_breaks
 from dami_router.estimators.estimator import Estimator
 from dami_router.estimators.features import Encoder, HashedText
+from dami_router.estimators.hidden_encoder import HiddenEncoder
 from dami_router.estimators.inputs import Inputs
 from dami_router.estimators.query import Query
 from dami_router.estimators.sparse import SparseRows
@@ -173,6 +174,19 @@ def unseen(grid: Grid, estimators: Sequence[Estimator]) -> Grid:
             hint="give rollouts of other queries, or omit --estimator to cross-validate",
         )
     return grid.rows(kept)
+
+
+def with_states(estimator: Estimator, encoder: HiddenEncoder) -> Estimator:
+    """Return an estimator that was trained on hidden states with those of these queries; others unchanged.
+
+    Raises MisuseError if they are of another model than it was trained on.
+    """
+    if not isinstance(estimator, Trained) or not isinstance(estimator.encoder, HiddenEncoder):
+        return estimator
+    wanted = estimator.encoder
+    if (wanted.model, wanted.dimensions) != (encoder.model, encoder.dimensions):
+        raise MisuseError(f"trained on hidden states of `{wanted.model}`, found those of `{encoder.model}`")
+    return replace(estimator, encoder=encoder)
 
 
 def with_estimator(name: str, estimator: Estimator, grid: Grid) -> Contender:

@@ -15,12 +15,21 @@ from dataclasses import replace
 from typing import Any
 
 from dami_router.backends.backend import Post
+from dami_router.backends.hidden_state import hidden_state
 from dami_router.backends.logprobs import LogProbs
 from dami_router.backends.openai_logprobs import OpenAILogProbs
 from dami_router.backends.tgi_logprobs import TgiLogProbs
 from dami_router.config.router_schema import BreakerSpec
 from dami_router.config.specs import RouterConfig
-from dami_router.estimators.log_probs import Ability, BusyError, EstimationError, Probe, Prompt, UnableError
+from dami_router.estimators.log_probs import (
+    Ability,
+    BusyError,
+    EstimationError,
+    HiddenState,
+    Probe,
+    Prompt,
+    UnableError,
+)
 from dami_router.estimators.query import Query
 from dami_router.upstream.breaker import Breaker
 from dami_router.upstream.fleet import Fleet, Replica
@@ -70,6 +79,13 @@ class ServedEndpoint:
         """Return the log-probability of each token of `text` after the prompt."""
         async with self._ask("prompt_log_probs", timeout) as (replica, way, post):
             return await way.score(post, self._model(replica), prompt, text)
+
+    async def hidden(self, query: Query, *, timeout: float) -> HiddenState:
+        """Return the last hidden state of the query's prompt; only live servers give it."""
+        async with self._ask("hidden_states", timeout) as (replica, _, post):
+            if not replica.live:
+                raise UnableError("the server is no live server", "hidden_states")
+            return HiddenState(await hidden_state(post, self._model(replica), query), _endpoint_name(replica))
 
     @asynccontextmanager
     async def _ask(self, ability: Ability, timeout: float) -> AsyncIterator[tuple[Replica, LogProbs, Post]]:
@@ -136,6 +152,14 @@ class ServedEndpoints:
 
         self.instruct = endpoint(min(served))
         self.thinking = endpoint(max(served)) if len(served) > 1 else None
+
+
+def _endpoint_name(replica: Replica) -> str:
+    """Return the name and the commit of a live server's Instruct endpoint."""
+    live = replica.identity.info.get("live") if replica.identity else None
+    end = live.get("instruct") if isinstance(live, dict) else None
+    name, commit = (end.get("name"), end.get("commit")) if isinstance(end, dict) else (None, None)
+    return f"{name or 'instruct'}@{commit}" if commit else str(name or "instruct")
 
 
 def _known(replica: Replica, ability: Ability) -> bool | None:
