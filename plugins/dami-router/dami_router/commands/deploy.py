@@ -104,8 +104,9 @@ def _lines(plan: FleetPlan) -> list[str]:
     from dami_router.deploying.sizing import ALLOWANCE, GIB, USABLE
 
     gpus, whole = plan.fit.gpus, plan.settings.gpu_memory
+    where = "one GPU" if gpus == 1 else f"each of {gpus} GPUs"
     return [
-        f"memory   {plan.fit.needed / GIB:.1f} GiB on each of {gpus} GPU{'s' * (gpus > 1)}: weights, keys and values "
+        f"memory   {plan.fit.needed / GIB:.1f} GiB on {where}: weights, keys and values "
         f"of one sequence of {plan.context} tokens, {ALLOWANCE / GIB:g} GiB for the rest",
         f"room     {plan.fit.cache_tokens} tokens of keys and values where a server has {USABLE:.0%} of {whole:g} GiB",
     ]

@@ -538,3 +538,22 @@ def test_the_image_of_the_router_is_small_and_not_root(written: dict[str, Path])
         "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
     }  # fmt: skip
     assert pod["terminationGracePeriodSeconds"] > Limits().drain
+
+
+def test_the_guide_lists_what_is_applied(written: dict[str, Path]) -> None:
+    """docs/deploy.md shows the objects and containers of this family, and the commands that the files have."""
+    guide = (Path(__file__).parents[4] / "docs" / "deploy.md").read_text(encoding="utf-8")
+    (kustom,) = documents(written["kserve"] / "kustomization.yaml")
+    made = {(one["apiVersion"].rpartition("/")[0], one["kind"].lower(), one["metadata"]["name"])
+            for one in objects(written["kserve"])}  # fmt: skip
+    made |= {("", kind, kustom[f"{key}Generator"][0]["name"])
+             for kind, key in (("configmap", "configMap"), ("secret", "secret"))}  # fmt: skip
+    lines = {f"{kind}{'.' * bool(group)}{group}/{name}" for group, kind, name in made}
+    assert set(re.findall(r"^(\S+) created$", guide, re.M)) == lines
+    services = documents(written["compose"] / "compose.yaml")[0]["services"]
+    containers = re.findall(r"Container qwen3-4b-dami-(\w+)-1 +Healthy", guide)
+    assert containers == list(services)
+    ports = set(re.findall(r"port-forward svc/(\S+ \S+)", guide))
+    assert ports == {"qwen3-4b-dami-router 8000:80", "qwen3-4b-dami-serve-svc 8000:8000"}
+    files = "".join((written[case] / "kustomization.yaml").read_text() for case in ("kserve", "gateway", "ray"))
+    assert ports == set(re.findall(r"port-forward svc/(\S+ \S+)", files))
