@@ -107,11 +107,21 @@ def _server(router: Router, replica: Replica) -> Mapping[str, Any]:
         "protocol": replica.spec.protocol,
         "health": replica.health,
         "trouble": replica.trouble,
-        "model": replica.identity.model if replica.identity else None,
+        "model": _identity(replica),
         "breaker": replica.breaker.state,
         "outstanding": replica.outstanding,
         "instead": _instead(router, replica),
     }
+
+
+def _identity(replica: Replica) -> str | None:
+    """Return what the server said that it has: a model, or the names of a live server's two endpoints."""
+    if replica.identity is None:
+        return None
+    live = replica.identity.info.get("live")
+    sides = [live.get(side) for side in ("instruct", "thinking")] if replica.live and isinstance(live, dict) else []
+    names = [side["name"] for side in sides if isinstance(side, dict) and isinstance(side.get("name"), str)]
+    return " + ".join(names) if len(names) == len(("instruct", "thinking")) else replica.identity.model
 
 
 def _instead(router: Router, replica: Replica) -> str | None:

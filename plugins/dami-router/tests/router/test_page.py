@@ -126,6 +126,10 @@ def test_a_live_server_is_told_apart(world: World) -> None:
     assert (data["any_lambda"], data["opens_think_from"]) == (True, 0.4)
     (server,) = client.get("/ui/now").json["servers"]
     assert (server["lambda"], server["health"], server["instead"]) == (None, "alive", None)
+    assert server["model"] == "org/Instruct + org/Thinking"
+    odd = world.live(instruct={"name": 5}, thinking=None, opens_think_from="x")
+    client = paged(world, f'backends: [{{url: "{odd.url}", protocol: live}}]')
+    assert (client.get("/ui/data").json["opens_think_from"], client.get("/ui/now").status) == (None, 200)
 
 
 def test_the_state_says_which_server_is_down_and_who_answers_instead(world: World) -> None:

@@ -11,6 +11,7 @@ const EVERY_MS = { now: 1000, other: 5000 };
 let playground = null;
 let now = null;
 let timer = 0;
+let locked = false;
 
 // `#now`, or `#playground?prompt=…&lambda=…`: the part behind `#` never leaves the browser.
 function asked() {
@@ -80,12 +81,14 @@ function offline(error) {
 }
 
 function login(why) {
+  locked = true;
   byId("login-why").textContent = why;
   if (!byId("login").open) byId("login").showModal();
   byId("key").focus();
 }
 
-byId("login").addEventListener("cancel", (event) => event.preventDefault());
+// Without a key there is nothing behind the dialog: Escape does not leave it.
+byId("login").addEventListener("close", () => locked && byId("login").showModal());
 byId("login-form").addEventListener("submit", async (event) => {
   event.preventDefault();
   const given = byId("key").value.trim();
@@ -98,6 +101,7 @@ byId("login-form").addEventListener("submit", async (event) => {
     byId("key").select();
     return;
   }
+  locked = false;
   byId("key").value = "";
   byId("login").close();
   if (now) poll();
