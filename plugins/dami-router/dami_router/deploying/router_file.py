@@ -58,7 +58,7 @@ def read_section(path: Path | None) -> RouterSection:
         return RouterSection()
     data = load(path).data
     load_section(path, EveryKey())
-    settings = {**{key: _DEFAULTS[key] for key in ("timeouts", "thinking") if key not in data}, **data}
+    settings = {**{key: _DEFAULTS[key] for key in ("timeouts", "thinking")}, **data}
     return RouterSection(settings, _named_files(data, path.parent), _scores_prompts(data), own=True)
 
 
