@@ -126,9 +126,12 @@ def test_other_conversations_are_refused(messages: list[Any], says: str, tmp_pat
 
 
 def test_ids_are_the_rows_own_or_come_from_the_text(tmp_path: Path) -> None:
-    """A column of distinct ids names the questions; without one, a text keeps its id wherever it stands."""
+    """A column of ids names the questions, once each; without one, a text keeps its id wherever it stands."""
     own = load_dataset(str(jsonl(tmp_path / "a.jsonl", [{"id": i, "query": "x"} for i in range(2)])))
     assert [q.id for q in own.questions] == ["0", "1"]
+    answers = [{"query_id": q, "query": q * 2, "lambda": x} for x in (0, 1) for q in "ab"]
+    found = load_dataset(str(jsonl(tmp_path / "r.jsonl", answers))).questions
+    assert [(q.id, q.text) for q in found] == [("a", "aa"), ("b", "bb")]
     rows = [{"id": 1, "query": t} for t in "xyx"]
     x, y, again = (q.id for q in load_dataset(str(jsonl(tmp_path / "b.jsonl", rows))).questions)
     assert again == f"{x}-2"

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dami_router.cli import main
-from dami_router.errors import MisuseError
+from dami_router.datasets import Question
+from dami_router.errors import DamiError, MisuseError
+from dami_router.imports.importing_logs import LogImport
+from dami_router.imports.logged import ImportChoices
 from dami_router.imports.token_counts import TokenCounter
 from dami_router.imports.which_lambda import LambdaNames
 from dami_router.rollouts.gathering import grid_of
-from dami_router.rollouts.records import Rollout, read_rollouts
+from dami_router.rollouts.records import Rollout, read_rollouts, write_rollouts
 
 DATE = "2025-08-07T12-01-02.345678"
 
@@ -322,3 +326,39 @@ def test_a_damaged_tokenizer_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(MisuseError, match="not a tokenizer"):
         TokenCounter(str(tmp_path))
+
+
+STRANGE: list[Any] = [None, True, -1, 1e400, 10**400, "\ud800", [], [["x"]], {}]
+
+
+def altered(value: Any) -> Iterator[Any]:
+    """Yield copies of a JSON value in which one part, at any depth, is strange or missing."""
+    yield from STRANGE
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield {k: v for k, v in value.items() if k != key}
+            yield from ({**value, key: other} for other in altered(part))
+    elif isinstance(value, list) and value:
+        yield from ([other, *value[1:]] for other in altered(value[0]))
+
+
+def test_no_log_causes_anything_but_a_clear_error(tokenizer: Path, tmp_path: Path) -> None:
+    """Any part of a log may be missing or of another kind: it becomes sound rollouts, or is refused with a reason."""
+    chat = [{"role": "SYSTEM", "prompt": "s"}, {"role": "HUMAN", "prompt": "q"}]
+    item = {"0": {"origin_prompt": chat, "prediction": "B", "gold": "B", "res_length": 3}}
+    cases = [("l.jsonl", lm_eval(0, "0", 1.0)), ("l.jsonl", batch("r0", "0", 5)), ("l.json", item)]
+    question = Question("r0", "0?", "0", "q.jsonl:1")
+    refused, counter = 0, TokenCounter(str(tokenizer))
+    for name, whole in cases:
+        for other in altered(whole):
+            (tmp_path / name).write_text(json.dumps(other))
+            run = LogImport(LambdaNames(0.5), ImportChoices(questions={"r0": question}), _counter=counter)
+            try:
+                made = run.rollouts([tmp_path / name])
+            except DamiError as error:
+                assert error.message
+                refused += 1
+                continue
+            write_rollouts(made, tmp_path / "r.jsonl")
+            assert list(read_rollouts(tmp_path / "r.jsonl")) == made
+    assert refused > 100

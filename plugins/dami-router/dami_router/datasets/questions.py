@@ -70,7 +70,7 @@ def load_dataset(
     """Read questions from a JSONL, CSV, TSV or parquet file (.gz too, except parquet), or a Hub dataset's id.
 
     Columns are found by their usual names by default. Ids come from a column `query_id`, `id` or
-    `unique_id` if its values are complete and distinct, and otherwise depend only on the text. `config` and
+    `unique_id` if its values are complete and each has one text, and otherwise depend only on the text. `config` and
     `split` choose among a Hub dataset's files; `limit` keeps the first rows.
 
     Raises MisuseError with file and line for invalid input, FailureError if the download fails.
@@ -115,11 +115,18 @@ def _rows(tables: Sequence[Table], query: str, answer: str | None, ids: Sequence
 
 
 def _named(rows: Sequence[_Row]) -> list[Question]:
-    """Give ids to the questions: from a column with complete and distinct values, or from their text."""
+    """Give ids to the questions: from a column with complete and distinct values, or from their text.
+
+    Rows with one id and one text are one question: rollouts have a row for each answer.
+    """
     for column in range(len(rows[0].ids)):
-        ids = [row.ids[column] for row in rows]
-        if None not in ids and len(set(ids)) == len(ids):
-            return [_question(str(id), row) for id, row in zip(ids, rows, strict=True)]
+        found: dict[str, _Row] = {}
+        for row in rows:
+            first = found.setdefault(row.ids[column] or "", row)
+            if row.ids[column] is None or (first.text, first.system) != (row.text, row.system):
+                break
+        else:
+            return [_question(id, row) for id, row in found.items()]
     seen: Counter[str] = Counter()
     questions = []
     for row in rows:

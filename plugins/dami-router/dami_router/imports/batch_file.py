@@ -13,7 +13,7 @@ from typing import Any
 from dami_router.datasets.single_turns import text_of
 from dami_router.datasets.tables import JsonLines
 from dami_router.errors import MisuseError
-from dami_router.imports.logged import ImportChoices, LoggedAnswer, shown_value
+from dami_router.imports.logged import ImportChoices, LoggedAnswer, plain_tokens, short_path, shown_value
 from dami_router.messages.thinking import CLOSE, OPEN
 
 __all__ = ["BatchFile"]
@@ -44,7 +44,7 @@ class BatchFile:
             yield from _answers(where, str(row.get("custom_id")), body, choices)
         if failed:
             choices.note(
-                f"{path.name}: {failed.total():,} requests failed, such as `{next(iter(failed)):.60}`; skipped"
+                f"{short_path(path)}: {failed.total():,} requests failed, such as `{next(iter(failed)):.60}`; skipped"
             )
 
 
@@ -63,7 +63,7 @@ def _answers(where: str, id: str, body: Mapping[str, Any], choices: ImportChoice
         raise MisuseError(f"{where}: the dataset has no question with the id `{id:.60}`", hint="see --dataset")
     usage = body.get("usage")
     tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
-    if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int | float) or not tokens >= 0):
+    if tokens is not None and plain_tokens(tokens) is None:
         raise MisuseError(f"{where}: `completion_tokens` expects a number, found {shown_value(tokens)}")
     many = body["choices"]
     for sample, choice in enumerate(many):
@@ -87,4 +87,4 @@ def _text(choice: Any, where: str) -> tuple[str, bool]:
     thoughts = message.get("reasoning_content") or message.get("reasoning")
     thought = isinstance(thoughts, str) and bool(thoughts)
     text = f"{OPEN}{thoughts}{CLOSE}{content or ''}" if thought else content or ""
-    return text.encode("utf-8", "replace").decode(), thought
+    return text, thought

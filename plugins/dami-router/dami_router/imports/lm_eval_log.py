@@ -17,7 +17,7 @@ from dami_router.datasets.single_turns import text_of
 from dami_router.datasets.tables import JsonLines
 from dami_router.errors import MisuseError
 from dami_router.grading.answers import final_answer
-from dami_router.imports.logged import ImportChoices, LoggedAnswer, need_text, plain_score
+from dami_router.imports.logged import ImportChoices, LoggedAnswer, need_text, plain_score, short_path
 from dami_router.shared.suggestions import did_you_mean, listed
 
 __all__ = ["LmEvalLog"]
@@ -44,11 +44,11 @@ class LmEvalLog:
         task = named["task"] if named else path.name.split(".")[0]
         rows = list(JsonLines(path, str(path)).rows(()))
         filter_ = _filter(path, rows, choices)
-        kept = [(where, row) for where, row in rows if row.get("filter") == filter_]
+        kept = [(where, row) for where, row in rows if filter_ is None or row.get("filter") == filter_]
         metric = _metric(path, kept, choices)
         column = _column(path, kept[0][1], choices)
         choices.note(
-            f"{path.name}: {len(kept):,} answers" + (f", filter `{filter_}`" if filter_ else "")
+            f"{short_path(path)}: {len(kept):,} answers" + (f", filter `{filter_}`" if filter_ else "")
             + (f", metric `{metric}`" if metric else ", no metric")
             + (f"; queries: `doc.{column}`" if column else "; queries: the prompt")
         )  # fmt: skip
@@ -79,7 +79,7 @@ def _texts(resps: Any, where: str) -> tuple[str, ...]:
     """Return the samples of the only request; log-likelihoods of several choices are no answers."""
     samples = resps[0] if isinstance(resps, list) and len(resps) == 1 and isinstance(resps[0], list) else None
     if samples and all(isinstance(text, str) for text in samples):
-        return tuple(text.encode("utf-8", "replace").decode() for text in samples)
+        return tuple(samples)
     raise MisuseError(
         f"{where}: `resps` has log-likelihoods, not one generated answer; nothing was thought and no token counts",
         hint="run a task that generates (`output_type: generate_until`), such as mmlu_generative for mmlu",
@@ -138,9 +138,12 @@ def _fields(fields: list[str]) -> str:
 def _prompt(row: Mapping[str, Any]) -> tuple[Any, str | None]:
     """Return the prompt's text, and the system message if it is a chat: its last user message, or the whole text."""
     arguments = row.get("arguments")
-    first = arguments.get("gen_args_0", {}).get("arg_0") if isinstance(arguments, dict) else None
-    if isinstance(arguments, list) and arguments and isinstance(arguments[0], list) and arguments[0]:
-        first = arguments[0][0]  # as older versions log it
+    if isinstance(arguments, dict):
+        given = arguments.get("gen_args_0")
+        first = given.get("arg_0") if isinstance(given, dict) else None
+    else:  # as older versions log it
+        given = arguments[0] if isinstance(arguments, list) and arguments else None
+        first = given[0] if isinstance(given, list) and given else None
     if isinstance(first, list) and len(first) == 1 and isinstance(first[0], str):
         first = first[0]  # a chat is logged as JSON in a list
     if not isinstance(first, str):

@@ -10,7 +10,18 @@ from typing import Any, Protocol
 from dami_router.datasets import Question
 from dami_router.errors import MisuseError
 
-__all__ = ["ImportChoices", "LogFormat", "LoggedAnswer", "plain_score", "shown_value"]
+__all__ = [
+    "ImportChoices",
+    "LogFormat",
+    "LoggedAnswer",
+    "need_text",
+    "plain_score",
+    "plain_tokens",
+    "short_path",
+    "shown_value",
+]
+
+_MOST_TOKENS = 1e12
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +44,13 @@ class LoggedAnswer:
     finish_reason: str | None = None
     sample: int | None = None
     thought: bool = False
+
+    def __post_init__(self) -> None:
+        # Half of a character, which JSON can hold and UTF-8 cannot.
+        for name in ("query_id", "query", "model", "system", "finish_reason"):
+            object.__setattr__(self, name, _whole(getattr(self, name)))
+        for name in ("texts", "expected"):
+            object.__setattr__(self, name, tuple(_whole(text) or "" for text in getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -75,6 +93,14 @@ def plain_score(value: Any) -> float | None:
     return None
 
 
+def plain_tokens(value: Any) -> float | None:
+    """Return a number of tokens, None for anything that is none."""
+    # Compared before conversion: an integer of a thousand digits does not fit a float.
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MOST_TOKENS:
+        return float(value)
+    return None
+
+
 def shown_value(value: Any) -> str:
     """Return a value for a message, shortened."""
     return "nothing" if value is None else f"{value!r:.60}"
@@ -84,4 +110,13 @@ def need_text(value: Any, where: str, name: str) -> str:
     """Return a text that must be there; raises MisuseError."""
     if not isinstance(value, str) or not value.strip():
         raise MisuseError(f"{where}: `{name}` expects text, found {shown_value(value)}")
-    return value.encode("utf-8", "replace").decode()
+    return value
+
+
+def short_path(path: Path) -> str:
+    """Return the name of a log and of its folder, for notes: tools name the files of all models alike."""
+    return f"{path.parent.name}/{path.name}" if path.parent.name else path.name
+
+
+def _whole(text: str | None) -> str | None:
+    return None if text is None else text.encode("utf-8", "replace").decode()

@@ -13,7 +13,15 @@ from typing import Any
 
 from dami_router.errors import FailureError, MisuseError
 from dami_router.grading.answers import final_answer
-from dami_router.imports.logged import ImportChoices, LoggedAnswer, need_text, plain_score, shown_value
+from dami_router.imports.logged import (
+    ImportChoices,
+    LoggedAnswer,
+    need_text,
+    plain_score,
+    plain_tokens,
+    short_path,
+    shown_value,
+)
 
 __all__ = ["OpenCompassLog", "whole_object"]
 
@@ -34,7 +42,7 @@ class OpenCompassLog:
     def read(self, path: Path, choices: ImportChoices) -> Iterator[LoggedAnswer]:
         """Yield the answers."""
         items = _items(whole_object(path))
-        choices.note(f"{path.name}: {len(items):,} answers; queries: the last HUMAN part of the prompt")
+        choices.note(f"{short_path(path)}: {len(items):,} answers; queries: the last HUMAN part of the prompt")
         for number, item in items.items():
             where = f"{path}: item {number}"
             if not isinstance(item, dict):
@@ -70,7 +78,7 @@ def _answer(where: str, id: str, item: Mapping[str, Any], model: str) -> LoggedA
         raise MisuseError(f"{where}: `correct` expects true, false or a score, found {shown_value(item['correct'])}")
     return LoggedAnswer(
         where, id, need_text(query, where, "origin_prompt"), model,
-        tuple(text.encode("utf-8", "replace").decode() for text in many), system,
+        many, system,
         _length(item.get("res_length"), where), score,
         tuple(final_answer(str(x)) for x in (gold if isinstance(gold, list) else [gold]) if _plain(x)),
     )  # fmt: skip
@@ -79,10 +87,11 @@ def _answer(where: str, id: str, item: Mapping[str, Any], model: str) -> LoggedA
 def _length(value: Any, where: str) -> float | None:
     if value is None:
         return None
-    many = value if isinstance(value, list) else [value]
-    if not many or not all(isinstance(x, int | float) and not isinstance(x, bool) and x >= 0 for x in many):
+    many = [plain_tokens(x) for x in (value if isinstance(value, list) else [value])]
+    known = [x for x in many if x is not None]
+    if not known or len(known) < len(many):
         raise MisuseError(f"{where}: `res_length` expects a number of tokens, found {shown_value(value)}")
-    return float(sum(many) / len(many))
+    return sum(known) / len(known)
 
 
 def _plain(gold: Any) -> bool:
