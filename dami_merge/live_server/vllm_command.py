@@ -25,7 +25,6 @@ from dami_router.errors import CheckpointError, MisuseError
 __all__ = ["VllmServer", "require_vllm", "shown", "start"]
 
 OLDEST = (0, 32)
-_DEFAULT_LAMBDA = 0.5
 _SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
     "max_new_tokens",
@@ -128,9 +127,9 @@ def _architecture(side: Checkpoint, *, uniform: bool) -> str:
 
 
 def _default(order: Order) -> Any:
-    """Return λ of requests that do not set it, as the recipe has it."""
+    """Return λ of requests that do not set it, as the recipe has it; None leaves it to the plug-in."""
     if order.recipe is None:
-        return _DEFAULT_LAMBDA
+        return None
     if order.recipe.slices:
         raise MisuseError("a recipe with `slices:` is not supported by --engine vllm", hint="use `models:`")
     return order.recipe.document.data["parameters"]["lambda"]

@@ -58,7 +58,7 @@ def test_the_command_of_a_pair(pair: tuple[str, str]) -> None:
     assert (found["model"], found["--host"], found["--max-num-seqs"]) == (pair[0], "127.0.0.1", "4")
     assert json.loads(found["--hf-overrides"]) == {"architectures": ["DamiQwen3ForCausalLM"]}
     settings = json.loads(found["--additional-config"])["dami"]
-    assert (settings["thinking"], settings["path"], settings["lambda"]) == (pair[1], "late(0.5)", 0.5)
+    assert (settings["thinking"], settings["path"], "lambda" in settings) == (pair[1], "late(0.5)", False)
     assert found["--logits-processors"] == "vllm_dami.lambda_requests:LambdaRequests"
     assert not {"--worker-extension-cls", "--max-model-len", "--dtype", "--revision", "--chat-template"} & set(found)
 

@@ -21,7 +21,7 @@ def test_the_defaults() -> None:
     """Only Thinking must be given: λ is 0.5 everywhere, and the template Instruct's."""
     found = settings()
     assert found.thinking.path == "T"
-    assert found.recipe.lambda_for("model.layers.1.mlp.up_proj.weight", ANATOMY) == DEFAULT_LAMBDA
+    assert found.default == DEFAULT_LAMBDA
     assert found.default_text == "λ = 0.5"
     assert not found.chooses_template
     assert not found.thinks_at(1.0)
@@ -32,7 +32,7 @@ def test_a_recipes_own_settings() -> None:
     path = [{"filter": "mlp", "value": "late(0.5)"}, {"value": "uniform"}]
     found = settings(path=path, **{"lambda": "ramp(0, 1)", "chat_template": "from(0.6)"})
     assert [found.recipe.lambda_for(f"model.layers.{i}.mlp.up_proj.weight", ANATOMY) for i in range(3)] == [0, 0.5, 1]
-    assert found.default_text == "the recipe's λ"
+    assert (found.default, found.default_text) == (None, "the recipe's λ")
     assert found.chooses_template
     assert [found.thinks_at(x) for x in (0.0, 0.59, 0.6, 1.0, None)] == [False, False, True, True, False]
 

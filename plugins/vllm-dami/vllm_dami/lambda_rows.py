@@ -41,8 +41,14 @@ class LambdaRows:
             found = _KNOWN[key] = cls()
         return found
 
-    def allocate(self, spread: Spread, most_rows: int, most_tokens: int, device: torch.device) -> None:
-        """Allocate the tensors; the model knows how λ spreads over its parameters."""
+    def allocate(
+        self, spread: Spread, most_rows: int, most_tokens: int, device: torch.device, default: float | None = None
+    ) -> None:
+        """Allocate the tensors; the model knows how λ spreads over its parameters.
+
+        `default` is for requests without λ; None is the recipe's own.
+        """
+        self._default = default
         groups = max(spread.groups.values()) + 1
         self._spread = spread
         # vLLM makes a model with its device as the default one.
@@ -80,7 +86,8 @@ class LambdaRows:
             return
         assert self._spread is not None
         for row in self._changed:
-            self._host[:, row] = torch.tensor(self._spread.vector(self._lambdas[row]))
+            lambda_ = self._lambdas[row]
+            self._host[:, row] = torch.tensor(self._spread.vector(self._default if lambda_ is None else lambda_))
         self._changed.clear()
         # A copy of its own, because the device may read it after the next change.
         host = self._host.pin_memory() if self._rows.is_cuda else self._host

@@ -56,10 +56,10 @@ class _PairModel:
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         settings = PairSettings.of(vllm_config.additional_config)
         check_configuration(vllm_config)
-        token_axis = check_architecture(self.architecture)
+        check_architecture(self.architecture)
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self.lambda_rows = LambdaRows.of(vllm_config)
-        self.pairs = PairedLayers(self, settings, self.lambda_rows, vllm_config, token_axis)
+        self.pairs = PairedLayers(self, settings, self.lambda_rows, vllm_config)
         self.secondary_weights = [
             DefaultModelLoader.Source(
                 settings.thinking.path, settings.thinking.revision, prefix=_THINKING, fall_back_to_pt=False

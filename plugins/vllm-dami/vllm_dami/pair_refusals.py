@@ -10,22 +10,23 @@ from dami_router.errors import CheckpointError, MisuseError
 __all__ = ["ARCHITECTURES", "check_architecture", "check_configuration", "check_uniform"]
 
 ARCHITECTURES = frozenset({
-    "Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM",
+    "Gemma3ForCausalLM", "GemmaForCausalLM", "Glm4ForCausalLM", "GraniteForCausalLM", "LlamaForCausalLM",
+    "Ministral3ForCausalLM", "MistralForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM", "Phi3ForCausalLM",
+    "Qwen2ForCausalLM", "Qwen3ForCausalLM", "SmolLM3ForCausalLM",
 })  # fmt: skip
-"""The architectures that were compared with Transformers on merged weights (tests/test_architectures.py)."""
+"""The architectures that were compared with Transformers on merged weights (tests/test_vllm_engine.py)."""
 
 _PROCESSOR = "vllm_dami.lambda_requests:LambdaRequests"
 _WORKER = "vllm_dami.uniform_worker.LambdaWorker"
 
 
-def check_architecture(name: str) -> int:
-    """Refuse an architecture that was not compared; return the dimension of the tokens in its norms' input."""
+def check_architecture(name: str) -> None:
+    """Refuse an architecture that was not compared."""
     if name not in ARCHITECTURES:
         raise CheckpointError(
             f"{name} is not supported with λ per request; supported are {', '.join(sorted(ARCHITECTURES))}",
             hint="`--lambda-mode uniform` serves one λ at a time with any model of vLLM; `dami build` makes variants",
         )
-    return 0
 
 
 def check_configuration(vllm_config: Any) -> None:

@@ -34,12 +34,13 @@ _MAX_BODY = 32 << 20
 
 @dataclass(frozen=True)
 class PairSettings:
-    """`family` is how λ spreads, and `default` what a request without λ gets: a number, or a recipe's own setting.
+    """`family` is how λ spreads. A request without λ gets `default`, or None: what `recipe` says, tensor by tensor.
 
     `name` is the pair's public name; `max_body` limits what the middleware reads of a request, in bytes.
     """
 
     thinking: ModelRef
+    default: float | None
     recipe: Recipe
     family: FamilyBlock
     path: Any
@@ -49,8 +50,7 @@ class PairSettings:
     @property
     def default_text(self) -> str:
         """Return the default λ in words."""
-        found = list(self.recipe.lambdas())
-        return f"λ = {found[0]:g}" if len(found) == 1 and isinstance(found[0], float) else "the recipe's λ"
+        return "the recipe's λ" if self.default is None else f"λ = {self.default:g}"
 
     @property
     def chooses_template(self) -> bool:
@@ -59,9 +59,10 @@ class PairSettings:
 
     def thinks_at(self, lambda_: float | None) -> bool:
         """Tell whether a request at λ (None: the default) has Thinking's chat template."""
-        found = list(self.recipe.lambdas())
-        default = found[0] if len(found) == 1 and isinstance(found[0], float) else 0.0
-        return (default if lambda_ is None else lambda_) >= self.family.thinking_template_from
+        if lambda_ is None and self.default is None:
+            found = list(self.recipe.lambdas())
+            lambda_ = found[0] if len(found) == 1 and isinstance(found[0], float) else 0.0
+        return float(self.default or 0.0 if lambda_ is None else lambda_) >= self.family.thinking_template_from
 
     @classmethod
     def of(cls, additional_config: object) -> PairSettings:
@@ -82,7 +83,8 @@ class PairSettings:
         path = raw.get("path", "uniform")
         recipe = _recipe(path, raw.get("lambda", DEFAULT_LAMBDA), raw.get("chat_template", "instruct"))
         assert recipe.family is not None
-        return cls(ModelRef(raw["thinking"], revision), recipe, recipe.family, path, name, max_body)
+        default = None if "lambda" in raw else DEFAULT_LAMBDA
+        return cls(ModelRef(raw["thinking"], revision), default, recipe, recipe.family, path, name, max_body)
 
 
 def _recipe(path: Any, lambda_: Any, chat_template: Any) -> Recipe:

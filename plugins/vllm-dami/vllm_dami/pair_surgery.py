@@ -14,6 +14,7 @@ from torch import nn
 from vllm.model_executor.layers.layernorm import GemmaRMSNorm, LayerNorm, RMSNorm
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod, VocabParallelEmbedding
+from vllm.model_executor.models.transformers.base import Base as TransformersModel
 
 from dami_merge.interpolation.depth import Anatomy
 from dami_merge.live.spread import Spread
@@ -22,7 +23,7 @@ from vllm_dami.lambda_rows import LambdaRows
 from vllm_dami.pair_layers import Ends, Group, PairMethod, PairNorm
 from vllm_dami.pair_settings import PairSettings
 
-__all__ = ["PairedLayers"]
+__all__ = ["PairedLayers", "unknown_layers"]
 
 _PRODUCTS = (LinearBase, VocabParallelEmbedding)
 _METHODS = (UnquantizedLinearMethod, UnquantizedEmbeddingMethod)
@@ -31,12 +32,14 @@ _SHOWN = 4
 
 
 class PairedLayers:
-    """All pairs of a model. `token_axis` is the dimension of the tokens in what reaches its norms."""
+    """All layers of a model that hold weights."""
 
-    def __init__(self, model: Any, settings: PairSettings, rows: LambdaRows, vllm_config: Any, token_axis: int) -> None:
-        self._rows, self._token_axis = rows, token_axis
+    def __init__(self, model: Any, settings: PairSettings, rows: LambdaRows, vllm_config: Any) -> None:
+        self._rows = rows
+        # In models of Transformers a step's tokens are one sequence: (1, tokens, …).
+        self._token_axis = 1 if isinstance(model, TransformersModel) else 0
         modules = list(model.named_modules())
-        _refuse(modules)
+        _refuse(model)
         self.names = {name for name, _ in model.named_parameters()}
         """The parameters that each checkpoint must fill."""
         fused: Mapping[str, list[str]] = getattr(model, "packed_modules_mapping", None) or {}
@@ -48,7 +51,7 @@ class PairedLayers:
         )
         scheduler = vllm_config.scheduler_config
         device = next(model.parameters()).device
-        rows.allocate(self._spread, scheduler.max_num_seqs, _most_tokens(vllm_config), device)
+        rows.allocate(self._spread, scheduler.max_num_seqs, _most_tokens(vllm_config), device, settings.default)
         self._ends: dict[int, Ends] = {}
         self._norms: list[PairNorm] = []
         self._tables: list[PairMethod] = []
@@ -126,9 +129,10 @@ def _own(module: nn.Module) -> dict[str, nn.Parameter]:
     return dict(module.named_parameters(recurse=False))
 
 
-def _refuse(modules: list[tuple[str, nn.Module]]) -> None:
-    unsupported: dict[str, str] = {}
-    for name, module in modules:
+def unknown_layers(model: Any) -> dict[str, str]:
+    """Return the kinds of layers with weights that were not tested here, and where the first of each kind is."""
+    found: dict[str, str] = {}
+    for name, module in model.named_modules():
         own = _own(module)
         if isinstance(module, _PRODUCTS):
             plain = type(module.quant_method) in _METHODS and set(own) <= {"weight", "bias"}
@@ -137,8 +141,12 @@ def _refuse(modules: list[tuple[str, nn.Module]]) -> None:
         else:
             fits = not own or (isinstance(module, _NORMS) and set(own) <= {"weight", "bias"})
         if not fits:
-            unsupported.setdefault(type(module).__name__, name)
-    if unsupported:
+            found.setdefault(type(module).__name__, name)
+    return found
+
+
+def _refuse(model: Any) -> None:
+    if unsupported := unknown_layers(model):
         shown = ", ".join(f"{kind} (`{name}`)" for kind, name in list(unsupported.items())[:_SHOWN])
         raise CheckpointError(
             f"vLLM's model has modules that cannot hold two endpoints: {shown}",

@@ -44,6 +44,8 @@ class LambdaControl:
                 await self.set(read_lambda(fields), _MODES[fields.get("requests", "finish")])
             except (ValueError, UnicodeDecodeError, RecursionError) as error:
                 return JSONResponse({"error": {"message": str(error), "code": 400}}, status_code=400)
+            except Exception as error:  # whatever a worker raised; vLLM wraps it
+                return JSONResponse({"error": {"message": f"λ was not set: {error}", "code": 500}}, status_code=500)
         return JSONResponse({"lambda": self.lambda_})
 
     async def set(self, lambda_: float | None, mode: str) -> None:

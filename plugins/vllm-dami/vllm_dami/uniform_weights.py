@@ -30,7 +30,7 @@ class UniformWeights:
     def __init__(self, instruct: ModelRef, settings: PairSettings, device: torch.device) -> None:
         pair = open_pair(instruct, settings.thinking, None, download)
         self._sides = (pair.instruct, pair.thinking)
-        self._device = device
+        self._device, self._default = device, settings.default
         _check(*self._sides)
         names = list(pair.instruct.tensors)
         anatomy = Anatomy.of(names, pair.instruct.config)
@@ -38,7 +38,7 @@ class UniformWeights:
 
     def at(self, lambda_: float | None) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield each tensor's name and value at λ (None: the default); raises MisuseError if λ is not in [0, 1]."""
-        vector = self._spread.vector(lambda_)
+        vector = self._spread.vector(self._default if lambda_ is None else lambda_)
         with ExitStack() as stack:
             files: dict[tuple[int, str], Any] = {}
             for name in self._sides[0].tensors:

@@ -10,6 +10,9 @@ from typing import Any
 
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
+from dami_router.errors import MisuseError
+from vllm_dami.pair_surgery import unknown_layers
+
 __all__ = ["LambdaWorker"]
 
 
@@ -19,15 +22,25 @@ class LambdaWorker:
     model_runner: Any
 
     def set_lambda(self, lambda_: float) -> None:
-        """Load the weights at λ."""
+        """Load the weights at λ; if that fails, those from before. Mixtures of experts are refused."""
         model = self.model_runner.get_model()
-        before, model.uniform_lambda = model.uniform_lambda, lambda_
+        if unknown := unknown_layers(model):
+            kind, name = next(iter(unknown.items()))
+            raise MisuseError(
+                f"another λ cannot be set: it was not tested that vLLM loads a {kind} again (`{name}`)",
+                hint="start the server with a recipe that has this λ",
+            )
+        before = model.uniform_lambda
         try:
-            # The model reads its own files, whatever it is given here.
-            self.model_runner.reload_weights(weights_iterator=iter(()))
-        except BaseException:
-            model.uniform_lambda = before
+            self._load(model, lambda_)
+        except Exception:
+            self._load(model, before)
             raise
+
+    def _load(self, model: Any, lambda_: float | None) -> None:
+        model.uniform_lambda = lambda_
+        # The model reads its own files, whatever it is given here.
+        self.model_runner.reload_weights(weights_iterator=iter(()))
         for layer in model.modules():
             # A tied head shares the embeddings' weight, and on a CPU has a packed copy, which a reload does not renew.
             if isinstance(layer, VocabParallelEmbedding):
