@@ -23,7 +23,7 @@ __all__ = ["Described", "Description", "name_of"]
 
 _LOG = logging.getLogger(__name__)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_ABLE = {"log_probs": True, "prompt_log_probs": True, "top_n": True}
+_ABLE = {"log_probs": True, "prompt_log_probs": True, "top_n": True, "thinking_budget": True}
 
 
 class Described(Protocol):

@@ -14,20 +14,20 @@ import json
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 from dami_router.choosing.budget import Budget, Entry
-from dami_router.choosing.ordering import SAME_LAMBDA, Cause, Ordered, Ordering, Wanted
+from dami_router.choosing.decision import Decision
+from dami_router.choosing.ordering import SAME_LAMBDA, Ordered, Ordering, Wanted
 from dami_router.config.router_yml import load_config
 from dami_router.config.specs import RouterConfig, VariantSpec
 from dami_router.errors import FailureError
 from dami_router.estimators.chain import Chain
 from dami_router.estimators.query import Estimate, Query
-from dami_router.messages.pinning import LIVE, pin, pinned
+from dami_router.messages.pinning import LIVE, pinned
 from dami_router.messages.request import Request, read_request
 from dami_router.messages.routes import ROUTES
 from dami_router.shared.suggestions import did_you_mean
@@ -44,6 +44,8 @@ _LOG = logging.getLogger(__name__)
 # Model names that mean "choose for me". huggingface_hub's versions send `dummy` and `tgi`
 # where no model is named.
 _AUTO = frozenset({"dami", "dummy", "tgi", ""})
+_CAPPED = frozenset({"/v1/chat/completions", "/v1/completions"})
+"""The routes that have a field for the tokens of thinking."""
 
 
 class UnknownModelError(Exception):
@@ -61,37 +63,6 @@ class NoAnswerError(Exception):
     last: UnansweredError
     attempts: int
     tried: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Where a query goes and why: λ in [0, 1], and the variants in the order to try."""
-
-    lambda_: float
-    variant: str
-    estimator: str
-    route_ms: float
-    order: tuple[str, ...] = ()
-    cause: Cause | Literal["pinned", "pass_through"] = "estimator"
-    """What decided on the variant: the estimate, or what overruled it."""
-    evidence: Mapping[str, float | str] = field(default_factory=dict)
-
-    def name(self, id: str | None = None) -> str:
-        """Return the model name of the chosen (or another) variant: its id, or `dami:0.37` on a live server."""
-        id = id or self.variant
-        return pin(self.lambda_) if id == LIVE else id
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the decision as `/v1/route` and `dami route` give it."""
-        return {
-            "lambda": round(self.lambda_, 6),
-            "variant": self.name(),
-            "order": [self.name(id) for id in self.order],
-            "estimator": self.estimator,
-            "cause": self.cause,
-            "evidence": dict(self.evidence),
-            "route_ms": round(self.route_ms, 3),
-        }
 
 
 @dataclass
@@ -152,6 +123,8 @@ class Router:
 
     async def __aenter__(self) -> Router:
         await self.transport.open()
+        if self.config.thinking_caps:
+            self.prober.explored.update(self.fleet.replicas)
         await self.prober.start()
         if self.watchdog is not None:
             self.watchdog.start()
@@ -324,7 +297,8 @@ class Router:
         replica.outstanding += 1
         replica.waiting.add(call)
         try:
-            reply = await self.transport.send(replica, request, lambda_, fresh=fresh)
+            capped = self._capped(request, replica, lambda_)
+            reply = await self.transport.send(replica, capped, lambda_, fresh=fresh)
         except BaseException as error:
             replica.outstanding -= 1
             if call.ended_by(error):
@@ -342,6 +316,13 @@ class Router:
         else:
             breaker.succeeded()
         return reply
+
+    def _capped(self, request: Request, replica: Replica, lambda_: float) -> Request:
+        """Return the request with the most tokens that its answer may think, for servers that have such a limit."""
+        if not self.config.thinking_caps or request.path not in _CAPPED or not replica.can("thinking_budget"):
+            return request
+        most = self.config.thinking_caps.of(replica.at(lambda_), self._model(request)[1])
+        return request if most is None else request.adding("thinking_token_budget", most)
 
     def _affinity(self, request: Request) -> bytes | None:
         """Return what keeps a conversation on one replica: its session's name, else how it begins."""
@@ -373,8 +354,7 @@ def _budget(config: RouterConfig) -> Budget | None:
         return None
     if spec.unit == "lambda":
         return Budget.of_lambda(spec.mean, spec.window, {v.id: v.lambda_ for v in config.variants})
-    means = {v.id: [f.mean_tokens for f in v.figures.values()] for v in config.variants}
-    return Budget("tokens", spec.mean, spec.window, {id: sum(m) / len(m) for id, m in means.items() if m})
+    return Budget("tokens", spec.mean, spec.window, dict(config.expected_tokens))
 
 
 def _protocols(request: Request) -> frozenset[str] | None:

@@ -56,7 +56,21 @@ class OpenAIReader:
             "prompt_log_probs": bool(choice.get("prompt_logprobs")),
             "top_n": bool(tokens and isinstance(tokens[0], dict) and tokens[0].get("top_logprobs")),
             "chat_template": status == 200,
+            "thinking_budget": await _limits_thinking(identity.model, post),
         }
+
+
+async def _limits_thinking(model: str, post: Post) -> bool:
+    """Return whether the server has vLLM's `thinking_token_budget`: it refuses a wrong value, and takes a right one.
+
+    Others ignore the field, and vLLM without a reasoning parser refuses every value.
+    """
+    chat = {"model": model, "messages": [{"role": "user", "content": "1"}], "max_tokens": 1, "temperature": 0}
+    wrong, _ = await post("/v1/chat/completions", {**chat, "thinking_token_budget": "none"})
+    if wrong not in (400, 422):
+        return False
+    right, _ = await post("/v1/chat/completions", {**chat, "thinking_token_budget": 1})
+    return right == 200
 
 
 async def _alive(backend: BackendSpec, variant: VariantSpec, get: Get) -> Identity:

@@ -20,7 +20,8 @@ from dami_router.output import Output, table
 from dami_router.shared.suggestions import did_you_mean
 
 if TYPE_CHECKING:
-    from dami_router.config.specs import RouterConfig
+    from dami_router.choosing.thinking_caps import ThinkingCaps
+    from dami_router.config.specs import RouterConfig, Shadow
 
 __all__ = ["GROUP", "check", "check_router", "kind_of"]
 
@@ -32,6 +33,7 @@ _RECIPE = (
 _ROUTER = (
     "backends", "variants", "estimator", "effort_shift", "policy", "timeouts", "retries", "breaker", "limits",
     "probe", "api_keys_env", "thinking", "hints", "aliases", "pass_through", "cors", "affinity",
+    "shadow", "thinking_budget",
 )  # fmt: skip
 
 
@@ -144,6 +146,8 @@ def _lines(config: RouterConfig, beaten: list[str]) -> list[str]:
         f"limits       {config.limits.concurrency} concurrent requests, {config.limits.queue} queued",
         f"keys         {'required from clients' if config.api_keys else 'not required from clients'}",
     ]
+    lines += [f"shadow       {_shadow(config.shadow)}"] if config.shadow else []
+    lines += [f"thinking     at most {_capped(config.thinking_caps)}"] if config.thinking_caps else []
     return [*lines, *([f"skipped      {', '.join(beaten)}: dominated by another variant"] if beaten else [])]
 
 
@@ -155,6 +159,16 @@ def _replicas(config: RouterConfig) -> str:
     if not config.affinity.enabled:
         return "the least busy one"
     return f"a conversation stays on one; sessions by {' or '.join(config.affinity.headers) or 'no header'}"
+
+
+def _shadow(shadow: Shadow) -> str:
+    names = [*(estimator.name for estimator in shadow.estimator.estimators), f"fixed {shadow.estimator.last.lambda_:g}"]
+    return f"{', then '.join(names)}; counted for {shadow.share:.0%} of the estimated requests"
+
+
+def _capped(caps: ThinkingCaps) -> str:
+    said = [f"{tokens} tokens up to λ {key:g}" for key, tokens in sorted(caps.by_lambda.items())]
+    return ", ".join([*said, *(f"{tokens} tokens at effort {word}" for word, tokens in caps.by_effort.items())])
 
 
 def _measured(figures: Any) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
-from dami_router.config.router_schema import ConfidenceSettings, EstimatorLink, EstimatorSection
+from dami_router.config.router_schema import ConfidenceSettings, EstimatorLink, EstimatorSection, ShadowSection
 from dami_router.errors import DamiError
 from dami_router.estimators.calibrated import CalibratedMap
 from dami_router.estimators.chain import Chain
@@ -22,13 +23,14 @@ from dami_router.shared.strict_yaml import Key, advice_on_key
 __all__ = ["read_chain"]
 
 
-def read_chain(section: EstimatorSection | None, folder: Path) -> Chain:
-    """Return the chain; files are looked for in `folder`. Raises Wrong."""
+def read_chain(
+    section: EstimatorSection | ShadowSection | None, folder: Path, key: Literal["estimator", "shadow"] = "estimator"
+) -> Chain:
+    """Return the chain of the section under `key`; files are looked for in `folder`. Raises Wrong."""
     section = section or EstimatorSection(chain=("effort",))
-    written = [
-        EstimatorLink.model_validate({one: None} if isinstance(one, str) else one) for one in section.chain or ()
-    ]
-    links = {("estimator", "chain", i, link.name): link for i, link in enumerate(written)}
+    chain, name = (section.estimator, "estimator") if isinstance(section, ShadowSection) else (section.chain, "chain")
+    written = [EstimatorLink.model_validate({one: None} if isinstance(one, str) else one) for one in chain or ()]
+    links = {(key, name, i, link.name): link for i, link in enumerate(written)}
     measured = {
         place: _confidence(place, link.confidence or ConfidenceSettings(), folder)
         for place, link in links.items()
@@ -36,8 +38,8 @@ def read_chain(section: EstimatorSection | None, folder: Path) -> Chain:
     }
     # A trained estimator may need confidence: it has the chain's, and shares its cache.
     asks = replace(next(iter(measured.values()), Confidence()), form="instruct", map=None)
-    chain = tuple(measured.get(place) or _estimator(place, link, folder, asks) for place, link in links.items())
-    return Chain(chain, Fixed(section.fixed), section.timeout)
+    made = tuple(measured.get(place) or _estimator(place, link, folder, asks) for place, link in links.items())
+    return Chain(made, Fixed(section.fixed), section.timeout)
 
 
 def _estimator(place: Key, link: EstimatorLink, folder: Path, asks: Confidence) -> Estimator:

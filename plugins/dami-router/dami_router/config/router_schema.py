@@ -20,11 +20,13 @@ from dami_router.config.router_values import (
     Effort,
     HeaderNames,
     Lambda,
+    LambdaOrEffort,
     Load,
     Origin,
     Path_,
     Seconds,
     SecondsOrNone,
+    Share,
     Shift,
     Texts,
     Tokens,
@@ -41,7 +43,7 @@ from dami_router.shared.strict_model import Flag, Many, Some, StrictModel, Text,
 __all__ = [
     "AffinitySpec", "BackendEntry", "BreakerSpec", "BudgetSpec", "ConfidenceSettings", "EstimatorLink",
     "EstimatorSection", "HintsSection", "Limits", "LiveEntry", "PolicySpec", "ProbeSpec", "Retries", "RouterFile",
-    "ServedEntry", "Timeouts", "VariantEntry", "router_json_schema",
+    "ServedEntry", "ShadowSection", "Timeouts", "VariantEntry", "router_json_schema",
 ]  # fmt: skip
 
 
@@ -153,6 +155,10 @@ class EstimatorLink(StrictModel):
         return (self.model_extra or {}).get(self.name) or {}
 
 
+def _alone(value: object) -> object:
+    return [value] if isinstance(value, str | dict) else value
+
+
 def _form(data: object) -> str:
     return "<name>" if isinstance(data, str) else "<settings>"
 
@@ -238,6 +244,17 @@ class Retries(StrictModel):
     )
 
 
+class ShadowSection(StrictModel):
+    """A second decision that changes nothing and is counted in metrics."""
+
+    estimator: Annotated[Many[Link], BeforeValidator(_alone, json_schema_input_type=Link | Many[Link])] = Field(
+        description="An estimator, or a chain of them, as in `estimator.chain`."
+    )
+    fixed: Lambda = Field(default=0.5, description="λ if none of them has a result.")
+    timeout: Seconds = Field(default=Chain.timeout, description="Seconds for each estimator without its own limit.")
+    share: Share = Field(default=0.1, description="Fraction of the requests with an estimated λ, picked at random.")
+
+
 class AffinitySpec(StrictModel):
     """How the replica of a variant is chosen: a conversation stays on one, which has its beginning cached."""
 
@@ -319,6 +336,14 @@ class RouterFile(StrictModel):
     backends: Some[BackendEntry] | None = Field(default=None, description="The servers.")
     estimator: EstimatorSection | None = Field(
         default=None, description="How λ(q) is estimated. Default: `chain: [effort]`, then 0.5."
+    )
+    shadow: ShadowSection | None = Field(
+        default=None, description="Estimators to try out: what they would change is counted, not done. None by default."
+    )
+    thinking_budget: dict[LambdaOrEffort, CountOrNone] = Field(
+        default={},
+        description="Most thinking tokens of an answer, by effort or by the λ up to which it holds; for servers that "
+        "have `thinking_token_budget`, such as vLLM with a reasoning parser.",
     )
     effort_shift: dict[Effort, Shift] | None = Field(
         default=None, description="Moves estimates by `reasoning_effort`, instead of the estimator `effort`."

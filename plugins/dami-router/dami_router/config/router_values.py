@@ -13,8 +13,8 @@ from dami_router.messages.routes import OWN_PATHS, ROUTES, canonical
 from dami_router.shared.strict_model import Many, Some, Text, Wrong, expected, one_of, shown
 
 __all__ = [
-    "Count", "CountOrNone", "Effort", "HeaderNames", "Lambda", "Load", "Origin", "Path_", "Seconds", "SecondsOrNone",
-    "Shift", "Texts", "Tokens", "UpTo1024", "Urls", "estimators", "listed",
+    "Count", "CountOrNone", "Effort", "HeaderNames", "Lambda", "LambdaOrEffort", "Load", "Origin", "Path_", "Seconds",
+    "SecondsOrNone", "Share", "Shift", "Texts", "Tokens", "UpTo1024", "Urls", "estimators", "listed",
 ]  # fmt: skip
 
 _OWN_HEADERS = frozenset({
@@ -65,6 +65,16 @@ def _free_header(name: str) -> str:
     return name
 
 
+def _lambda_or_effort(key: str) -> str:
+    try:
+        sound = key in EFFORTS or 0.0 <= float(key) <= 1.0
+    except ValueError:
+        sound = False
+    if not sound:
+        raise Wrong((), f"expected λ in [0, 1] or one of {', '.join(EFFORTS)}, found {key:.60}")
+    return key
+
+
 def listed(value: object) -> object:
     """Return a single text as a list of it."""
     return [value] if isinstance(value, str) else value
@@ -87,6 +97,8 @@ CountOrNone = Annotated[int, Field(ge=0), BeforeValidator(_whole), expected("a w
 UpTo1024 = Annotated[
     int, Field(ge=1, le=1024), BeforeValidator(_whole), expected("a whole number, at least 1 and at most 1024")
 ]
+LambdaOrEffort = Annotated[str, AfterValidator(_lambda_or_effort)]
+Share = Annotated[float, Field(gt=0, le=1), expected("a number above 0 and at most 1")]
 Effort = Annotated[Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"], one_of(*EFFORTS)]
 Url = Annotated[Text, AfterValidator(_sound_url)]
 Urls = Annotated[Some[Url], BeforeValidator(listed, json_schema_input_type=Url | Some[Url])]

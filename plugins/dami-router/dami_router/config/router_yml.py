@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from dami_router.choosing.thinking_caps import ThinkingCaps
 from dami_router.config.backend_config import read_backends, secret
 from dami_router.config.chain_config import read_chain
 from dami_router.config.router_schema import BudgetSpec, RouterFile
-from dami_router.config.specs import BackendSpec, RouterConfig, VariantSpec
+from dami_router.config.specs import BackendSpec, RouterConfig, Shadow, VariantSpec
 from dami_router.config.variant_config import read_variants
 from dami_router.messages.hints import EFFORT_WORDS
 from dami_router.messages.pinning import LIVE, pinned
@@ -86,6 +87,8 @@ def _resolved(
         backends=backends,
         estimator=read_chain(file.estimator, folder),
         effort_shift=dict((file.effort_shift or {}).items()),
+        shadow=Shadow(read_chain(file.shadow, folder, "shadow"), file.shadow.share) if file.shadow else None,
+        thinking_caps=_caps(file.thinking_budget),
         policy=file.policy,
         timeouts=file.timeouts,
         retries=file.retries,
@@ -100,6 +103,11 @@ def _resolved(
         pass_through=tuple(file.pass_through),
         cors=tuple(file.cors),
     )
+
+
+def _caps(budget: Mapping[str, int]) -> ThinkingCaps:
+    by_effort = {key: tokens for key, tokens in budget.items() if key in EFFORT_WORDS}
+    return ThinkingCaps({float(k): tokens for k, tokens in budget.items() if k not in by_effort}, by_effort)
 
 
 def _aliases(aliases: Mapping[str, str], variants: tuple[VariantSpec, ...]) -> Mapping[str, str]:

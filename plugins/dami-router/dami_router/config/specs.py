@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from dami_router.choosing.policy import Figures
+from dami_router.choosing.thinking_caps import ThinkingCaps
 from dami_router.config.router_schema import AffinitySpec, BreakerSpec, Limits, PolicySpec, ProbeSpec, Retries, Timeouts
 from dami_router.estimators.chain import Chain
 from dami_router.estimators.effort import Effort
@@ -17,7 +18,7 @@ from dami_router.manifest.pair import PairSpec
 from dami_router.messages.hints import EFFORT_WORDS, Hints
 from dami_router.messages.pinning import LIVE
 
-__all__ = ["EVERY_LAMBDA", "BackendSpec", "Protocol", "RouterConfig", "VariantSpec"]
+__all__ = ["EVERY_LAMBDA", "BackendSpec", "Protocol", "RouterConfig", "Shadow", "VariantSpec"]
 
 Protocol = Literal["tgi", "openai", "live"]
 
@@ -55,6 +56,14 @@ class VariantSpec:
 
 
 @dataclass(frozen=True)
+class Shadow:
+    """Estimators to try out on a `share` in (0, 1] of the requests, without effect."""
+
+    estimator: Chain
+    share: float
+
+
+@dataclass(frozen=True)
 class RouterConfig:
     """Everything that the router needs to know."""
 
@@ -63,6 +72,8 @@ class RouterConfig:
     backends: tuple[BackendSpec, ...]
     estimator: Chain
     effort_shift: Mapping[str, float] = field(default_factory=dict)
+    shadow: Shadow | None = None
+    thinking_caps: ThinkingCaps = field(default_factory=ThinkingCaps)
     policy: PolicySpec = field(default_factory=PolicySpec)
     timeouts: Timeouts = field(default_factory=Timeouts)
     retries: Retries = field(default_factory=Retries)
@@ -76,6 +87,12 @@ class RouterConfig:
     aliases: Mapping[str, str] = field(default_factory=dict)
     pass_through: tuple[str, ...] = ()
     cors: tuple[str, ...] = ()
+
+    @cached_property
+    def expected_tokens(self) -> Mapping[str, float]:
+        """The mean tokens of each variant's answers over the manifest's benchmarks, where there are any."""
+        means = {v.id: [figures.mean_tokens for figures in v.figures.values()] for v in self.variants}
+        return {id: sum(mean) / len(mean) for id, mean in means.items() if mean}
 
     @cached_property
     def presets(self) -> tuple[str, ...]:

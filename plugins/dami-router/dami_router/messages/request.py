@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, Literal
 
@@ -118,6 +118,15 @@ class Request:
         rest = body[body.index(b"{") + 1 :]
         added = json.dumps(absent, separators=(",", ":")).encode()[:-1]
         return added + (b"" if rest.lstrip().startswith(b"}") else b",") + rest
+
+    def adding(self, name: str, value: object) -> Request:
+        """Return the request with one more top-level member; unchanged where the body has it already."""
+        if self.members(name):
+            return self
+        body = self.body_with({name: value})
+        moved = len(body) - len(self.body)  # it is added in front
+        spans = tuple((key, start + moved, end + moved) for key, start, end in self.model_spans)
+        return replace(self, body=body, model_spans=spans)
 
     def members(self, *names: str) -> Mapping[str, Any]:
         """Return those of these top-level members that the body has."""

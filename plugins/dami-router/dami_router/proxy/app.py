@@ -21,6 +21,7 @@ from dami_router.proxy.exchange import Exchange
 from dami_router.proxy.keys import Keys
 from dami_router.proxy.metrics import Metrics
 from dami_router.proxy.page_data import PageData
+from dami_router.proxy.shadow import Shadowing
 from dami_router.proxy.ui import PageFile, page_files
 from dami_router.proxy.watching import Watches
 from dami_router.proxy.wire import (
@@ -67,7 +68,10 @@ class Proxy:
         limits = config.limits
         self.router = Router(config, calls)
         self.admission = Admission(limits.concurrency, limits.queue, limits.queue_wait)
-        self.metrics = Metrics(self.router.fleet, lambda: (self.admission.inside, self.admission.waiting))
+        self.metrics = Metrics(
+            self.router.fleet, lambda: (self.admission.inside, self.admission.waiting), config.expected_tokens
+        )
+        self._shadow = Shadowing(self.router, config.shadow, self.metrics) if config.shadow else None
         self.router.on_failure = self.metrics.failed
         self._keys, self._cors = Keys(config.api_keys), Cors(config.cors)
         self._posts = posts or {}
@@ -106,6 +110,8 @@ class Proxy:
             return
         await send({"type": "lifespan.startup.complete"})
         await receive()
+        if self._shadow is not None:
+            await self._shadow.stop()
         await self.router.__aexit__()
         await send({"type": "lifespan.shutdown.complete"})
 
@@ -195,7 +201,9 @@ class Proxy:
             raise HttpError(404, f"no backend has this route: it needs one of protocol {listed}", code="not_found")
         body = await self._body(scope, receive)
         request = self._read(scope, path, id, body)
-        exchange = Exchange(self.router, self.metrics, request, began, split=self._config.thinking == "split")
+        exchange = Exchange(
+            self.router, self.metrics, request, began, split=self._config.thinking == "split", shadow=self._shadow
+        )
         task = asyncio.current_task()
         assert task is not None
         gone = False

@@ -11,6 +11,7 @@ from dami_router.messages.thinking import SplitEvents, split_body
 from dami_router.messages.tokens import TokenCount
 from dami_router.proxy.metrics import Metrics
 from dami_router.proxy.relay import Rewrite, relay, reply_headers
+from dami_router.proxy.shadow import Shadowing
 from dami_router.proxy.wire import HttpError, Send
 from dami_router.router import Answered, Decision, NoAnswerError, NoVariantError, Router, UnknownModelError
 
@@ -20,9 +21,12 @@ __all__ = ["Exchange"]
 class Exchange:
     """A request in progress; `done` once nothing is left to cancel."""
 
-    def __init__(self, router: Router, metrics: Metrics, request: Request, began: float, *, split: bool) -> None:
+    def __init__(
+        self, router: Router, metrics: Metrics, request: Request, began: float, *, split: bool,
+        shadow: Shadowing | None = None,
+    ) -> None:  # fmt: skip
         self._router, self._metrics, self._request, self._began = router, metrics, request, began
-        self._split = split
+        self._split, self._shadow = split, shadow
         self.done = False
 
     async def run(self, send: Send) -> None:
@@ -53,6 +57,8 @@ class Exchange:
             self._count("none", 503, None)
             raise _nobody(None) from None
         self._metrics.decided(decision.lambda_, decision.route_ms / 1e3)
+        if self._shadow is not None:
+            self._shadow.consider(self._request, decision)
         return decision
 
     async def _relay(self, send: Send, answered: Answered, decision: Decision, entry: Entry | None) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from dami_router.choosing.decision import Decision
 from dami_router.proxy.histogram import Histogram
 from dami_router.upstream.fleet import Fleet, Replica
 from dami_router.upstream.reply import UnansweredError
@@ -21,9 +22,11 @@ _BREAKER = {"closed": 0.0, "half-open": 1.0, "open": 2.0}
 
 
 class Metrics:
-    """One registry of counters, histograms and gauges for one proxy."""
+    """One registry of counters, histograms and gauges for one proxy. `expected` are variants' mean tokens, if known."""
 
-    def __init__(self, fleet: Fleet, inside: Callable[[], tuple[int, int]]) -> None:
+    def __init__(
+        self, fleet: Fleet, inside: Callable[[], tuple[int, int]], expected: Mapping[str, float] | None = None
+    ) -> None:
         self._times = _Times()
         self._requests = _Count("dami_requests", "Requests by route, variant and status.", "route", "variant", "status")
         self._tokens = _Count("dami_tokens", "Generated tokens, as far as servers report them.", "variant")
@@ -33,9 +36,24 @@ class Metrics:
         self._failures = _Count("dami_upstream_failures", "Calls without an answer.", "variant", "reason")
         self._gone = _Count("dami_clients_gone", "Requests whose client left before the end.")
         self._broken = _Count("dami_broken_replies", "Replies that broke off after their first byte.", "variant")
+        self._shadow = _Count(
+            "dami_shadow", "Second decisions, by the variant that was chosen and the shadow's.", "chosen", "shadow"
+        )
+        self._shadow_tokens = _Count(
+            "dami_shadow_tokens", "Tokens expected by the manifest, with both decisions.", "decision"
+        )
+        self._shadow_lambda = _Count("dami_shadow_lambda", "The sum of λ with both decisions.", "decision")
+        self._expected = expected or {}
         self.registry = CollectorRegistry()
         counts = (self._requests, self._tokens, self._fallbacks, self._failures, self._gone, self._broken)
-        for collector in (*counts, self._times, _Now(fleet, inside)):
+        for collector in (
+            *counts,
+            self._shadow,
+            self._shadow_lambda,
+            self._shadow_tokens,
+            self._times,
+            _Now(fleet, inside),
+        ):
             self.registry.register(collector)
 
     def decided(self, lambda_: float, seconds: float) -> None:
@@ -60,6 +78,15 @@ class Metrics:
         """Count a call without an answer."""
         self._failures.by[replica.variant.id, error.why] += 1
 
+    def shadowed(self, decision: Decision, other: Decision) -> None:
+        """Count a decision and the shadow's for the same request."""
+        self._shadow.by[decision.variant, other.variant] += 1
+        self._shadow_lambda.by["chosen",] += decision.lambda_
+        self._shadow_lambda.by["shadow",] += other.lambda_
+        if decision.variant in self._expected and other.variant in self._expected:
+            self._shadow_tokens.by["chosen",] += self._expected[decision.variant]
+            self._shadow_tokens.by["shadow",] += self._expected[other.variant]
+
     def gone(self) -> None:
         """Count a client that left."""
         self._gone.by[()] += 1
@@ -78,7 +105,7 @@ class _Count(Collector):
 
     def __init__(self, name: str, help: str, *labels: str) -> None:
         self._name, self._help, self._labels = name, help, labels
-        self.by: Counter[tuple[str, ...]] = Counter() if labels else Counter({(): 0})
+        self.by: defaultdict[tuple[str, ...], float] = defaultdict(float, {} if labels else {(): 0.0})
 
     def collect(self) -> Iterable[Metric]:
         family = CounterMetricFamily(self._name, self._help, labels=self._labels)

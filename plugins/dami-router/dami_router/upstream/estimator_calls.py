@@ -59,7 +59,7 @@ class ServedEndpoint:
 
     def can(self, ability: Ability) -> bool | None:
         """Return whether some replica has the ability; None where it is unknown."""
-        known = [_known(replica, ability) for replica in self._replicas]
+        known = [replica.can(ability) for replica in self._replicas]
         return True if True in known else None if None in known else False
 
     async def probe(self, query: Query, tokens: int, *, top: int = 0, timeout: float) -> Probe:
@@ -131,7 +131,7 @@ class ServedEndpoint:
     def _pick(self, ability: Ability) -> Replica:
         self._prober.explored.update(self._replicas)
         alive = [r for r in self._replicas if r.usable and r.health != "dead" and self._breakers[r].ready]
-        able = [r for r in alive if _known(r, ability) is not False]
+        able = [r for r in alive if r.can(ability) is not False]
         if not alive:
             raise BusyError(f"no server at λ = {self.lambda_:g} answers")
         if not able:
@@ -160,10 +160,6 @@ def _endpoint_name(replica: Replica) -> str:
     end = live.get("instruct") if isinstance(live, dict) else None
     name, commit = (end.get("name"), end.get("commit")) if isinstance(end, dict) else (None, None)
     return f"{name or 'instruct'}@{commit}" if commit else str(name or "instruct")
-
-
-def _known(replica: Replica, ability: Ability) -> bool | None:
-    return replica.identity.capabilities.get(ability) if replica.identity else None
 
 
 def _note(replica: Replica, lacks: Ability) -> None:

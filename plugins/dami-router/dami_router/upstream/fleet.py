@@ -129,6 +129,10 @@ class Replica:
         least = described(self.identity.info).get("opens_think_from") if self.live and self.identity else None
         return lambda_ >= least if isinstance(least, int | float) else self.variant.opens_think
 
+    def can(self, ability: str) -> bool | None:
+        """Return whether the server has an ability; None where it is unknown."""
+        return self.identity.capabilities.get(ability) if self.identity else None
+
     def at(self, lambda_: float) -> float:
         """Return the λ of its answer to a query that wants `lambda_`."""
         return lambda_ if self.live else self.variant.lambda_

@@ -59,8 +59,8 @@ class Prober:
 
     async def _refresh(self) -> None:
         while True:
-            await asyncio.sleep(max(_REFRESH_S, self._spec.interval))
             await asyncio.gather(*map(self.explore, self.explored), return_exceptions=True)
+            await asyncio.sleep(max(_REFRESH_S, self._spec.interval))
 
     async def probe_all(self) -> None:
         """Probe all replicas at the same time."""
