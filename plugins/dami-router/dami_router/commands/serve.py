@@ -24,6 +24,7 @@ __all__ = ["serve"]
     examples=(
         "dami serve router.yml",
         "dami serve router.yml --check",
+        "dami serve router.yml --workers 4",
         "dami serve router.yml --host 0.0.0.0 --port 8080",
         "dami serve router.yml --report report",
     ),
@@ -37,9 +38,20 @@ __all__ = ["serve"]
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="The port; 0: a free one.")
 @click.option("--check", is_flag=True, help="Do not serve; show what would be served.")
+@click.option(
+    "--workers", default=1, show_default=True, type=click.IntRange(1, 64),
+    help="Processes behind the one port. Each has its own limits, budget and view of the servers.",
+)  # fmt: skip
 @page_options
 def serve(
-    output: Output, config: Path, host: str, port: int, check: bool, reports: tuple[Path, ...], no_ui: bool
+    output: Output,
+    config: Path,
+    host: str,
+    port: int,
+    check: bool,
+    workers: int,
+    reports: tuple[Path, ...],
+    no_ui: bool,
 ) -> int:
     """Serve, or check."""
     from dami_router.config.router_yml import load_config
@@ -53,6 +65,7 @@ def serve(
         output.warning(f"{host} is reachable from other machines, and authentication is off; see api_keys_env")
     from dami_router.proxy.server import require_serving
     from dami_router.proxy.server import serve as run
+    from dami_router.proxy.server import serve_many as run_many
 
     require_serving()
     from dami_router.proxy.app import Proxy
@@ -64,7 +77,10 @@ def serve(
         if page is not None:
             output.hint(f"open {address}/ui")
 
-    run(found, host, port, ready, Proxy(found, page=page))
+    if workers > 1:
+        run_many(workers, found, host, port, ready, lambda number: Proxy(found, page=page, worker=number))
+    else:
+        run(found, host, port, ready, Proxy(found, page=page))
     return 0
 
 

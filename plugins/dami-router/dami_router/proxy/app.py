@@ -45,8 +45,6 @@ __all__ = ["Proxy"]
 _LOG = logging.getLogger(__name__)
 _PASSED = GenerationRoute("openai")
 _LONGEST_ID = 200
-_OURS, _COUNT = secrets.token_hex(12), count(1)
-"""Request ids of this process: where they begin, and how they go on."""
 Post = Callable[[bytes], Awaitable[tuple[int, object]]]
 # Only these headers of the client reach a server; its key never does.
 _FORWARDED = frozenset(
@@ -58,18 +56,19 @@ class Proxy:
     """An ASGI application for one configuration; its lifespan probes the servers and closes the connections.
 
     `calls` replaces HTTP where the servers are inside this process; `posts` are further routes: a body in, a
-    status and JSON out. With `page`, `/ui` answers.
+    status and JSON out. With `page`, `/ui` answers. `worker` is its number among several processes.
     """
 
     def __init__(
         self, config: RouterConfig, calls: Calls | None = None, posts: Mapping[str, Post] | None = None,
-        page: PageData | None = None,
+        page: PageData | None = None, worker: int | None = None,
     ) -> None:  # fmt: skip
         limits = config.limits
+        self._ids = (secrets.token_hex(12), count(1))
         self.router = Router(config, calls)
         self.admission = Admission(limits.concurrency, limits.queue, limits.queue_wait)
         self.metrics = Metrics(
-            self.router.fleet, lambda: (self.admission.inside, self.admission.waiting), config.expected_tokens
+            self.router.fleet, lambda: (self.admission.inside, self.admission.waiting), config.expected_tokens, worker
         )
         self._shadow = Shadowing(self.router, config.shadow, self.metrics) if config.shadow else None
         self.router.on_failure = self.metrics.failed
@@ -118,7 +117,7 @@ class Proxy:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = canonical(scope["path"])
         shape: Shape = self._routes[path].shape if path in self._routes else "openai"
-        id = _request_id(scope)
+        id = self._id(scope)
         ours = [(b"x-request-id", id.encode()), *self._cors.headers(scope)]
         begun = False
 
@@ -143,6 +142,14 @@ class Proxy:
             _LOG.exception("request %s: unexpected error at %s", id, path if known else "a path")
             if not begun:
                 await send_json(tracked, 500, error_body(shape, HttpError(500, "internal error")))  # type: ignore[arg-type]
+
+    def _id(self, scope: Scope) -> str:
+        """Return the client's request id, or a new one where it sent none that can be passed on."""
+        given = header(scope, b"x-request-id")
+        if given and len(given) <= _LONGEST_ID and given.isascii() and (text := given.decode()).isprintable():
+            return text
+        beginning, number = self._ids
+        return f"{beginning}{next(number):08x}"
 
     def _handling(self, scope: Scope, path: str, id: str, receive: Receive, send: Send) -> Awaitable[None]:
         """Return what answers a request; raises HttpError 401 where its key is not right."""
@@ -300,14 +307,6 @@ def _named(dialect: str) -> str:
 
 def _model(id: str) -> Mapping[str, object]:
     return {"id": id, "object": "model", "created": 0, "owned_by": "dami"}
-
-
-def _request_id(scope: Scope) -> str:
-    """Return the client's request id, or a new one where it sent none that can be passed on."""
-    given = header(scope, b"x-request-id")
-    if given and len(given) <= _LONGEST_ID and given.isascii() and (text := given.decode()).isprintable():
-        return text
-    return f"{_OURS}{next(_COUNT):08x}"
 
 
 def _limit(key: str, value: object) -> bool:

@@ -25,8 +25,9 @@ class Metrics:
     """One registry of counters, histograms and gauges for one proxy. `expected` are variants' mean tokens, if known."""
 
     def __init__(
-        self, fleet: Fleet, inside: Callable[[], tuple[int, int]], expected: Mapping[str, float] | None = None
-    ) -> None:
+        self, fleet: Fleet, inside: Callable[[], tuple[int, int]], expected: Mapping[str, float] | None = None,
+        worker: int | None = None,
+    ) -> None:  # fmt: skip
         self._times = _Times()
         self._requests = _Count("dami_requests", "Requests by route, variant and status.", "route", "variant", "status")
         self._tokens = _Count("dami_tokens", "Generated tokens, as far as servers report them.", "variant")
@@ -43,7 +44,7 @@ class Metrics:
             "dami_shadow_tokens", "Tokens expected by the manifest, with both decisions.", "decision"
         )
         self._shadow_lambda = _Count("dami_shadow_lambda", "The sum of λ with both decisions.", "decision")
-        self._expected = expected or {}
+        self._expected, self._worker = expected or {}, worker
         self.registry = CollectorRegistry()
         counts = (self._requests, self._tokens, self._fallbacks, self._failures, self._gone, self._broken)
         for collector in (
@@ -97,7 +98,19 @@ class Metrics:
 
     def text(self) -> bytes:
         """Return everything in Prometheus' text format."""
-        return generate_latest(self.registry)
+        return generate_latest(self.registry if self._worker is None else _Labelled(self.registry, self._worker))
+
+
+class _Labelled(Collector):
+    """A registry with one more label on everything: which of several workers has counted it."""
+
+    def __init__(self, registry: CollectorRegistry, worker: int) -> None:
+        self._registry, self._label = registry, {"worker": str(worker)}
+
+    def collect(self) -> Iterable[Metric]:
+        for metric in self._registry.collect():
+            metric.samples = [sample._replace(labels={**sample.labels, **self._label}) for sample in metric.samples]
+            yield metric
 
 
 class _Count(Collector):

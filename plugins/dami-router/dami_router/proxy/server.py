@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from dami_router.proxy.app import Proxy
 
-__all__ = ["allow_files", "require_port", "require_serving", "serve", "settings"]
+__all__ = ["allow_files", "require_port", "require_serving", "serve", "serve_many", "settings"]
 
 
 _LOG = logging.getLogger(__name__)
@@ -93,12 +93,40 @@ def allow_files(limits: Limits) -> None:
         _LOG.warning("%d files may be open, and limits of connections and concurrency need %d", allowed, needed)
 
 
-def serve(config: RouterConfig, host: str, port: int, ready: Callable[[str], None], proxy: Proxy | None = None) -> None:
+def serve_many(
+    workers: int, config: RouterConfig, host: str, port: int, ready: Callable[[str], None],
+    proxy: Callable[[int], Proxy],
+) -> None:  # fmt: skip
+    """Serve in several processes behind one port, until SIGTERM or SIGINT.
+
+    `proxy` makes the application of a worker, by its number. Raises as `serve` does.
+    """
+    from dami_router.proxy.workers import Workers, listening
+
+    require_port(host, port)
+    # Kept open, so that the port stays ours while no worker listens.
+    with listening(host, port) as held:
+        bound = held.getsockname()[1]
+
+        def work(number: int, told: Callable[[], None]) -> None:
+            serve(config, host, bound, lambda _: told(), proxy(number), listening(host, bound))
+
+        Workers(workers, work).run(lambda: ready(_address(host, bound)))
+
+
+def _address(host: str, port: int) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def serve(
+    config: RouterConfig, host: str, port: int, ready: Callable[[str], None], proxy: Proxy | None = None,
+    sock: socket.socket | None = None,
+) -> None:  # fmt: skip
     """Serve until SIGTERM or SIGINT; requests in progress are finished within `limits.drain` seconds.
 
     `ready` is called with the address once requests are accepted. `proxy` is the application, where it is not simply
-    that of `config`. Raises FailureError where the port is taken, a server serves the wrong model, or the extra
-    `serve` is not installed.
+    that of `config`; `sock` is bound already, to that address. Raises FailureError where the port is taken, a server
+    serves the wrong model, or the extra `serve` is not installed.
     """
     require_serving()
     import uvicorn
@@ -113,7 +141,7 @@ def serve(config: RouterConfig, host: str, port: int, ready: Callable[[str], Non
                 # What is loaded now stays: take it out of the garbage collector's sight.
                 gc.collect()
                 gc.freeze()
-                ready(f"http://{f'[{host}]' if ':' in host else host}:{bound}")
+                ready(_address(host, bound))
 
     proxy = proxy or Proxy(config)
     allow_files(config.limits)
@@ -121,7 +149,7 @@ def serve(config: RouterConfig, host: str, port: int, ready: Callable[[str], Non
     signal.signal(signal.SIGTERM, lambda *_: None)
     server = Server(settings(proxy, host, port, config.limits))
     try:
-        server.run()
+        server.run([sock] if sock else None)
     except SystemExit:
         # uvicorn has logged why: a port in use, or a failed start-up.
         raise FailureError(f"no server could start at {host}:{port}", hint="the reason is above") from None
