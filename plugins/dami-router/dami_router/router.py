@@ -20,8 +20,8 @@ from functools import partial
 from pathlib import Path
 
 from dami_router.choosing.budget import Budget, Entry
-from dami_router.choosing.decision import Decision
 from dami_router.choosing.ordering import SAME_LAMBDA, Ordered, Ordering, Wanted
+from dami_router.choosing.outcome import Decision
 from dami_router.config.router_yml import load_config
 from dami_router.config.specs import RouterConfig, VariantSpec
 from dami_router.errors import FailureError
@@ -109,6 +109,7 @@ class Router:
         self.endpoints = ServedEndpoints(config, self.fleet, self.transport, self.prober) if config.backends else None
         self.estimator = config.estimator.bind(self.endpoints) if self.endpoints else config.estimator
         self.on_failure = _ignore
+        self._caps, self._affine = bool(config.thinking_caps), config.affinity.enabled
         policy = config.policy
         self.ordering = Ordering(
             {v.id: v.lambda_ for v in config.variants}, {v.id: v.figures for v in config.variants}, any_lambda=LIVE,
@@ -188,7 +189,7 @@ class Router:
         offered = self.fleet.offered(protocols)
         if not offered:
             raise NoVariantError
-        return offered, self.fleet.known(protocols)
+        return offered, offered if len(offered) >= self.fleet.served else self.fleet.known(protocols)
 
     async def _estimate(self, model: str, effort: str | None, request: Request, estimator: Chain) -> Estimate:
         if model not in _AUTO:
@@ -258,7 +259,7 @@ class Router:
         tried: set[Replica] = set()
         attempts, stale, last = 0, False, None
         protocols = _protocols(request)
-        key = partial(self._affinity, request) if self.config.affinity.enabled else None
+        key = partial(self._affinity, request) if self._affine else None
         replica = self.fleet.next(decision.order, tried, protocols, key)
 
         def elsewhere() -> bool:
@@ -297,8 +298,8 @@ class Router:
         replica.outstanding += 1
         replica.waiting.add(call)
         try:
-            capped = self._capped(request, replica, lambda_)
-            reply = await self.transport.send(replica, capped, lambda_, fresh=fresh)
+            sent = self._capped(request, replica, lambda_) if self._caps else request
+            reply = await self.transport.send(replica, sent, lambda_, fresh=fresh)
         except BaseException as error:
             replica.outstanding -= 1
             if call.ended_by(error):
@@ -319,7 +320,7 @@ class Router:
 
     def _capped(self, request: Request, replica: Replica, lambda_: float) -> Request:
         """Return the request with the most tokens that its answer may think, for servers that have such a limit."""
-        if not self.config.thinking_caps or request.path not in _CAPPED or not replica.can("thinking_budget"):
+        if request.path not in _CAPPED or not replica.can("thinking_budget"):
             return request
         most = self.config.thinking_caps.of(replica.at(lambda_), self._model(request)[1])
         return request if most is None else request.adding("thinking_token_budget", most)

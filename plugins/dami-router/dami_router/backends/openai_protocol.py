@@ -46,6 +46,7 @@ class OpenAIReader:
             "logprobs": True,
             "top_logprobs": 2,
         }
+        limited = await _limits_thinking(identity.model, post)
         status, reply = await post("/v1/chat/completions", chat)
         tokens = _logprobs(reply)
         text = {"model": identity.model, "prompt": "1", "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
@@ -56,7 +57,7 @@ class OpenAIReader:
             "prompt_log_probs": bool(choice.get("prompt_logprobs")),
             "top_n": bool(tokens and isinstance(tokens[0], dict) and tokens[0].get("top_logprobs")),
             "chat_template": status == 200,
-            "thinking_budget": await _limits_thinking(identity.model, post),
+            "thinking_budget": limited,
         }
 
 

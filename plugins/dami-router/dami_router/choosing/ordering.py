@@ -65,8 +65,7 @@ class Ordering:
     def order(self, wanted: Wanted, offered: AbstractSet[str], known: AbstractSet[str] = frozenset()) -> Ordered:
         """Return the variants on offer, not empty, in their order; then those only `known`, in case they return."""
         found = self._order(wanted, offered)
-        later = known - offered
-        if not later:
+        if len(known) <= len(offered) or not (later := known - offered):
             return found
         spare = [*({self._any} & later), *self._ranked(found.lambda_, later - {self._any}, wanted.draw, "nearest")]
         missed = self._order(wanted, known).order[0] != found.order[0]

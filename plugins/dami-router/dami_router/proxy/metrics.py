@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from dami_router.choosing.decision import Decision
+from dami_router.choosing.outcome import Decision
 from dami_router.proxy.histogram import Histogram
 from dami_router.upstream.fleet import Fleet, Replica
 from dami_router.upstream.reply import UnansweredError

@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,6 +30,8 @@ class Workers:
     def __init__(self, count: int, work: Callable[[int, Callable[[], None]], None]) -> None:
         self._count, self._work = count, work
         self._running: dict[int, int] = {}
+        # The workers read the one end, which ends with the process that holds the other: however it dies, they end too.
+        self._watched, self._held = os.pipe()
         self._stopping = False
 
     def run(self, ready: Callable[[], None]) -> None:
@@ -56,6 +59,8 @@ class Workers:
         process = os.fork()
         if not process:
             os.close(reading)
+            os.close(self._held)
+            threading.Thread(target=_end_with, args=(self._watched,), daemon=True).start()
             self._be(worker, writing)
         os.close(writing)
         self._running[process] = worker
@@ -89,6 +94,11 @@ class Workers:
                 _LOG.warning("worker %d ended with status %d; it is started again", worker, status)
                 time.sleep(_PAUSE_S)
                 self._start(worker)
+
+
+def _end_with(watched: int) -> None:
+    os.read(watched, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _tell(writing: int) -> None:

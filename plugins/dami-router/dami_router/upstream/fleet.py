@@ -156,6 +156,8 @@ class Fleet:
     def __init__(self, config: RouterConfig) -> None:
         self._variants = {variant.id for variant in config.variants}
         self._load = config.affinity.load
+        self.served = len({spec.variant for spec in config.backends})
+        """The number of variants with a replica; live servers count as one."""
         self.replicas = [
             Replica(spec, config.variant(spec.variant), Breaker(config.breaker.failures, config.breaker.open_s))
             for spec in config.backends

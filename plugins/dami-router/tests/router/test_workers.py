@@ -108,6 +108,15 @@ def test_a_worker_that_dies_is_started_again_and_sigterm_ends_all(service: tuple
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
 
 
+def test_workers_end_with_the_process_that_started_them(service: tuple[Service, list[Upstream]]) -> None:
+    """Killed, it can tell them nothing; they notice."""
+    running, _ = service
+    workers = running.workers
+    running.process.kill()
+    running.process.wait(60)
+    until(lambda: not [pid for pid in workers if Path(f"/proc/{pid}").exists()])
+
+
 def test_a_worker_that_cannot_start_ends_them_all(world: World, tmp_path: Path) -> None:
     """A server of the wrong model: exit code 1 and no address, as with one process."""
     with started(tmp_path, router_yml(("v-l000", world.upstream("another")))) as process:
