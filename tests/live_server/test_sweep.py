@@ -49,16 +49,16 @@ def questions(path: Path, count: int) -> Path:
 
 def test_from_a_running_server_to_rollouts_and_a_recipe(server: Client, pair: tuple[str, str], tmp_path: Path) -> None:
     """λ are added where the curve bends; what is written can be trained on and built; a second run asks nothing."""
-    dataset, out = questions(tmp_path / "q.jsonl", 60), tmp_path / "sweep"
+    dataset, out = questions(tmp_path / "q.jsonl", 24), tmp_path / "sweep"
     done = sweep(pair, dataset, out, "--url", server.url, "--most", 6)
     assert done.code == 0, done.err
     facts = done.facts
     assert len(facts["lambdas"]) <= 6
-    assert facts["questions"] == 60
-    assert facts["stopped"] == "all 60 questions were asked"
+    assert facts["questions"] == 24
+    assert facts["stopped"] == "all 24 questions were asked"
     assert set(facts["frontier"]) <= set(facts["lambdas"])
     grid = grid_of(read_rollouts(out / "rollouts.jsonl"))
-    assert (list(grid.lambdas), len(grid.queries)) == (facts["lambdas"], 60)
+    assert (list(grid.lambdas), len(grid.queries)) == (facts["lambdas"], 24)
     assert grid.capped is not None
     assert [cap for _, cap in grid.capped.settings] == facts["caps"]
     recipe = load_recipe(out / "recipe.yml")
