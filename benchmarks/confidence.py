@@ -1,12 +1,15 @@
-"""Measure the zero-shot estimator on lab pairs, calibrated and called over HTTP as a user would.
+"""Measure the zero-shot estimator on lab pairs, calibrated as by `dami calibrate`, on 5,000 fresh queries.
 
-    python benchmarks/confidence.py --pairs dami_merge/lab/pair pairs/seed-1 --work rollouts/ --form instruct
+    python benchmarks/confidence.py --pairs dami_merge/lab/pair pairs/seed-1 --work pairs/
+    python benchmarks/confidence.py --pairs dami_merge/lab/pair --work pairs/ --served openai --form auto
 
-The pair's variants are served by the test servers of plugins/dami-router/tests (vLLM's or TGI's routes over the real
-models). `dami calibrate` fits the map on the pair's 1,000 dev queries, unlabelled, to a fraction of Thinking's
-mean tokens; the router then decides for 1,000 test queries, and rollouts give the results. The largest λ is the
-smallest one whose accuracy on dev is within a point of the best, from figures per variant, as a manifest has them.
-Rollouts (about 100 seconds per pair on one core) are kept in --work, as in benchmarks/estimators.py.
+The map is fitted on the pair's 2,000 dev queries, unlabelled, to a fraction of Thinking's mean tokens, the probe's
+included (--share). The largest λ is the smallest one whose accuracy on dev is within a point of the best, from figures
+per variant, as a manifest has them. Answers and probes are those of benchmarks/lab.py, kept in --work.
+
+With --served, everything goes over HTTP, as for a user: the pair's variants are served by the test servers of
+plugins/dami-router/tests (vLLM's or TGI's routes over the real models), `dami calibrate` measures and fits, and the
+router decides for the first 1,000 fresh queries. It gives the same probes, and takes minutes per pair.
 """
 
 from __future__ import annotations
@@ -22,13 +25,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from estimators import TRAINED, rollouts_file, rollouts_of
+from estimators import TRAINED, grid_with_probes
+from lab import rollouts_of
 
+from dami_router.calibration.costs import TokenCosts
+from dami_router.calibration.fitting import Sample, WantedMean, fit
+from dami_router.calibration.measuring import key_of
+from dami_router.choosing.policy import nearest
+from dami_router.estimators.query import Query
 from dami_router.rollouts.grid import Grid, figure
 from dami_router.router import Decision, Router
 
-DEV = 1000
-"""Number of dev queries for calibration."""
+SERVED = 1000
+"""Number of fresh queries that are decided over HTTP."""
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "plugins" / "dami-router" / "tests" / "router"))
@@ -101,10 +110,13 @@ async def decide(file: Path, texts: tuple[str, ...]) -> list[Decision]:
         return await asyncio.gather(*map(one, texts))
 
 
-def point(part: Grid, columns: list[int]) -> dict[str, Any]:
-    """Return accuracy and tokens of a choice of λ per query, compared with Thinking, with intervals over queries."""
+def point(part: Grid, columns: list[int], probe: Any) -> dict[str, Any]:
+    """Return accuracy and tokens of a choice of λ per query, compared with Thinking, with intervals over queries.
+
+    `probe` has the tokens of each query's probe, which count.
+    """
     rows = np.arange(len(columns))
-    chosen, tokens = part.correct[rows, columns], part.tokens[rows, columns]
+    chosen, tokens = part.correct[rows, columns], part.tokens[rows, columns] + probe
     gain, accuracy = figure(chosen - part.correct[:, -1]), figure(chosen)
     thinking = float(part.correct[:, -1].mean()), float(part.tokens[:, -1].mean())
     return {
@@ -125,29 +137,71 @@ def auc(scores: list[float], right: Any) -> float:
 
 
 def measure(pair: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Calibrate on dev, decide for test, and look up the results of the decisions."""
-    grid = rollouts_of(pair, options.work, DEV)
-    dev, test = split(grid, "dev"), split(grid, "test")
+    """Calibrate on dev, decide for fresh queries, and look up the results of the decisions."""
+    grid = grid_with_probes(pair, options.work)
+    dev, fresh = split(grid, "dev"), split(grid, "fresh")
+    if options.served:
+        return over_http(pair, dev, fresh.rows(np.arange(SERVED)), options)
+    assert fresh.confidence is not None
+    top = options.max_lambda or knee(dev)
+    wanted = options.share * float(dev.tokens[:, -1].mean())
+    fitted = fit("instruct", samples(dev), WantedMean("tokens", wanted, top), costs(dev), lambda x, _: near(dev, x))
+    lambdas = [near(fresh, fitted.map(sure)) for sure in fresh.confidence]
+    out = {"calibration": fitted.as_dict(), "max_lambda": top, "wanted_tokens": wanted}
+    scores = fresh.confidence.tolist()
+    return out | results(fresh, [fresh.lambdas.index(x) for x in lambdas], scores, fresh.probe_tokens)
+
+
+def near(grid: Grid, lambda_: float) -> float:
+    """Return the nearest variant's λ."""
+    return nearest(lambda_, grid.lambdas)
+
+
+def samples(dev: Grid) -> list[Sample]:
+    """Return the dev queries as `dami calibrate` sees them."""
+    assert dev.confidence is not None
+    assert dev.probe_tokens is not None
+    found = zip(dev.texts, dev.confidence, dev.probe_tokens, strict=True)
+    return [
+        Sample(text, float(sure), int(key_of(Query(text))[:12], 16) / (1 << 48), float(probe))
+        for text, sure, probe in found
+    ]
+
+
+def costs(dev: Grid) -> TokenCosts:
+    """Return the tokens of every dev query at every λ, as from --rollouts."""
+    means = dict(zip(dev.lambdas, dev.tokens.mean(axis=0).tolist(), strict=True))
+    own = {
+        text: dict(zip(dev.lambdas, row.tolist(), strict=True)) for text, row in zip(dev.texts, dev.tokens, strict=True)
+    }
+    return TokenCosts(means, own)
+
+
+def over_http(pair: Path, dev: Grid, fresh: Grid, options: argparse.Namespace) -> dict[str, Any]:
+    """Calibrate and decide over HTTP."""
     with tempfile.TemporaryDirectory() as folder:
-        file = serve(pair, grid.lambdas, options.protocol, Path(folder))
-        calibrated = calibrate(file, dev, rollouts_file(pair, options.work, DEV), options)
-        decisions = asyncio.run(decide(file, test.texts))
+        file = serve(pair, fresh.lambdas, options.served, Path(folder))
+        calibrated = calibrate(file, dev, rollouts_of(pair, options.work)[0], options)
+        decisions = asyncio.run(decide(file, fresh.texts))
     if others := sum(d.estimator != "confidence" for d in decisions):
         raise SystemExit(f"{pair}: {others} decisions did not use confidence; repeat on an idle machine")
-    columns = [test.lambdas.index(float(d.variant[-3:]) / 100) for d in decisions]
-    lengths = np.array([(len(text) - 2) // 2 for text in test.texts])
-    short = np.flatnonzero(lengths <= TRAINED)
-    forms = sorted({str(d.evidence["form"]) for d in decisions})
+    columns = [fresh.lambdas.index(float(d.variant[-3:]) / 100) for d in decisions]
     scores = [float(d.evidence["score"]) for d in decisions]
+    probe = [float(d.evidence["tokens"]) + float(d.evidence.get("tokens_thinking", 0)) for d in decisions]
+    found: dict[str, Any] = {"forms": sorted({str(d.evidence["form"]) for d in decisions}), "calibration": calibrated}
+    found["route_ms_p50"] = float(np.median([d.route_ms for d in decisions]))
+    return found | results(fresh, columns, scores, np.array(probe))
+
+
+def results(fresh: Grid, columns: list[int], scores: list[float], probe: Any) -> dict[str, Any]:
+    """Return the points of a choice, for all lengths and for the trained ones."""
+    lengths = np.array([(len(text) - 2) // 2 for text in fresh.texts])
+    short = np.flatnonzero(lengths <= TRAINED)
     return {
-        "forms": forms,
-        "auc_of_instruct_right": auc(scores, test.correct[:, 0]),
-        "calibration": calibrated,
-        "probe_tokens": float(np.mean([float(d.evidence["tokens"]) for d in decisions])),
-        "mean_lambda": float(np.mean([d.lambda_ for d in decisions])),
-        "route_ms_p50": float(np.median([d.route_ms for d in decisions])),
-        "all": point(test, columns),
-        "trained_lengths": point(test.rows(short), [columns[i] for i in short]),
+        "auc_of_instruct_right": auc(scores, fresh.correct[:, 0]),
+        "probe_tokens": float(np.mean(probe)),
+        "all": point(fresh, columns, probe),
+        "trained_lengths": point(fresh.rows(short), [columns[i] for i in short], probe[short]),
     }
 
 
@@ -157,11 +211,12 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="+", type=Path, required=True, help="folders with instruct/ and thinking/")
     parser.add_argument("--work", type=Path, default=Path("rollouts"), help="where rollouts are kept")
     parser.add_argument("--form", default="instruct", choices=["instruct", "discrepancy", "entropy", "auto"])
-    parser.add_argument("--protocol", default="openai", choices=["openai", "tgi"])
-    parser.add_argument("--share", type=float, default=0.35, help="target fraction of Thinking's mean tokens")
+    parser.add_argument("--served", choices=["openai", "tgi"], help="measure over HTTP, with this protocol")
+    parser.add_argument("--share", type=float, default=0.38, help="target fraction of Thinking's mean tokens")
     parser.add_argument("--max-lambda", type=float, help="the largest λ (default: chosen on dev, see above)")
     options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
+    if options.form != "instruct" and not options.served:
+        parser.error("other forms than instruct need --served")
     print(json.dumps({pair.name: measure(pair, options) for pair in options.pairs}, indent=2))
 
 

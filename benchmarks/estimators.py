@@ -4,9 +4,11 @@
     python benchmarks/estimators.py --gsm8k gsm8k_two_model_rollouts.jsonl.gz
     python benchmarks/estimators.py --pairs dami_merge/lab/pair pairs/seed-1 pairs/seed-2 --work rollouts/
 
-With --pairs, each pair's dev queries (--dev, 2,000) and 1,000 test queries are answered at 11 values of λ first (about
-two minutes per pair on one core; kept in --work). The estimator is trained only on dev and evaluated on test, with
-Instruct's confidence as a feature; it is compared with a rule that knows which lengths the pair was trained on.
+With --pairs, each pair's 2,000 dev and 5,000 fresh queries are answered at 11 values of λ first, as by
+benchmarks/lab.py (about four minutes per pair on one core; kept in --work). The estimator is trained only on dev and
+evaluated on fresh queries: from the text alone, and with Instruct's confidence as it is served (a probe of at most 16
+tokens, whose tokens count in the budget and in the result). It is compared with a rule that knows which lengths the
+pair was trained on. --gsm8k takes any rollouts of two models.
 With scikit-learn installed, --gsm8k also measures TF-IDF with a logistic fit.
 """
 
@@ -16,71 +18,64 @@ import argparse
 import asyncio
 import json
 import resource
+import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from lab import rollouts_of
 from numpy.typing import NDArray
 
 from dami_merge.lab.splits import TRAINED_LENGTHS
 from dami_router.choosing.policy import nearest
 from dami_router.estimators.query import Query
+from dami_router.estimators.store import save
+from dami_router.estimators.trained import Trained
 from dami_router.estimators.training import TrainingSettings, train
 from dami_router.evaluating.comparison import compare, cross_validated, length_of_query, with_estimator
-from dami_router.evaluating.scores import apgr
+from dami_router.evaluating.scores import apgr, over_mixing
 from dami_router.rollouts.folds import folds_of
 from dami_router.rollouts.gathering import grid_of
 from dami_router.rollouts.grid import Grid, figure
-from dami_router.rollouts.records import Rollout, read_rollouts, write_rollouts
+from dami_router.rollouts.records import read_rollouts
+
+if TYPE_CHECKING:
+    from dami_router.estimators.training import Method
 
 TRAINED = TRAINED_LENGTHS[-1]
 """The longest chain in the training of the lab pairs."""
 
 
-def rollouts_file(pair: Path, work: Path, dev: int) -> Path:
-    """Return the path of a pair's rollouts on `dev` dev queries and the test queries."""
-    return work / f"{pair.name}-dev-{dev}.jsonl.gz"
-
-
-def rollouts_of(pair: Path, work: Path, dev: int) -> Grid:
-    """Answer dev and test queries at every λ and probe Instruct's confidence; keeps both in `work`."""
-    file = rollouts_file(pair, work, dev)
-    confidence = work / f"{pair.name}-dev-{dev}-conf.json"
-    if not file.exists() or not confidence.exists():
-        from dami_merge.lab.answering import probe
-        from dami_merge.lab.rolling_out import roll_out
-        from dami_merge.lab.splits import draw_queries
-        from dami_merge.lab.variants import load_variant
-
-        queries = [*draw_queries("dev", dev), *draw_queries("test")]
-        found = probe(load_variant(pair, 0.0), [query.text for query in queries], tokens=1)
-        confidence.write_text(json.dumps({q.id: a.direct for q, a in zip(queries, found, strict=True)}))
-        answered: list[Rollout] = []
-        for x in (i / 10 for i in range(11)):
-            answered += roll_out(load_variant(pair, x), queries, x, f"lab-l{round(x * 100):03d}")
-        write_rollouts(answered, file)
-    known = json.loads(confidence.read_text())
+def grid_with_probes(pair: Path, work: Path, tokens: int = 16) -> Grid:
+    """Return a pair's dev and fresh queries with Instruct's confidence from probes of at most `tokens` tokens."""
+    file, probes = rollouts_of(pair, work)
     grid = grid_of(read_rollouts(file))
-    return replace(grid, confidence=np.array([known[query] for query in grid.queries]))
+    found = np.array([probes[query][str(tokens)][:2] for query in grid.queries])
+    return replace(grid, confidence=found[:, 0], probe_tokens=found[:, 1])
 
 
 def lab(grid: Grid, budget: float) -> dict[str, Any]:
-    """Train on dev and evaluate on test, for all lengths and for the trained ones."""
-    split = np.array([query.startswith("test") for query in grid.queries])
-    dev, test = grid.rows(np.flatnonzero(~split)), grid.rows(np.flatnonzero(split))
-    start = time.perf_counter()
-    estimator = train(dev, TrainingSettings(budget=budget))
-    seconds = time.perf_counter() - start
-    lengths, deliberate = _lengths(test), _within_budget(dev, budget)
-    out: dict[str, Any] = {"train_s": seconds, "about": dict(estimator.about)}
-    for name, mask in (("all", lengths > 0), ("trained_lengths", lengths <= TRAINED)):
-        part = test.rows(np.flatnonzero(mask))
-        out[name] = _against_thinking(part, with_estimator("preference", estimator, part).lambdas)
+    """Train on dev and evaluate on fresh queries, for all lengths and for the trained ones."""
+    split = np.array([query.startswith("fresh") for query in grid.queries])
+    dev, fresh = grid.rows(np.flatnonzero(~split)), grid.rows(np.flatnonzero(split))
+    lengths, deliberate = _lengths(fresh), _within_budget(dev, budget)
+    out: dict[str, Any] = {}
+    parts = {"all": fresh, "trained_lengths": fresh.rows(np.flatnonzero(lengths <= TRAINED))}
+    for method, confidence in (("preference", False), ("preference", True), ("neighbours", False)):
+        start = time.perf_counter()
+        settings = TrainingSettings(method=cast("Method", method), budget=budget)
+        estimator = train(dev, settings, use_confidence=confidence)
+        title = f"{method}, with confidence" if confidence else f"{method}, text alone"
+        out[title] = {"train_s": time.perf_counter() - start, "about": dict(estimator.about)}
+        for name, part in parts.items():
+            made = with_estimator(title, estimator, part)
+            out[title][name] = _against_thinking(part, made.lambdas, made.cost)
+    for name, part in parts.items():
         known = np.where(_lengths(part) > TRAINED, 0.0, deliberate)
-        out[name]["known_length"] = _against_thinking(part, tuple(known.tolist()))
+        out[f"known_length, {name}"] = _against_thinking(part, tuple(known.tolist()), None)
     return out
 
 
@@ -96,16 +91,18 @@ def _within_budget(dev: Grid, budget: float) -> float:
     return dev.lambdas[int(max(affordable, key=lambda i: dev.correct[~longer, i].mean()))]
 
 
-def _against_thinking(part: Grid, lambdas: tuple[float, ...]) -> dict[str, Any]:
+def _against_thinking(part: Grid, lambdas: tuple[float, ...], probe: NDArray[np.float64] | None) -> dict[str, Any]:
     columns = [part.lambdas.index(nearest(x, part.lambdas)) for x in lambdas]
     rows = np.arange(len(columns))
-    chosen, tokens = part.correct[rows, columns], part.tokens[rows, columns]
+    chosen = part.correct[rows, columns]
+    tokens = part.tokens[rows, columns] + (0.0 if probe is None else probe)
     gain, accuracy = figure(chosen - part.correct[:, -1]), figure(chosen)
     best = int(part.correct.mean(axis=0).argmax())
     return {
         "queries": len(rows),
         "thinking": [float(part.correct[:, -1].mean()), float(part.tokens[:, -1].mean())],
-        "best_static_on_test": [part.lambdas[best], float(part.correct[:, best].mean())],
+        "over_random_mixing": asdict(over) if (over := over_mixing(part, chosen, tokens)) else None,
+        "best_static_in_hindsight": [part.lambdas[best], float(part.correct[:, best].mean())],
         "accuracy": [accuracy.mean, accuracy.low, accuracy.high],
         "tokens": float(tokens.mean()),
         "tokens_of_thinking": float(tokens.mean() / part.tokens[:, -1].mean()),
@@ -113,15 +110,53 @@ def _against_thinking(part: Grid, lambdas: tuple[float, ...]) -> dict[str, Any]:
     }
 
 
-def gsm8k(path: Path, seeds: int) -> dict[str, Any]:
+def gsm8k(path: Path, seeds: int, neighbours: bool) -> dict[str, Any]:
     """Return the 5-fold APGR of the default estimator and of the query's length, for several splits into folds."""
     grid = grid_of(read_rollouts(path))
     runs = []
     for seed in range(seeds):
         settings = TrainingSettings(seed=seed)
-        found = compare(grid, [cross_validated(grid, settings, 5, lambda _: None), length_of_query(grid, settings, 5)])
+        start = time.process_time()
+        contenders = [cross_validated(grid, settings, 5)]
+        taken = time.process_time() - start
+        print(f"folding {seed}: {taken:.1f} s of processor time to cross-validate", file=sys.stderr)
+        if neighbours:
+            contenders.append(cross_validated(grid, replace(settings, method="neighbours"), 5))
+        found = compare(grid, [*contenders, length_of_query(grid, settings, 5)])
         runs.append({m["name"]: m["apgr_by_fold"] for m in found.as_dict()["estimators"]} | _peer(grid, seed))
-    return {name: _spread([run[name] for run in runs]) for name in runs[0]}
+        if not seed:
+            keys = ("name", "apgr", "apgr_interval", "cpt", "folds_without_gap")
+            first = [{key: m[key] for key in keys} for m in found.as_dict()["estimators"]]
+    return {
+        "first_folding": first,
+        "served": _served(grid),
+        **{name: _spread([run[name] for run in runs]) for name in runs[0]},
+    }
+
+
+def _served(grid: Grid) -> dict[str, float]:
+    """Train on all queries; return the time of an estimate and the size of the folder."""
+    estimator = train(grid)
+    with tempfile.TemporaryDirectory() as folder:
+        save(estimator, Path(folder) / "est")
+        size = sum(file.stat().st_size for file in (Path(folder) / "est").iterdir())
+    took = _timed(estimator, [*grid.texts[:500]])
+    return {"estimate_ms_p50": took[0], "estimate_ms_p99": took[1], "folder_mb": size / 1e6}
+
+
+def _timed(estimator: Trained, texts: list[str]) -> tuple[float, float]:
+    """Return the median and the 99th percentile of an estimate, in milliseconds."""
+
+    async def estimates() -> list[float]:
+        took = []
+        for text in texts:
+            start = time.perf_counter()
+            await estimator.estimate(Query(text))
+            took.append(time.perf_counter() - start)
+        return took
+
+    took = 1000 * np.array(asyncio.run(estimates()))
+    return float(np.quantile(took, 0.5)), float(np.quantile(took, 0.99))
 
 
 def _peer(grid: Grid, seed: int) -> dict[str, list[float | None]]:
@@ -162,16 +197,8 @@ def speed(rows: int) -> dict[str, Any]:
     out: dict[str, Any] = {"train_1000_queries_s": time.perf_counter() - start}
     question = "A robe takes 2 bolts of blue fiber and half that much white fiber. How many bolts in total? " * 3
 
-    async def estimates() -> list[float]:
-        took = []
-        for i in range(2000):
-            start = time.perf_counter()
-            await estimator.estimate(Query(f"{question}{i}"))
-            took.append(time.perf_counter() - start)
-        return took
-
-    took = 1000 * np.array(asyncio.run(estimates()))
-    out |= {"estimate_ms_p50": float(np.quantile(took, 0.5)), "estimate_ms_p99": float(np.quantile(took, 0.99))}
+    took = _timed(estimator, [f"{question}{i}" for i in range(2000)])
+    out |= {"estimate_ms_p50": took[0], "estimate_ms_p99": took[1]}
     return out | _many(rows)
 
 
@@ -207,19 +234,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs="+", type=Path, default=[], help="folders with instruct/ and thinking/")
     parser.add_argument("--work", type=Path, default=Path("rollouts"), help="where rollouts are kept")
-    parser.add_argument("--dev", type=int, default=2000, help="dev queries to train on, for --pairs")
     parser.add_argument("--budget", type=float, default=0.33, help="fraction of Thinking's tokens, for --pairs")
     parser.add_argument("--gsm8k", type=Path, help="rollouts of two models")
     parser.add_argument("--seeds", type=int, default=5, help="splits into folds, for --gsm8k")
+    parser.add_argument("--neighbours", action="store_true", help="for --gsm8k: also --method neighbours")
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows, for --speed")
     given = parser.parse_args()
     out: dict[str, Any] = {}
     for pair in given.pairs:
-        given.work.mkdir(parents=True, exist_ok=True)
-        out[pair.name] = lab(rollouts_of(pair, given.work, given.dev), given.budget)
+        out[pair.name] = lab(grid_with_probes(pair, given.work), given.budget)
     if given.gsm8k:
-        out["gsm8k"] = gsm8k(given.gsm8k, given.seeds)
+        out["gsm8k"] = gsm8k(given.gsm8k, given.seeds, given.neighbours)
     if given.speed:
         out["speed"] = speed(given.rows)
     print(json.dumps(out, indent=2))

@@ -4,7 +4,9 @@
     python benchmarks/lab.py --pairs dami_merge/lab/pair --rollouts dami_merge/lab/rollouts.jsonl.gz
 
 With --seeds, pairs that are not in --work yet are trained there first (about 5 minutes each on one core).
-Results are for 1,000 test queries; tuning uses 1,000 other (dev) queries.
+Results are for 5,000 fresh queries, which nothing was tuned on; tuning uses 2,000 other (dev) queries. Answers are kept
+in --work, and an interrupted run goes on with the pairs that are missing (about 4 minutes each on one core). With
+--rollouts, the 1,000 dev and 1,000 test queries of the package are answered instead, and written to that file.
 """
 
 from __future__ import annotations
@@ -24,13 +26,20 @@ from numpy.typing import NDArray
 
 from dami_merge.lab.answering import probe
 from dami_merge.lab.rolling_out import roll_out
-from dami_merge.lab.splits import TRAINED_LENGTHS, draw_queries
+from dami_merge.lab.splits import TRAINED_LENGTHS, LabQuery, draw_queries
 from dami_merge.lab.training_pair import THINKS_BY_LENGTH, THINKS_HALF_THE_TIME, train_pair
 from dami_merge.lab.variants import load_variant
+from dami_router.rollouts.gathering import grid_of
 from dami_router.rollouts.grid import figure
-from dami_router.rollouts.records import Rollout, write_rollouts
+from dami_router.rollouts.records import Rollout, read_rollouts, write_rollouts
 
 LAMBDAS = [i / 10 for i in range(11)]
+DEV, FRESH = 2000, 5000
+"""Numbers of queries."""
+PROBES = (1, 16)
+"""Lengths of the probes; 16 is what the router sends unless configured."""
+ONE_TOKEN = 1.0
+"""What the zero-shot rule's probe generates for each query."""
 INSTRUCT, THINKING = 0, 10
 CONFIDENT, DELIBERATE = 0.8, 0.6
 """The zero-shot rule: λ=0 if p_I > CONFIDENT, else λ=DELIBERATE. The same for all pairs.
@@ -38,8 +47,8 @@ Both numbers were fixed on dev queries of seeds 0 and 1."""
 
 ROWS = [
     *((f"λ = {x}", "static", str(x)) for x in LAMBDAS),
-    ("zero-shot: 0 if p_I > 0.8, else 0.6", "zero_shot"),
-    ("the same rule, tuned on dev", "tuned_on_dev"),
+    ("zero-shot: 0 if p_I > 0.8, else 0.6; with its probe", "zero_shot"),
+    ("the same rule, tuned on dev; with its probe", "tuned_on_dev"),
     ("best static λ on dev", "best_static"),
     ("oracle over 11 values of λ", "oracle"),
 ]
@@ -66,21 +75,55 @@ class Measured:
         )
 
 
-def measure(pair: Path, split: str) -> tuple[Measured, list[Rollout]]:
-    """Answer a split's 1,000 queries at every λ."""
-    queries = draw_queries("dev" if split == "dev" else "test")
-    rollouts: list[Rollout] = []
-    for lambda_ in LAMBDAS:
-        model = load_variant(pair, lambda_)
-        if lambda_ == 0:
-            confidence = [a.direct for a in probe(model, [q.text for q in queries], tokens=1)]
-        rollouts += roll_out(model, queries, lambda_, f"lab-l{round(lambda_ * 100):03d}")
+Probes = dict[str, dict[str, list[float]]]
+"""By query id and length of the probe: Instruct's confidence (0 if it opens a think block), the tokens that the probe
+generated, and the probability of the likeliest digit as the first token."""
 
-    def column(key: str) -> Floats:
-        return np.array([float(getattr(r, key)) for r in rollouts]).reshape(len(LAMBDAS), -1).T
 
-    lengths = np.array([q.length for q in queries])
-    return Measured(column("correct"), column("tokens"), column("think"), np.array(confidence), lengths), rollouts
+def rollouts_of(pair: Path, work: Path, name: str | None = None) -> tuple[Path, Probes]:
+    """Return a pair's rollouts on the dev and fresh queries, and its probes, as a user would get them served.
+
+    Both are kept in `work`, under the pair's name.
+    """
+    name = name or pair.name
+    file, probes = work / f"{name}-rollouts.jsonl.gz", work / f"{name}-probes.json"
+    if not file.exists() or not probes.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        queries = [*draw_queries("dev", DEV), *draw_queries("fresh", FRESH)]
+        probes.write_text(json.dumps(_probed(pair, queries)))
+        # Answers to one query are adjacent: they are similar, which halves the compressed file.
+        write_rollouts(sorted(answered(pair, queries), key=lambda r: (r.query_id, r.lambda_)), file)
+    found: Probes = json.loads(probes.read_text())
+    return file, found
+
+
+def _probed(pair: Path, queries: Sequence[LabQuery]) -> Probes:
+    model, out = load_variant(pair, 0.0), dict[str, dict[str, list[float]]]()
+    for tokens in PROBES:
+        for query, found in zip(queries, probe(model, [q.text for q in queries], tokens=tokens), strict=True):
+            sure = 0.0 if found.text.startswith("<think>") else found.confidence
+            out.setdefault(query.id, {})[str(tokens)] = [sure, found.tokens, found.direct]
+    return out
+
+
+def answered(pair: Path, queries: Sequence[LabQuery]) -> list[Rollout]:
+    """Answer queries at every λ."""
+    return [
+        rollout
+        for lambda_ in LAMBDAS
+        for rollout in roll_out(load_variant(pair, lambda_), queries, lambda_, f"lab-l{round(lambda_ * 100):03d}")
+    ]
+
+
+def measured(pair: Path, work: Path, name: str) -> tuple[Measured, Measured]:
+    """Return the dev and the fresh queries of a pair."""
+    file, probes = rollouts_of(pair, work, name)
+    grid = grid_of(read_rollouts(file))
+    direct = np.array([probes[query]["1"][2] for query in grid.queries])
+    lengths = np.array([(len(text) - 2) // 2 for text in grid.texts])
+    every = Measured(grid.correct, grid.tokens, grid.think, direct, lengths)
+    dev = np.array([query.startswith("dev") for query in grid.queries])
+    return every.where(dev), every.where(~dev)
 
 
 def oracle(m: Measured) -> Choice:
@@ -95,13 +138,13 @@ def by_confidence(m: Measured, threshold: float, deliberate: int) -> Choice:
 
 
 def tuned_rule(dev: Measured) -> tuple[float, int]:
-    """Return the threshold and λ index with the best dev accuracy within 40 % of Thinking's dev tokens."""
+    """Return the threshold and λ index with the best dev accuracy within 40 % of Thinking's tokens, with the probe."""
     budget = 0.4 * dev.tokens[:, THINKING].mean()
     best = (-1.0, CONFIDENT, 5)
     for threshold in (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98):
         for index in range(1, len(LAMBDAS)):
             choice = by_confidence(dev, threshold, index)
-            if pick(dev.tokens, choice).mean() <= budget:
+            if pick(dev.tokens, choice).mean() + ONE_TOKEN <= budget:
                 best = max(best, (float(pick(dev.correct, choice).mean()), threshold, index))
     return best[1], best[2]
 
@@ -112,9 +155,12 @@ def pick(values: Floats, choice: Choice) -> Floats:
     return chosen
 
 
-def point(m: Measured, choice: Choice) -> dict[str, Any]:
-    """Return accuracy, tokens and think share of a choice of λ per query, and its paired differences to Thinking."""
-    correct, tokens = pick(m.correct, choice), pick(m.tokens, choice)
+def point(m: Measured, choice: Choice, probe_tokens: float = 0.0) -> dict[str, Any]:
+    """Return accuracy, tokens and think share of a choice of λ per query, and its paired differences to Thinking.
+
+    `probe_tokens` are what the choice itself generates for each query.
+    """
+    correct, tokens = pick(m.correct, choice), pick(m.tokens, choice) + probe_tokens
     return {
         "accuracy": asdict(figure(correct)),
         "tokens": asdict(figure(tokens)),
@@ -137,8 +183,8 @@ def report(test: Measured, dev: Measured) -> dict[str, Any]:
             "queries": len(m.length),
             "static": {str(x): point(m, every * i) for i, x in enumerate(LAMBDAS)},
             "best_static": point(m, every * best_static),
-            "zero_shot": point(m, by_confidence(m, CONFIDENT, LAMBDAS.index(DELIBERATE))),
-            "tuned_on_dev": point(m, by_confidence(m, threshold, deliberate)),
+            "zero_shot": point(m, by_confidence(m, CONFIDENT, LAMBDAS.index(DELIBERATE)), ONE_TOKEN),
+            "tuned_on_dev": point(m, by_confidence(m, threshold, deliberate), ONE_TOKEN),
             "oracle": point(m, oracle(m)),
         }
     return out
@@ -152,16 +198,28 @@ def markdown(reports: dict[str, dict[str, Any]]) -> str:
         counts = {r[key]["queries"] for r in reports.values()}
         lines += [f"**{title}**, {', '.join(map(str, sorted(counts)))} queries: accuracy in % [95 % interval] at mean"]
         lines[-1] += " tokens"
-        lines += ["", "| |" + "".join(f" {name} |" for name in reports), "|---|" + "---|" * len(reports)]
+        spread = [" mean ± sd over seeds |"] if len(reports) > 1 else []
+        lines += ["", "| |" + "".join([*(f" {name} |" for name in reports), *spread])]
+        lines += ["|---|" + "---|" * (len(reports) + len(spread))]
         for name, *keys in ROWS:
-            points = (r[key][keys[0]][keys[1]] if keys[1:] else r[key][keys[0]] for r in reports.values())
-            lines.append(f"| {name} |" + "".join(f" {cell(p)} |" for p in points))
-        gains = (r[key]["zero_shot"] for r in reports.values())
+            points = [r[key][keys[0]][keys[1]] if keys[1:] else r[key][keys[0]] for r in reports.values()]
+            lines.append(f"| {name} |" + "".join(f" {cell(p)} |" for p in points) + _spread(points, "accuracy"))
+        gains = [r[key]["zero_shot"] for r in reports.values()]
         lines += [
-            "| zero-shot against λ = 1: points, share of tokens |" + "".join(f" {gain(p)} |" for p in gains),
+            "| zero-shot against λ = 1: points, share of tokens |"
+            + "".join(f" {gain(p)} |" for p in gains)
+            + _spread(gains, "accuracy_over_thinking"),
             "",
         ]
     return "\n".join(lines)
+
+
+def _spread(points: Sequence[dict[str, Any]], key: str) -> str:
+    """Return a table cell: the mean over pairs, and their standard deviation."""
+    if len(points) < 2:
+        return ""
+    each = np.array([100 * p[key]["mean"] for p in points])
+    return f" {each.mean():.1f} ± {each.std(ddof=1):.1f} |"
 
 
 def cell(p: dict[str, Any]) -> str:
@@ -186,7 +244,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", type=Path, nargs="*", default=[], help="directories of existing pairs")
     parser.add_argument("--out", type=Path, help="write all figures as JSON")
     parser.add_argument("--markdown", type=Path, help="write the tables")
-    parser.add_argument("--rollouts", type=Path, help="write the rollouts (.jsonl.gz) of the one pair measured")
+    parser.add_argument(
+        "--rollouts", type=Path, help="write the package's rollouts (.jsonl.gz) of one pair, and nothing else"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     pairs = {str(pair): pair for pair in options.pairs}
@@ -198,17 +258,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             train_pair(seed, pairs[f"seed {seed}"], base_policy=policy)
     if not pairs or (options.rollouts and len(pairs) > 1):
         parser.error("give --seeds or --pairs (one pair alone with --rollouts)")
+    if options.rollouts:
+        queries = [*draw_queries("dev"), *draw_queries("test")]
+        rows = answered(next(iter(pairs.values())), queries)
+        write_rollouts(sorted(rows, key=lambda r: (r.query_id, r.lambda_)), options.rollouts)
+        return
     reports = {}
     for name, pair in pairs.items():
         start = time.perf_counter()
-        dev, dev_rollouts = measure(pair, "dev")
-        test, test_rollouts = measure(pair, "test")
-        reports[name] = report(test, dev)
+        dev, fresh = measured(pair, options.work, pair.name)
+        reports[name] = report(fresh, dev)
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
-    if options.rollouts:
-        # Answers to one query are adjacent: they are similar, which halves the compressed file.
-        by_query = sorted(dev_rollouts + test_rollouts, key=lambda r: (r.query_id, r.lambda_))
-        write_rollouts(by_query, options.rollouts)
     if options.out:
         options.out.write_text(json.dumps(reports, indent=1) + "\n")
     table = markdown(reports)
