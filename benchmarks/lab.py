@@ -192,7 +192,7 @@ def report(test: Measured, dev: Measured) -> dict[str, Any]:
 
 def markdown(reports: dict[str, dict[str, Any]]) -> str:
     """Return tables of all pairs, one for all lengths and one for the trained lengths."""
-    titles = {"all": "All lengths (n = 1…10)", "trained_lengths": f"Trained lengths alone (n ≤ {TRAINED_LENGTHS[-1]})"}
+    titles = {"all": "All lengths (n = 2…10)", "trained_lengths": f"Trained lengths alone (n ≤ {TRAINED_LENGTHS[-1]})"}
     lines: list[str] = []
     for key, title in titles.items():
         counts = {r[key]["queries"] for r in reports.values()}
