@@ -22,6 +22,7 @@ from pathlib import Path
 from dami_router.choosing.budget import Budget, Entry
 from dami_router.choosing.ordering import SAME_LAMBDA, Ordered, Ordering, Wanted
 from dami_router.choosing.outcome import Decision
+from dami_router.config.model_names import model_names, unknown_model
 from dami_router.config.router_yml import load_config
 from dami_router.config.specs import RouterConfig, VariantSpec
 from dami_router.errors import FailureError
@@ -30,7 +31,6 @@ from dami_router.estimators.query import Estimate, Query
 from dami_router.messages.pinning import LIVE, pinned
 from dami_router.messages.request import Request, read_request
 from dami_router.messages.routes import ROUTES
-from dami_router.shared.suggestions import did_you_mean
 from dami_router.upstream.estimator_calls import ServedEndpoints
 from dami_router.upstream.fleet import Fleet, Replica, Waiting
 from dami_router.upstream.health import Prober
@@ -195,7 +195,7 @@ class Router:
         if model not in _AUTO:
             lambda_ = pinned(model)
             if lambda_ is None:
-                raise UnknownModelError(f"no model `{model:.100}`{self._advice(model)}")
+                raise UnknownModelError(unknown_model(model, self.model_names()))
             return Estimate(lambda_, "pinned")
         found = await estimator.estimate(Query(request.text, effort, request.messages, request.prompt))
         shift = self.config.effort_shift.get(effort or "", 0.0)
@@ -204,11 +204,9 @@ class Router:
         moved = min(max(found.lambda_ + shift, 0.0), 1.0)
         return Estimate(moved, found.estimator, {**found.evidence, "effort_shift": shift})
 
-    def _advice(self, model: str) -> str:
-        if model.startswith("dami:"):
-            return "; λ is a number from 0 to 1 with at most six digits behind the point, as in `dami:0.37`"
-        near = did_you_mean(model, ["dami", *self.ordering.lambdas, *self.config.aliases])
-        return f"; did you mean `{near}`?" if near else ""
+    def model_names(self) -> list[str]:
+        """Return the names that clients may send, beside those that pin λ."""
+        return model_names(self.config, [v.id for v in self.config.variants if self.fleet.standing_for(v.id)])
 
     def _order(self, lambda_: float, request: Request, *, budgeted: bool, limited: bool) -> Ordered:
         """Return the λ to answer at, the variants in the order to try, and what decided."""

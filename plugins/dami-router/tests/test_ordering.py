@@ -49,7 +49,7 @@ def test_a_dominated_variant_is_the_last_to_be_tried() -> None:
 
 
 def test_a_live_server_is_asked_for_the_exact_lambda() -> None:
-    """A live server comes first at λ(q) itself, rounded to six digits, with the variants behind it."""
+    """A live server comes first at λ(q) itself, rounded to six decimal places, with the variants behind it."""
     assert ordering().order(wish(0.41234567), {"a", "c", "live"})[:2] == (0.412346, ["live", "c", "a"])
 
 

@@ -13,7 +13,7 @@ from dami_router.choosing.policy import Figures, Rule, choose, dominated, fallba
 __all__ = ["SAME_LAMBDA", "Cause", "Ordered", "Ordering", "Wanted"]
 
 SAME_LAMBDA = 1e-6
-"""Two λ nearer than this are one: names and replies carry six digits."""
+"""Two λ nearer than this are one: names and replies carry six decimal places."""
 
 
 class Wanted(NamedTuple):

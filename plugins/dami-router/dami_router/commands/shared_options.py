@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from dami_router.errors import MisuseError
+from dami_router.messages.hints import EFFORT_WORDS
 
 if TYPE_CHECKING:
     from dami_router.proxy.page_data import PageData
@@ -24,9 +25,7 @@ _Option = Callable[[Any], Any]
 _QUERY: tuple[_Option, ...] = (
     click.argument("config", type=click.Path(path_type=Path)),
     click.argument("query"),
-    click.option(
-        "--effort", type=click.Choice(["none", "minimal", "low", "medium", "high"]), help="The reasoning effort."
-    ),
+    click.option("--effort", type=click.Choice(EFFORT_WORDS), help="The reasoning effort."),
     click.option("--model", default="dami", show_default=True, help="dami, dami:0.5 for one λ, or a variant's id."),
 )
 _DATASET: tuple[_Option, ...] = (

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from dami_router.config.router_schema import BackendEntry, LiveEntry, ServedEntry
 from dami_router.config.specs import BackendSpec, VariantSpec
@@ -32,13 +33,22 @@ def read_backends(
         place, name = ("backends", i), entry.api_key_env
         spec = _live(place, entry, pair) if isinstance(entry, LiveEntry) else _served(place, entry, variants)
         key = secret((*place, "api_key_env"), name, environment) if name else None
-        ca = _authorities((*place, "ca"), folder / entry.ca, entry.url) if entry.ca else None
-        for url in entry.url:
-            base = url.rstrip("/").removesuffix("/v1")
-            _once((*place, "url"), url, [other for other in found if other.url == base], spec)
+        bases = [_base(url) for url in entry.url]
+        ca = _authorities((*place, "ca"), folder / entry.ca, bases) if entry.ca else None
+        for base in bases:
+            _once(place, [other for other in found if other.url == base], replace(spec, url=base), variants)
             found.append(replace(spec, url=base, api_key=key, ca=ca, identity=entry.identity == "check"))
     urls = Counter(spec.url for spec in found)
     return tuple(replace(spec, shared=urls[spec.url] > 1) for spec in found)
+
+
+def _base(url: str) -> str:
+    """Return a server's URL in its one form: no `/v1`, no last slash, no default port, the host in small letters."""
+    parts = urlsplit(url)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    default = {"http": 80, "https": 443}[parts.scheme]
+    port = "" if parts.port in (None, default) else f":{parts.port}"
+    return f"{parts.scheme}://{host}{port}{parts.path.rstrip('/').removesuffix('/v1').rstrip('/')}"
 
 
 def _authorities(place: Key, path: Path, urls: Sequence[str]) -> Path:
@@ -74,11 +84,28 @@ def _live(place: Key, entry: LiveEntry, pair: PairSpec | None) -> BackendSpec:
     return BackendSpec(LIVE, "", "live", pair=pair)
 
 
-def _once(place: Key, url: str, others: Sequence[BackendSpec], spec: BackendSpec) -> None:
+def _once(place: Key, others: Sequence[BackendSpec], spec: BackendSpec, variants: Sequence[VariantSpec]) -> None:
+    """Refuse a URL that is given twice for the same model; `others` have the URL of `spec`."""
     if any(other.variant == spec.variant for other in others):
-        raise Wrong(place, f"{url} is given twice for {spec.variant}")
+        raise Wrong((*place, "url"), f"{spec.url} is given twice for {spec.variant}")
     if others and not spec.protocol == others[0].protocol == "openai":
-        raise Wrong(place, f"{url} is given for two variants; only `openai` servers have several models")
+        message = f"{spec.url} is given for two variants; only `openai` servers have several models"
+        raise Wrong((*place, "url"), message)
+    names = {variant.id: variant.names for variant in variants}
+    for other in others:
+        # The name of a model is what tells the two apart; one that is not given is found among the variant's own.
+        same = (
+            spec.model == other.model
+            if spec.model and other.model
+            else (spec.model in names[other.variant] or other.model in names[spec.variant])
+        )
+        if same:
+            raise Wrong(
+                (*place, "model" if spec.model else "url"),
+                f"{spec.url} has one model `{spec.model or other.model}` for two variants, {other.variant} and "
+                f"{spec.variant}",
+                "give each variant's entry the server's own name for it",
+            )
 
 
 def secret(place: Key, variable: str, environment: Mapping[str, str] | None) -> str:

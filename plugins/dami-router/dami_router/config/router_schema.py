@@ -363,7 +363,9 @@ class RouterFile(StrictModel):
     )
     hints: HintsSection = HintsSection()
     aliases: dict[Text, Text] = Field(
-        default={}, description="Other names for `dami`, for a pinned λ such as `dami:0.5`, or for a variant's id."
+        default={},
+        description="Other names for `dami`, a pinned λ such as `dami:0.5`, an effort such as `dami:low`, or a "
+        "variant's id.",
     )
     pass_through: Annotated[Many[Path_], BeforeValidator(listed, json_schema_input_type=Path_ | Many[Path_])] = Field(
         default=(), description="Further routes of the servers that clients may use, such as /v1/embeddings."

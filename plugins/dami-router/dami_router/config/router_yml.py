@@ -12,21 +12,20 @@ from pathlib import Path
 from dami_router.choosing.thinking_caps import ThinkingCaps
 from dami_router.config.backend_config import read_backends, secret
 from dami_router.config.chain_config import read_chain
+from dami_router.config.model_names import require_aliases
 from dami_router.config.router_schema import BudgetSpec, RouterFile
 from dami_router.config.specs import BackendSpec, RouterConfig, Shadow, VariantSpec
 from dami_router.config.variant_config import read_variants
 from dami_router.messages.hints import EFFORT_WORDS
-from dami_router.messages.pinning import LIVE, pinned
+from dami_router.messages.pinning import LIVE
 from dami_router.shared.strict_model import Wrong, reading
 from dami_router.shared.strict_yaml import Document, load, parse
-from dami_router.shared.suggestions import did_you_mean
 
 __all__ = ["is_section", "load_config", "load_section", "parse_config"]
 
 Environment = Mapping[str, str] | None
 """The variables that hold keys; None for the process's own."""
 
-_PRESETS = frozenset(f"dami:{word}" for word in EFFORT_WORDS)
 _SERVED = ("family", "variants", "backends")
 
 
@@ -81,7 +80,7 @@ def _resolved(
 ) -> RouterConfig:  # fmt: skip
     if file.policy.budget is not None:
         _require_possible(file.policy.budget, variants, backends)
-    return RouterConfig(
+    config = RouterConfig(
         name=name,
         variants=variants,
         backends=backends,
@@ -99,28 +98,17 @@ def _resolved(
         api_keys=tuple(secret(("api_keys_env",), variable, environment) for variable in file.api_keys_env or ()),
         thinking=file.thinking,
         hints=file.hints.facts(),
-        aliases=_aliases(file.aliases, variants),
+        aliases=dict(file.aliases),
         pass_through=tuple(file.pass_through),
         cors=tuple(file.cors),
     )
+    require_aliases(config)
+    return config
 
 
 def _caps(budget: Mapping[str, int]) -> ThinkingCaps:
     by_effort = {key: tokens for key, tokens in budget.items() if key in EFFORT_WORDS}
     return ThinkingCaps({float(k): tokens for k, tokens in budget.items() if k not in by_effort}, by_effort)
-
-
-def _aliases(aliases: Mapping[str, str], variants: tuple[VariantSpec, ...]) -> Mapping[str, str]:
-    """Refuse an alias of nothing, and one that hides a name; raises Wrong."""
-    names = {"dami", *(variant.id for variant in variants)}
-    for alias, name in aliases.items():
-        if alias in names or pinned(alias) is not None or alias in _PRESETS:
-            raise Wrong(("aliases", alias), f"`{alias:.100}` is a name already")
-        if name not in names and pinned(name) is None and name not in _PRESETS:
-            near = did_you_mean(name, sorted(names))
-            hint = f"did you mean `{near}`?" if near else "for instance `dami` or `dami:0.5`"
-            raise Wrong(("aliases", alias), f"expected `dami`, `dami:λ` or a variant's id, found {name:.100}", hint)
-    return dict(aliases)
 
 
 def _require_possible(budget: BudgetSpec, variants: tuple[VariantSpec, ...], backends: tuple[BackendSpec, ...]) -> None:

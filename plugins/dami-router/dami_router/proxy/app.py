@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from itertools import count
 from typing import Any
 
+from dami_router.config.model_names import unknown_model
 from dami_router.config.specs import RouterConfig
 from dami_router.messages.pinning import pinned
 from dami_router.messages.request import BadRequestError, Request, Shape, read_request
@@ -268,16 +269,13 @@ class Proxy:
         up = any(alive.values())
         await send_json(send, 200 if up else 503, {"status": "ok" if up else "no server answers", "variants": alive})
 
-    def _listed(self) -> list[str]:
-        served = [variant.id for variant in self._config.variants if self.router.fleet.standing_for(variant.id)]
-        return ["dami", *(f"dami:{word}" for word in self._config.presets), *served, *self._config.aliases]
-
     async def _models(self, send: Send) -> None:
-        await send_json(send, 200, {"object": "list", "data": [_model(id) for id in self._listed()]})
+        await send_json(send, 200, {"object": "list", "data": [_model(id) for id in self.router.model_names()]})
 
     async def _model(self, id: str, send: Send) -> None:
-        if id not in self._listed() and pinned(id) is None and self._config.preset(id) is None:
-            raise HttpError(404, f"no model `{id:.100}`", code="model_not_found")
+        names = self.router.model_names()
+        if id not in names and pinned(id) is None and self._config.preset(id) is None:
+            raise HttpError(404, unknown_model(id, names), code="model_not_found")
         await send_json(send, 200, _model(id))
 
     async def _info(self, send: Send) -> None:

@@ -38,6 +38,8 @@ class StrictModel(BaseModel):
     @classmethod
     def _refuse_unknown_keys(cls, data: object) -> object:
         known = [field.alias or name for name, field in cls.model_fields.items()]
+        if isinstance(data, bool) and "enabled" in known:
+            raise Wrong((), f"expected a mapping, found {shown(data)}", f"write `{{enabled: {shown(data)}}}`")
         for key in data if isinstance(data, dict) else ():
             if key not in known:
                 raise Wrong((key,), "unknown key", advice_on_key(key, known))
@@ -45,9 +47,11 @@ class StrictModel(BaseModel):
 
 
 def shown(value: object) -> str:
-    """Return a value as a message shows it: short, and a mapping only by its kind."""
+    """Return a value as a message shows it: short, truth as YAML has it, and a mapping only by its kind."""
     try:
-        return "nothing" if value is None else "a mapping" if isinstance(value, dict) else f"{value!r:.60}"
+        if value is None or isinstance(value, bool | dict):
+            return "nothing" if value is None else "a mapping" if isinstance(value, dict) else str(value).lower()
+        return f"{value!r:.60}"
     except ValueError:  # Python refuses to write an integer of more than 4300 digits
         return "a huge number"
 

@@ -125,7 +125,8 @@ class Prober:
     def _note(self, replica: Replica, health: str, trouble: str) -> None:
         if replica.health != health:
             level = logging.INFO if health == "alive" else logging.ERROR if health == "wrong" else logging.WARNING
-            _LOG.log(level, "%s at %s: %s %s", replica.variant.id, replica.spec.url, health, trouble)
+            found = f"{health}: {trouble}" if trouble else health
+            _LOG.log(level, "%s at %s: %s", replica.variant.id, replica.spec.url, found)
         replica.missed = replica.missed + 1 if health == "dead" else 0
         replica.health, replica.trouble = health, trouble  # type: ignore[assignment]
         if replica.missed == 2:

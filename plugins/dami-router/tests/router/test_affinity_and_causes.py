@@ -205,11 +205,15 @@ def test_effort_presets_are_models(world: World) -> None:
         answer = client.chat(model=model, reasoning_effort="low")
         assert (answer.variant, answer.headers["x-dami-estimator"]) == (variant, "effort")
     assert client.get("/v1/models/dami:max").status == 200
-    assert client.chat(model="dami:little").status == 404
+    little = client.chat(model="dami:little")
+    assert little.status == 404
+    assert "as in `dami:0.37`, or an effort: `dami:none`" in little.json["error"]["message"]
 
 
 def test_without_an_estimator_of_effort_there_are_no_presets(world: World) -> None:
     """Models that would change nothing are neither listed nor known."""
     client = world.router(("v-l000", world.upstream("v-l000")), extra="estimator: {chain: []}")
     assert [entry["id"] for entry in client.get("/v1/models").json["data"]] == ["dami", "v-l000"]
-    assert client.chat(model="dami:low").status == 404
+    low = client.chat(model="dami:low")
+    assert low.status == 404
+    assert low.json["error"]["message"] == "no model `dami:low`; nothing here turns an effort into λ"

@@ -78,7 +78,7 @@ def test_draining_has_an_end(world: World, tmp_path: Path) -> None:
 
 def test_route_and_ask_answer_on_stdout(config: Path) -> None:
     """`route` shows the decision, `ask` the answer; both as JSON for machines."""
-    routed = dami("route", str(config), "2+2?", "--effort", "high", "--json")
+    routed = dami("route", str(config), "2+2?", "--effort", "max", "--json")
     assert json.loads(routed.stdout)["variant"] == "v-l100"
     asked = dami("ask", str(config), "2+2?", "--model", "dami:0")
     assert (asked.returncode, asked.stdout, asked.stderr) == (0, "a\n", "λ = 0 by pinned, answered by v-l000\n")

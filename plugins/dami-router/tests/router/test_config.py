@@ -57,6 +57,7 @@ def test_urls_are_taken_with_or_without_v1() -> None:
         (("http://h:1/v1", "h:1"), 5, "expected http://"),
         (("http://h:1/v1", "http://u:p@h:1"), 5, "expected http://"),
         (('"http://h:3/"', '"http://h:2"'), 6, "given twice"),
+        (('"http://h:3/"', '"HTTP://H:2/v1/"'), 6, "http://h:2 is given twice for b"),
         (("openai}", "openai, api_key_env: NOPE}"), 5, "NOPE is not set"),
     ],
 )
@@ -76,6 +77,7 @@ def test_mistakes_name_their_line_and_the_way_out(change: tuple[str, str], line:
         ("policy: {lambda_min: 0.9, lambda_max: 0.1}", "above lambda_max"),
         ("policy: {budget: {mean_lambda: 0.5, mean_tokens: 9}}", "either mean_lambda or mean_tokens"),
         ("policy: {sticky: 1}", "expected true or false"),
+        ("affinity: off", "expected a mapping, found false\n  hint: write `{enabled: false}`"),
         ("timeouts: {conect: 1}", "did you mean `connect`"),
         ("timeouts: {connect: 0}", "at least 0.001"),
         ("limits: {queue: 1.5}", "whole number"),
@@ -94,6 +96,54 @@ def test_mistakes_in_settings_are_explained(extra: str, says: str) -> None:
     with pytest.raises(RecipeError) as caught:
         parse_config(GOOD + extra, {})
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ('url: "http://h", model: m', 'url: "http://h", model: m'),
+        ('url: "http://h:80/v1", model: m', 'url: "HTTP://H/", model: m'),
+        ('url: "https://h:443//v1/", model: m', 'url: "https://h", model: m'),
+        ('url: "http://[::1]:8000", model: m', 'url: ["http://h", "http://[::1]:8000/"], model: m'),
+        ('url: "http://h", model: b', 'url: "http://h"'),
+        ('url: "http://h"', 'url: "http://h", model: a'),
+    ],
+)
+def test_one_model_at_one_url_is_one_variant(first: str, second: str) -> None:
+    """Two variants at the same URL, however it is written, need two models: otherwise one answers as the other."""
+    text = GOOD.split("backends:")[0] + "backends:\n"
+    text += f"  - {{variant: a, protocol: openai, {first}}}\n  - {{variant: b, protocol: openai, {second}}}\n"
+    with pytest.raises(RecipeError, match=r"router.yml:6: .*one model `[mab]` for two variants, a and b"):
+        parse_config(text, {})
+
+
+def test_two_models_at_one_url_are_two_variants() -> None:
+    """A gateway's URL serves several variants where their models differ, by the variants' ids or by `model`."""
+    for first, second in (("", ""), (", model: x", ""), (", model: x", ", model: y")):
+        text = GOOD.split("backends:")[0] + "backends:\n"
+        text += f"  - {{variant: a, protocol: openai, url: 'http://h'{first}}}\n"
+        text += f"  - {{variant: b, protocol: openai, url: 'http://h:80/v1'{second}}}\n"
+        assert [(b.url, b.shared) for b in parse_config(text, {}).backends] == [("http://h", True)] * 2
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        ("aliases: {fast: dami:low}\nestimator: {chain: [confidence]}", "add `effort` to estimator.chain"),
+        ("aliases: {fast: dami:lo}", "did you mean `dami:low`"),
+        ("aliases: {fast: gpt-4}", "`dami:` with an effort, or a variant's id, found gpt-4"),
+        ("aliases: {dami:low: dami}", "is a name already"),
+    ],
+)
+def test_an_alias_stands_for_a_name_that_answers(extra: str, says: str) -> None:
+    """An alias of nothing is refused, as is one of an effort where no effort counts; with `effort` it is taken."""
+    with pytest.raises(RecipeError, match=re.escape(says)):
+        parse_config(GOOD + extra, {})
+    taken = [
+        "aliases: {fast: dami:low}",
+        "aliases: {fast: dami:max}\nestimator: {chain: []}\neffort_shift: {low: -0.3}",
+    ]
+    assert [parse_config(GOOD + one, {}).aliases["fast"] for one in taken] == ["dami:low", "dami:max"]
 
 
 def test_no_secret_is_in_a_configuration_s_repr() -> None:

@@ -49,7 +49,7 @@ def beside(world: World, live: FakeLive, extra: str = "") -> tuple[Client, Upstr
 
 @given(st.floats(0.0, 1.0))
 def test_lambda_as_a_name_comes_back(lambda_: float) -> None:
-    """`dami:λ` has six digits at most, and reads back as the same λ to the sixth."""
+    """`dami:λ` has six decimal places at most, and reads back as the same λ to the sixth."""
     found = pinned(pin(lambda_))
     assert found is not None
     assert abs(found - lambda_) <= 5.0000001e-7

@@ -111,13 +111,13 @@ def test_effort_may_shift_an_estimate_instead_of_pinning_it(world: World) -> Non
 def test_the_model_list_has_dami_and_every_variant(world: World) -> None:
     """GET /v1/models names what a client may ask for."""
     low, high = world.pair()
-    client = world.router(("v-l000", low), ("v-l100", high))
+    client = world.router(("v-l000", low), ("v-l100", high), extra="estimator: {chain: []}")
     assert [entry["id"] for entry in client.get("/v1/models").json["data"]] == ["dami", "v-l000", "v-l100"]
 
 
 def test_a_variant_without_a_server_cannot_be_asked_for(world: World) -> None:
     """It is not in the model list, and asking for it is 404 that says why, not 503 that invites to try again."""
-    served = router_yml(("v-l000", world.upstream("v-l000")))
+    served = router_yml(("v-l000", world.upstream("v-l000")), extra="estimator: {chain: []}")
     client = world.proxy(served.replace("variants:", "variants:\n  - {id: v-l050, lambda: 0.5}"))
     assert [entry["id"] for entry in client.get("/v1/models").json["data"]] == ["dami", "v-l000"]
     for path in ("/v1/chat/completions", "/v1/route"):

@@ -190,7 +190,7 @@ def test_a_changed_file_is_read_or_refused_with_its_line(data: dict[str, Any]) -
         ("timeouts:\n  total: 5m", "2: timeouts.total: expected a number of seconds, at least 0.001, found '5m'"),
         ("thinking: true", "1: thinking: expected pass or split, found 'on'"),
         ("variants:\n- {id: 5, lambda: 0}", "2: variants[0].id: expected text, found 5"),
-        ("limits: {queue: true}", "1: limits.queue: expected a whole number, at least 0, found True"),
+        ("limits: {queue: true}", "1: limits.queue: expected a whole number, at least 0, found true"),
         ("limits: 5", "1: limits: expected a mapping, found 5"),
         ("variants: {a: 1}", "1: variants: expected a list, found a mapping"),
         ("variants: []", "1: variants: expected at least one, found an empty list"),

@@ -89,11 +89,14 @@ def test_routes_without_v1_are_the_same(world: World, path: str) -> None:
 
 
 def test_one_model_can_be_asked_for(world: World) -> None:
-    """GET /v1/models/{id} knows what the list has, and every λ."""
+    """GET /v1/models/{id} knows what the list has, and every λ; for another name the message says what to send."""
     client = proxy(world)
     for id in ("dami", "v-l100", "dami:0.37"):
         assert client.get(f"/v1/models/{id}").json["id"] == id
-    assert client.get("/v1/models/gpt-4o").status == 404
+    unknown = client.get("/v1/models/gpt-4o")
+    assert unknown.status == 404
+    assert unknown.json["error"]["message"] == client.chat(model="gpt-4o").json["error"]["message"]
+    assert unknown.json["error"]["message"] == "no model `gpt-4o`; expected `dami`, `dami:0.37`, `v-l000` or `v-l100`"
 
 
 def test_an_alias_is_another_name(world: World) -> None:
