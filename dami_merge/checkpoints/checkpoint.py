@@ -108,7 +108,7 @@ def open_checkpoint(ref: ModelRef) -> Checkpoint:
         raise CheckpointError(f"{ref}: is a file; expected the folder of a checkpoint")
     if _looks_local(ref.path):
         raise CheckpointError(
-            f"{ref}: no such folder", hint="paths in a recipe are relative to where the command is run"
+            f"{ref}: no such folder", hint="relative paths start in the folder where the command is run"
         )
     return _open_hub(ref)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
+from click.core import ParameterSource
 
 from dami_router.cli import command
 from dami_router.commands.shared_options import page_data, page_options
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
 _PAIR = 2
 _MAX_ROWS = 32
 _ENGINE_OPTIONS = ("path", "chat_template", "dtype")
+_OF_SET = ("--host", "--port", "--requests", "--api-key-env", "--json")
+_ONLY_OF_SET = {"--requests": ("is for `dami live set`", "leave it out")}
+_NOT_OF_VLLM = _ONLY_OF_SET | {
+    "--report": ("vLLM's server has no page", "put `dami serve --report` in front of it"),
+    "--no-ui": ("vLLM's server has no page", "leave it out"),
+    "--router": ("vLLM's server does not route", "put `dami serve` in front of it"),
+    "--device": ("vLLM chooses the device that it was built for", "leave it out"),
+}
+_NOT_OF_EMBEDDED = _ONLY_OF_SET | {"--print": ("shows vLLM's command", "add --engine vllm")}
 
 
 @command(
@@ -91,14 +101,29 @@ def live(
     names, extra = what[:ends], what[ends:]
     keys = tuple(_key(variable) for variable in options.pop("api_key_env"))
     if names[:1] == ("set",) and len(names) == _PAIR and not Path("set").exists():
+        for option in _given():
+            if option not in _OF_SET:
+                raise MisuseError(f"{option}: has no effect on `dami live set`", hint="leave it out")
         return _set(output, names[1], requests, keys, options)
+    useless = _NOT_OF_VLLM if engine == "vllm" else _NOT_OF_EMBEDDED
+    for option in _given():
+        if option in useless:
+            why, hint = useless[option]
+            raise MisuseError(f"{option}: {why}", hint=hint)
     if engine == "vllm":
-        if reports:
-            raise MisuseError("--report: vLLM's server has no page", hint="put `dami serve --report` in front of it")
         return _vllm(output, names, extra, print_only, keys, options)
-    if extra or print_only:
-        raise MisuseError(f"{extra[0] if extra else '--print'}: vLLM's options need --engine vllm")
+    if extra:
+        raise MisuseError(f"{extra[0]}: options behind `--` are vLLM's", hint="add --engine vllm")
     return _embedded(output, names, keys, page_data(reports, no_ui), **options)
+
+
+def _given() -> Iterator[str]:
+    """Yield the options that stand in the command line."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if isinstance(parameter, click.Option) and source is ParameterSource.COMMANDLINE:
+            yield parameter.opts[0]
 
 
 def _embedded(
@@ -144,10 +169,6 @@ def _vllm(
     from dami_merge.live_server.vllm_command import VllmServer, require_vllm, shown, start
     from dami_merge.recipes.order import order_of
 
-    if options["router"] is not None:
-        raise MisuseError("--router: vLLM's server does not route", hint="put `dami serve` in front of it")
-    if options["device"] != "cpu":
-        raise MisuseError("--device: vLLM chooses the device that it was built for", hint="leave it out")
     if len(keys) > 1:
         raise MisuseError("--api-key-env: vLLM's server takes one key", hint="put `dami serve` in front of it")
     given = {name: options[name] for name in (*_ENGINE_OPTIONS, "name")}

@@ -12,6 +12,9 @@ from dami_router.shared.suggestions import did_you_mean
 
 __all__ = ["NO_LIMIT", "BadFieldError", "Fields", "TooLongError", "same"]
 
+_ELSEWHERE = {"lambda": "λ is in the name of the model, such as `dami:0.3`"}
+"""Where something else says what an unknown field is meant to say."""
+
 NO_LIMIT = 1 << 30
 """The highest value of fields without a limit of their own: more than anyone needs."""
 
@@ -97,7 +100,8 @@ class Fields:
                 continue
             if name not in known.neutral:
                 near = did_you_mean(name, known.used)
-                hint = f"did you mean `{near}`?" if near else "it might change the answer; leave it out"
+                advice = _ELSEWHERE.get(name, "it might change the answer; leave it out")
+                hint = f"did you mean `{near}`?" if near else advice
                 raise BadFieldError(f"`{name:.60}` is not a field of this API; {hint}")
             if not any(same(value, neutral) for neutral in known.neutral[name]):
                 raise BadFieldError(f"`{name}` is not supported here, and would change the answer; leave it out")

@@ -20,11 +20,14 @@ from dami_merge.checkpoints.pair_templates import PairTemplates
 from dami_merge.checkpoints.templates import sampling_of
 from dami_merge.live.sampling_defaults import read_defaults
 from dami_merge.recipes.order import Order
+from dami_router.deploying.engine_flags import VLLM_VERSION
 from dami_router.errors import CheckpointError, MisuseError
 
 __all__ = ["VllmServer", "require_vllm", "shown", "start"]
 
 OLDEST = (0, 32)
+_TESTED = f"vllm=={VLLM_VERSION}"
+_PIP = f"{Path(sys.executable).name} -m pip install"
 _SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
     "max_new_tokens",
@@ -83,13 +86,13 @@ def require_vllm() -> None:
     if lacking:
         raise MisuseError(
             f"--engine vllm needs {' and '.join(lacking)} in this environment ({sys.prefix})",
-            hint=f"{Path(sys.executable).name} -m pip install {' '.join(lacking)}",
+            hint=f"{_PIP} {' '.join(_TESTED if package == 'vllm' else package for package in lacking)}",
         )
     found = _version()
     if found and found[: len(OLDEST)] < OLDEST:
         raise MisuseError(
             f"vLLM {'.'.join(map(str, found))} is too old; expected {'.'.join(map(str, OLDEST))} or newer",
-            hint=f"{Path(sys.executable).name} -m pip install --upgrade vllm",
+            hint=f"{_PIP} {_TESTED}",
         )
 
 

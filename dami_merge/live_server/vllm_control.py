@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 
 from dami_merge.interpolation.schedule import check_lambda
 from dami_router.errors import FailureError, MisuseError
@@ -28,10 +29,20 @@ def set_lambda(address: str, text: str, requests: str, key: str | None) -> float
         with urllib.request.urlopen(request, timeout=_PATIENCE_S) as reply:  # noqa: S310
             return float(json.loads(reply.read(_MOST))["lambda"])
     except urllib.error.HTTPError as error:
-        hint = "start it with `dami live … --engine vllm --mode uniform`" if error.code in (404, 405) else None
+        start, key = "start it with `dami live … --engine vllm --mode uniform`", "--api-key-env names its key"
+        hint = {401: key, 404: start, 405: start}.get(error.code)
         raise FailureError(f"{address} answered {error.code}: {_message(error.read(_MOST))}", hint=hint) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FailureError(f"{address} did not set λ: {error}", hint="is the server running?") from None
+    except OSError as error:
+        raise FailureError(f"{address} cannot be reached: {_reason(error)}", hint="is the server running?") from None
+    except (HTTPException, ValueError, LookupError, TypeError):
+        hint = "is it vLLM with the plug-in vllm-dami?"
+        raise FailureError(f"{address} did not answer with the λ that it set", hint=hint) from None
+
+
+def _reason(error: OSError) -> str:
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
+    return text[:1].lower() + text[1:]
 
 
 def _message(body: bytes) -> str:

@@ -89,6 +89,12 @@ def test_a_near_miss_is_suggested(server: Client) -> None:
     assert message == "`temprature` is not a field of this API; did you mean `temperature`?"
 
 
+def test_a_lambda_in_the_body_is_told_to_go_into_the_model_s_name(server: Client) -> None:
+    """A field `lambda` is refused with the way that λ is asked for."""
+    message = server.post(CHAT, {**BODIES[CHAT], "lambda": 0.3}).json["error"]["message"]
+    assert message == "`lambda` is not a field of this API; λ is in the name of the model, such as `dami:0.3`"
+
+
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 def test_what_asks_for_nothing_changes_nothing(server: Client, path: str) -> None:
     """Accounting fields, and supported or unsupported ones at their neutral values, leave the answer as it is."""

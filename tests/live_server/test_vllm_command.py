@@ -143,7 +143,7 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_command, "find_spec", lambda name: None)
     with pytest.raises(MisuseError, match="needs vllm and vllm-dami") as refused:
         require_vllm()
-    assert "pip install vllm vllm-dami" in str(refused.value.hint)
+    assert "pip install vllm==0.32.0 vllm-dami" in str(refused.value.hint)
     monkeypatch.setattr(vllm_command, "find_spec", lambda name: object())
     monkeypatch.setattr(vllm_command, "version", lambda name: "0.31.2+cpu")
     with pytest.raises(MisuseError, match=r"0\.31\.2 is too old"):
@@ -152,11 +152,27 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     require_vllm()
 
 
-def test_vllm_has_no_page_for_a_report(tmp_path: Path) -> None:
-    """A report is for the page at /ui, which vLLM's server lacks: the message says what has it."""
-    with pytest.raises(MisuseError, match="--report") as refused:
-        live.main(["a", "b", "--engine", "vllm", "--report", str(tmp_path)], standalone_mode=False)
-    assert "dami serve --report" in str(refused.value.hint)
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("a b --engine vllm --report x", "dami serve --report"),
+        ("a b --engine vllm --no-ui", "leave it out"),
+        ("a b --engine vllm --device cpu", "leave it out"),
+        ("a b --engine vllm --router x.yml", "put `dami serve` in front of it"),
+        ("a b --engine vllm --requests finish", "leave it out"),
+        ("a b --requests stop", "leave it out"),
+        ("a b --print", "add --engine vllm"),
+        ("a b -- --enforce-eager", "add --engine vllm"),
+        ("set 0.6 --mode uniform", "leave it out"),
+        ("set 0.6 --engine vllm", "leave it out"),
+    ],
+)
+def test_an_option_without_effect_is_refused(words: str, hint: str) -> None:
+    """An option that another engine or `set` has is named, with what to do, even at its default."""
+    option = next(word for word in words.split()[::-1] if word.startswith("--"))
+    with pytest.raises(MisuseError, match=f"^{option}: ") as refused:
+        live.main(words.split(), standalone_mode=False)
+    assert hint in str(refused.value.hint)
 
 
 def test_print_writes_the_command_that_would_run(pair: tuple[str, str]) -> None:
@@ -219,5 +235,5 @@ def test_setting_lambda_of_a_server(address: str) -> None:
 
 def test_setting_lambda_where_no_server_is(address: str) -> None:
     """The message names the address."""
-    with pytest.raises(FailureError, match=r"127\.0\.0\.1:1 did not set"):
+    with pytest.raises(FailureError, match=r"127\.0\.0\.1:1 cannot be reached: connection refused\n"):
         set_lambda("http://127.0.0.1:1", "0.6", "finish", None)
