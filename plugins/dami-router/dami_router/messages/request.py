@@ -100,7 +100,12 @@ class Request:
 
     def body_for(self, model: str | None) -> bytes:
         """Return the body with another model name; None keeps the body as it is."""
-        return self.body if model is None else self.body_with({"model": model})
+        if model is None:
+            return self.body
+        if len(self.model_spans) != 1:
+            return self.body_with({"model": model})
+        _, start, end = self.model_spans[0]
+        return b"".join((self.body[:start], json.dumps(model).encode(), self.body[end:]))
 
     def body_with(self, members: Mapping[str, object]) -> bytes:
         """Return the body with these top-level members: replaced in place, or added in front."""

@@ -22,7 +22,7 @@ _XARGS, _SALT = "vllm_xargs", "cache_salt"
 def body_at(request: Request, replica: Replica, lambda_: float) -> bytes:
     """Return a client's request as the replica must get it to answer at λ, otherwise byte for byte unchanged."""
     name = replica.served_as(lambda_)
-    if replica.engine != "vllm":
+    if not replica.live or replica.engine != "vllm":
         return request.body_for(name)
     return request.body_with({"model": name, **_members(lambda_, request.members(_XARGS, _SALT))})
 
