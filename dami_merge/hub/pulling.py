@@ -76,7 +76,7 @@ def pull_family(
     except DamiError:
         raise
     except OSError as error:
-        raise told(error, str(out)) from None
+        raise told(error, str(out), resumes=True) from None
 
 
 @dataclass
@@ -132,7 +132,7 @@ class _Pull:
         try:
             infos = self.api.get_paths_info(place.repo, list(files), revision=place.revision)
         except Exception as error:
-            raise told(error, where) from None
+            raise told(error, where, resumes=True) from None
         sizes = {info.path: info.size for info in infos if isinstance(info, RepoFile)}
         for file in files:
             if file not in sizes:
@@ -178,7 +178,7 @@ class _Pull:
                 except DamiError:
                     raise
                 except Exception as error:
-                    raise told(error, f"{place.repo}: {file}") from None
+                    raise told(error, f"{place.repo}: {file}", resumes=True) from None
 
     # Into the folder
 

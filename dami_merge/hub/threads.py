@@ -48,4 +48,4 @@ def guarded(where: str, do: Callable[..., Result], *arguments: Any) -> Result:
     except DamiError:
         raise
     except Exception as error:
-        raise told(error, where) from None
+        raise told(error, where, resumes=True) from None

@@ -300,6 +300,14 @@ def test_local_trouble_is_not_the_hub_s(error: OSError, says: str, hint: str) ->
     assert hint in str(found.hint)
 
 
+def test_only_a_transfer_is_resumed() -> None:
+    """After a broken connection, a command that reads is run again; one that transfers files also resumes."""
+    broken = ConnectionResetError(104, "reset")
+    assert told(broken, "a/b").hint == "run the same command again"
+    assert told(broken, "a/b", resumes=True).hint == "run the same command again to resume"
+    assert told(PermissionError(13, "no"), "out", resumes=True).hint.endswith("again to resume")  # type: ignore[union-attr]
+
+
 # Paths of this machine
 
 

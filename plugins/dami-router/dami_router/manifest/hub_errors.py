@@ -14,7 +14,7 @@ from dami_router.errors import DamiError, FailureError, MisuseError
 
 __all__ = ["HubUnreachableError", "clean", "is_passing", "told"]
 
-_AGAIN = "run the same command again to resume"
+_AGAIN = "run the same command again"
 _STORAGE = re.compile(r"storage (?:limit|pattern|quota)|quota|out of storage|upgrade your plan", re.IGNORECASE)
 _READING = ("GET", "HEAD")
 
@@ -23,11 +23,19 @@ class HubUnreachableError(FailureError):
     """No answer came from the Hub: no connection, or offline mode."""
 
 
-def told(error: BaseException, where: str) -> DamiError:
+def told(error: BaseException, where: str, *, resumes: bool = False) -> DamiError:
     """Turn an exception of huggingface_hub into one message with a way out.
 
-    `where` is what the request was about: a repository, a collection, a file.
+    `where` is what the request was about: a repository, a collection, a file. `resumes`: the command continues what it
+    had done when it is run again.
     """
+    found = _message(error, where)
+    if resumes and found.hint and found.hint.endswith(_AGAIN):
+        found.hint += " to resume"
+    return found
+
+
+def _message(error: BaseException, where: str) -> DamiError:
     cause = _root(error)
     if isinstance(cause, DamiError):
         return cause
