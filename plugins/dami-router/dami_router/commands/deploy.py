@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
+from click.core import ParameterSource
 
 from dami_router.cli import command
 from dami_router.output import Output, table
@@ -27,10 +28,10 @@ _TARGETS = ("compose", "production-stack", "kserve", "gateway", "ray", "llama-se
         "dami deploy my-org/Qwen3-4B-DAMI-l040 --target ray --replicas 2 --router section.yml --out fleet",
     ),
     help="Write everything that runs a family: servers for its variants, the router in front, keys as secrets. FAMILY "
-    "is a folder, a manifest, or the family on the Hub. Targets: compose (one machine), production-stack, kserve, "
-    "gateway (InferencePool) and ray on Kubernetes, llama-server (a laptop). Each file opens with what it is and the "
-    "commands to run, and ends with a request and the reply to expect. Nothing is started, and an existing folder is "
-    "never overwritten.",
+    "is a folder, a manifest, or the family on the Hub, which the id of any of its variants names. Targets: compose "
+    "(one machine), production-stack, kserve, gateway (InferencePool) and ray on Kubernetes, llama-server (a laptop). "
+    "The output ends with the file to read first: it opens with the commands to run, a request with the reply to "
+    "expect, and who can reach the servers. Nothing is started, and an existing folder is never overwritten.",
 )
 @click.argument("family")
 @click.option("--target", type=click.Choice(_TARGETS), required=True, help="Where the family is to run.")
@@ -65,16 +66,22 @@ def deploy(output: Output, family: str, target: str, out: Path, router: Path | N
     from dami_router.deploying.fleet_plan import DeploySettings
 
     options["engine"] = cast("Engine", options["engine"])
-    plan, files = write(family, target, out, DeploySettings(**options), router)
+    source = click.get_current_context().get_parameter_source
+    given = [name for name in options if source(name) is ParameterSource.COMMANDLINE]
+    plan, section, files = write(family, target, out, DeploySettings(**options), router, given)
     facts = _facts(plan, target)
     output.result(
         "\n".join([_table(plan), "", *_lines(plan), "", f"wrote {out}: {', '.join(sorted(files))}"]),
         {"out": str(out), **facts, "files": sorted(files)},
     )
+    if not section.keys:
+        output.warning(f"the router will ask clients for no key: api_keys_env of {router} is empty")
     output.hint(f"the commands at the top of {out / TARGETS[target].first}")
 
 
 def _facts(plan: FleetPlan, target: str) -> dict[str, Any]:
+    size = plan.fit
+    memory = {"bytes_on_each_gpu": size.needed} if size.gpus else {"bytes_of_each_model": size.needed}
     return {
         "family": plan.family.name,
         "target": target,
@@ -84,29 +91,42 @@ def _facts(plan: FleetPlan, target: str) -> dict[str, Any]:
             for s in plan.servers
         ],
         "replicas": plan.settings.replicas,
-        "gpus_each": plan.fit.gpus,
-        "bytes_on_each_gpu": plan.fit.needed,
+        "gpus_each": size.gpus,
+        **memory,
         "context": plan.context,
-        "cache_tokens": plan.fit.cache_tokens,
+        "cache_tokens": size.cache_tokens,
     }
 
 
 def _table(plan: FleetPlan) -> str:
-    copies = str(plan.settings.replicas)
-    rows = [
-        [s.name, f"{s.variant.lambda_:g}" if s.variant else "any", copies, str(plan.fit.gpus), s.source.model]
-        for s in plan.servers
-    ]
-    return table(("server", "λ", "replicas", "GPUs each", "weights"), rows)
+    rows = [[s.name, f"{s.variant.lambda_:g}" if s.variant else "any", s.source.model] for s in plan.servers]
+    if not plan.fit.gpus:
+        return table(("model", "λ", "weights"), rows)
+    counts = [str(plan.settings.replicas), str(plan.fit.gpus)]
+    return table(("server", "λ", "replicas", "GPUs each", "weights"), [[*row[:2], *counts, row[2]] for row in rows])
 
 
 def _lines(plan: FleetPlan) -> list[str]:
     from dami_router.deploying.sizing import ALLOWANCE, GIB, USABLE
 
-    gpus, whole = plan.fit.gpus, plan.settings.gpu_memory
-    where = "one GPU" if gpus == 1 else f"each of {gpus} GPUs"
+    size, whole = plan.fit, plan.settings.gpu_memory
+    sequence = f"keys and values of one sequence of {plan.context} tokens"
+    family = f"family   {plan.family.name}: {_which(plan)}"
+    if not size.gpus:
+        every = f"; {size.needed * len(plan.servers) / GIB:.1f} GiB for all" if len(plan.servers) > 1 else ""
+        return [family, f"memory   {size.needed / GIB:.1f} GiB for a loaded model: weights in q8_0, {sequence}{every}"]
+    where = "one GPU" if size.gpus == 1 else f"each of {size.gpus} GPUs"
     return [
-        f"memory   {plan.fit.needed / GIB:.1f} GiB on {where}: weights, keys and values "
-        f"of one sequence of {plan.context} tokens, {ALLOWANCE / GIB:g} GiB for the rest",
-        f"room     {plan.fit.cache_tokens} tokens of keys and values where a server has {USABLE:.0%} of {whole:g} GiB",
+        family,
+        f"memory   {size.needed / GIB:.1f} GiB on {where}: weights, {sequence}, {ALLOWANCE / GIB:g} GiB for the rest",
+        f"room     {size.cache_tokens} tokens of keys and values where a server has {USABLE:.0%} of {whole:g} GiB",
     ]
+
+
+def _which(plan: FleetPlan) -> str:
+    if plan.settings.live:
+        return "every λ from 0 to 1 on one live server"
+    chosen, known = len(plan.servers), plan.variants_in_all
+    if known == 1:
+        return "its only variant"
+    return f"all {known} variants; --only λ chooses" if chosen == known else f"{chosen} of {known} variants"

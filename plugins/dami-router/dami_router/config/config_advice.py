@@ -63,10 +63,15 @@ def _about_variants(config: RouterConfig) -> Iterator[Advice]:
 def _about_servers(config: RouterConfig) -> Iterator[Advice]:
     for backend in config.backends:
         url = urlsplit(backend.url)
-        if backend.api_key and url.scheme == "http" and url.hostname not in _HERE:
+        if backend.api_key and url.scheme == "http" and not _is_here(url.hostname or ""):
             yield Advice("key_in_clear", f"{backend.url}: its key is sent unencrypted", "use https")
         if not backend.identity:
             yield Advice("identity_off", f"{backend.url}: not checked that it serves {backend.variant}")
+
+
+def _is_here(host: str) -> bool:
+    """Whether a host is this machine, or a Service that only a Kubernetes cluster's own names have."""
+    return host in _HERE or host.endswith((".svc", ".svc.cluster.local"))
 
 
 def _about_estimators(config: RouterConfig) -> Iterator[Advice]:

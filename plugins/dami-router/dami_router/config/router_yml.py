@@ -15,7 +15,8 @@ from dami_router.config.chain_config import read_chain
 from dami_router.config.model_names import require_aliases
 from dami_router.config.router_schema import BudgetSpec, RouterFile
 from dami_router.config.specs import BackendSpec, RouterConfig, Shadow, VariantSpec
-from dami_router.config.variant_config import read_variants
+from dami_router.config.variant_config import of_family, read_variants
+from dami_router.manifest.family import Family
 from dami_router.messages.hints import EFFORT_WORDS
 from dami_router.messages.pinning import LIVE
 from dami_router.shared.strict_model import Wrong, reading
@@ -49,19 +50,24 @@ def is_section(path: Path) -> bool:
     return not set(_SERVED) & set(load(path).data)
 
 
-def load_section(path: Path | None, environment: Environment = None) -> RouterConfig:
-    """Read a router.yml for `dami live`; without a path, return the defaults.
+def load_section(
+    path: Path | None, environment: Environment = None, family: Family | None = None, *, live: bool = True
+) -> RouterConfig:
+    """Read a router.yml without `family`, `variants` and `backends`; without a path, return the defaults.
 
-    The server knows its own models and fills in its name and variants: `family`, `variants` and `backends` are refused.
+    `dami live` knows its own models. `dami deploy` names the family that it writes the file for, and whether one live
+    server holds it: aliases and budgets are checked against its variants.
     """
     document = load(path) if path else parse("{}", "router.yml")
     with reading(document):
         for key in _SERVED:
             if document.data.get(key) is not None:
-                raise Wrong((key,), "this server knows its own models", f"leave `{key}` out")
+                whose = "this server knows its own models" if family is None else "the family to deploy gives it"
+                raise Wrong((key,), whose, f"leave `{key}` out")
         file = RouterFile.model_validate(document.data)
-        folder = path.parent if path else Path()
-        return _resolved(file, environment, folder, LIVE, (), (BackendSpec(LIVE, "in-process", "live"),))
+        name, variants, _ = (LIVE, (), None) if family is None else of_family(family)
+        backends = (BackendSpec(LIVE, "in-process", "live"),) if live else ()
+        return _resolved(file, environment, path.parent if path else Path(), name, variants, backends)
 
 
 def _config(document: Document, environment: Environment, folder: Path, needs_backends: bool) -> RouterConfig:

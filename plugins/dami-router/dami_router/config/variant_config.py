@@ -8,13 +8,13 @@ from pathlib import Path
 from dami_router.choosing.policy import Figures
 from dami_router.config.router_schema import RouterFile, VariantEntry
 from dami_router.config.specs import VariantSpec
-from dami_router.manifest.family import Variant
+from dami_router.manifest.family import Family, Variant
 from dami_router.manifest.pair import PairSpec
 from dami_router.manifest.published import open_family
 from dami_router.messages.pinning import LIVE
 from dami_router.shared.strict_model import Wrong
 
-__all__ = ["read_variants"]
+__all__ = ["of_family", "read_variants"]
 
 Variants = tuple[str, tuple[VariantSpec, ...], PairSpec | None]
 
@@ -36,6 +36,11 @@ def _family(place: str, folder: Path) -> Variants:
     family = open_family(local if local.exists() or place.startswith((".", "/")) else place)
     if not family.variants:
         raise Wrong(("family",), f"the family {family.name} has no variants", "build it to its end")
+    return of_family(family)
+
+
+def of_family(family: Family) -> Variants:
+    """Return what a manifest gives: the family's name, its variants, and its pair of endpoints."""
     return family.name, tuple(map(_spec, family.variants)), PairSpec.of(family)
 
 

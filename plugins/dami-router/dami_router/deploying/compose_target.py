@@ -8,9 +8,9 @@ from typing import Any
 from dami_router.deploying.engine_flags import CACHE, HEALTH_PATH, IMAGES, LIVE_IMAGE, PORT, ROUTER_IMAGE, arguments
 from dami_router.deploying.first_request import first_request
 from dami_router.deploying.fleet_plan import FleetPlan, ServerPlan, gpu_layout
-from dami_router.deploying.kubernetes_objects import CONFIG_FOLDER, env_example
+from dami_router.deploying.kubernetes_objects import CONFIG_FOLDER, env_example, env_step
 from dami_router.deploying.router_file import RouterSection, backend, router_data, router_manifest
-from dami_router.deploying.sizing import GIB
+from dami_router.deploying.sizing import GIB, gpus_of
 from dami_router.deploying.written_files import Files, yaml_file
 from dami_router.manifest.family import MANIFEST
 
@@ -43,7 +43,9 @@ def compose_files(plan: FleetPlan, section: RouterSection) -> Files:
 
 _ROUTER = """\
 The router's settings: which variant is on which server, and how λ is chosen. compose.yaml mounts this file.
-Check it with `dami check router.yml`; all settings are in docs/router.md of dami-merge."""
+Check it with the keys of .env; all settings are in docs/router.md of dami-merge:
+
+  set -a; . ./.env; dami check router.yml"""
 
 
 def _placed(plan: FleetPlan) -> list[Placed]:
@@ -134,14 +136,17 @@ def _opening(plan: FleetPlan, section: RouterSection, placed: Sequence[Placed]) 
     image = plan.settings.image or ROUTER_IMAGE
     live = f"\n  docker build -t {LIVE_IMAGE} --target live PATH/TO/dami-merge" if plan.settings.live else ""
     return f"""\
-{plan.family.name} on one machine: {len(placed)} server{"s" * (len(placed) > 1)} on {gpus} GPU{"s" * (gpus > 1)} of \
+{plan.family.name} on one machine: {len(placed)} server{"s" * (len(placed) > 1)} on {gpus_of(gpus)} of \
 {plan.settings.gpu_memory:g} GiB, and the router in front.
-Each server needs {plan.fit.needed / GIB:.1f} GiB on {plan.fit.gpus} GPU{"s" * (plan.fit.gpus > 1)}, with room for \
+Each server needs {plan.fit.needed / GIB:.1f} GiB on {gpus_of(plan.fit.gpus)}, with room for \
 one sequence of {plan.context} tokens; what is left of its share holds more.
 Needs Docker Engine 25 or newer, its Compose plug-in, and the NVIDIA Container Toolkit. In this folder:
 
   docker build -t {image} PATH/TO/dami-merge{live}
-  cp .env.example .env        # and set {", ".join(section.keys)}
+  {env_step(section.keys)}
   docker compose up --wait    # until every server has loaded its weights
 
-{first_request(plan, section, f"http://127.0.0.1:{PORT}")}"""
+{first_request(plan, section, f"http://127.0.0.1:{PORT}")}
+
+The router listens on 127.0.0.1. The servers publish no port and ask for no key: the containers of this project, and \
+processes on this machine that know a container's address, reach them."""

@@ -18,11 +18,13 @@ def first_request(plan: FleetPlan, section: RouterSection, url: str) -> str:
     if not section.own:
         lambda_ = f"{EFFORTS[_EFFORT]:g}"
         variant = f"dami:{lambda_}" if plan.settings.live else _nearest(plan, EFFORTS[_EFFORT])
+    source, key = "", ""
+    if section.keys:
+        source, key = "  . ./.env\n", f' -H "Authorization: Bearer ${section.keys[0]}"'
     return f"""\
 Then ask, and read which variant answered:
 
-  . ./.env
-  curl -si {url}/v1/chat/completions -H "Authorization: Bearer ${section.keys[0]}" \\
+{source}  curl -si {url}/v1/chat/completions{key} \\
     -H 'Content-Type: application/json' -d '{{"model": "dami", "reasoning_effort": "{_EFFORT}",
          "messages": [{{"role": "user", "content": "What is 17 * 23?"}}]}}'
 

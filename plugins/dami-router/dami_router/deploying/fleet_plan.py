@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from dami_router.deploying.model_shape import ModelShape, read_config
-from dami_router.deploying.sizing import GIB, USABLE, Fit, loading_seconds, require_fit
+from dami_router.deploying.sizing import GIB, USABLE, Fit, gpus_of, loading_seconds, one_model, require_fit
 from dami_router.errors import MisuseError
 from dami_router.manifest.family import Family, Variant
 from dami_router.manifest.published import open_family
@@ -79,9 +79,13 @@ class ServerPlan:
 
 @dataclass(frozen=True)
 class FleetPlan:
-    """Everything that a target needs: servers, sizes, names, and the user's settings."""
+    """Everything that a target needs: servers, sizes, names, and the user's settings.
+
+    `family` holds the variants that are deployed, of `variants_in_all` that it has.
+    """
 
     family: Family
+    variants_in_all: int
     settings: DeploySettings
     name: str
     servers: tuple[ServerPlan, ...]
@@ -91,15 +95,19 @@ class FleetPlan:
     loading_s: int
 
 
-def make_plan(place: str, settings: DeploySettings, *, needs_hub: bool, longest_suffix: str) -> FleetPlan:
+def make_plan(
+    place: str, settings: DeploySettings, *, needs_hub: bool, longest_suffix: str, quantized: bool = False
+) -> FleetPlan:
     """Read the family and size its servers.
 
     `place` is a folder, a manifest or a Hub id. `longest_suffix` is the longest ending that the target adds to a
-    server's name. Raises MisuseError where the family cannot be run so, and what reading a family raises.
+    server's name. `quantized`: models of 8 bits in one process, on no GPU of a known size. Raises MisuseError where
+    the family cannot be run so, and what reading a family raises.
     """
     _require_sound(settings)
-    family = open_family(place)
-    variants = _chosen(family, settings.only)
+    whole = open_family(place)
+    variants = _chosen(whole, settings.only)
+    family = whole.model_copy(update={"variants": variants})
     name = _name(family, settings.name)
     folder = _folder(place)
     if needs_hub or folder is None:
@@ -110,16 +118,16 @@ def make_plan(place: str, settings: DeploySettings, *, needs_hub: bool, longest_
         else [ServerPlan(_object(name, family, v), v, _source(v, folder, needs_hub)) for v in variants]
     )
     _require_names(servers, longest_suffix)
-    shape = ModelShape.of(family, read_config(family, variants[0], folder))
+    shape = ModelShape.of(family, read_config(family, variants[0], folder), quantized=quantized)
     if settings.live:
         shape = ModelShape(2 * shape.weights, shape.token, shape.context, shape.heads, shape.kv_heads)
     context = _context(settings.context, shape, family)
     gpu_bytes = int(settings.gpu_memory * GIB)
     what = f"a live server of {family.name}" if settings.live else f"a variant of {family.name}"
+    size = one_model(shape, context) if quantized else require_fit(shape, context, gpu_bytes, what)
     return FleetPlan(
-        family, settings, name, tuple(servers), context, require_fit(shape, context, gpu_bytes, what),
-        gpu_bytes, loading_seconds(shape),
-    )  # fmt: skip
+        family, len(whole.variants), settings, name, tuple(servers), context, size, gpu_bytes, loading_seconds(shape)
+    )
 
 
 def _require_sound(settings: DeploySettings) -> None:
@@ -248,9 +256,8 @@ def gpu_layout(plan: FleetPlan, servers: int) -> Sequence[tuple[Sequence[int], f
     if groups * most < servers:
         group = "each" if each == 1 else f"each {each} of them"
         raise MisuseError(
-            f"{servers} servers do not fit on {gpus} GPUs of {plan.gpu_bytes / GIB:g} GiB: each needs "
-            f"{plan.fit.needed / GIB:.1f} GiB on {each} GPU{'s' * (each > 1)}, so {most} "
-            f"fit on {group}",
+            f"{servers} servers do not fit on {gpus_of(gpus)} of {plan.gpu_bytes / GIB:g} GiB: each needs "
+            f"{plan.fit.needed / GIB:.1f} GiB on {gpus_of(each)}, so {most} fit{'s' * (most == 1)} on {group}",
             hint=f"--gpus {-(-servers // most) * each}, fewer variants (--only λ), or a shorter --context",
         )
     sharing = [len(range(group, servers, groups)) for group in range(groups)]

@@ -7,6 +7,7 @@ requests without a body, so a route by the model's name in the body would not fi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import yaml
@@ -21,7 +22,7 @@ from dami_router.deploying.kubernetes_objects import (
     http_route,
     object_,
     probe,
-    secret_env,
+    vllm_env,
 )
 from dami_router.deploying.router_file import RouterSection, backend
 from dami_router.deploying.sizing import USABLE
@@ -42,17 +43,21 @@ def gateway_files(plan: FleetPlan, section: RouterSection) -> Files:
     plan = replace(plan, settings=replace(plan.settings, gateway=gateway))
     base = plan.settings.gateway_url or gateway_url(gateway)
     paths = {s.name: f"/{plan.settings.namespace}/{s.name}" for s in plan.servers}
-    pools = [one for s in plan.servers for one in _pool(plan, s, paths[s.name])]
+    key = section.servers_key
+    open_paths = ["/v1", *(path for path in section.pass_through if not path.startswith("/v1/"))]
+    pools = [one for s in plan.servers for one in _pool(plan, s, paths[s.name], open_paths)]
     rules = [_destination_rule(plan, s) for s in plan.servers]
     files = cluster_files(
         plan,
         section,
-        [backend(s, "openai", base + paths[s.name]) for s in plan.servers],
+        [backend(s, "openai", base + paths[s.name], key) for s in plan.servers],
         {
-            "servers.yaml": yaml_file(_servers_opening(plan), *(_deployment(plan, s) for s in plan.servers)),
+            "servers.yaml": yaml_file(_servers_opening(plan), *(_deployment(plan, s, key) for s in plan.servers)),
             "pools.yaml": yaml_file(_pools_opening(plan, base), *_rights(plan), *pools),
         },
         [f"kubectl apply -n {plan.settings.namespace} -f istio.yml    # on Istio only"],
+        reach=_reach(plan, section, open_paths),
+        servers_key=key,
         routed=True,
     )
     return {**files, "istio.yml": yaml_file(_ISTIO, *rules)}
@@ -62,7 +67,7 @@ def _labels(server: ServerPlan) -> dict[str, str]:
     return {"app.kubernetes.io/name": server.name}
 
 
-def _deployment(plan: FleetPlan, server: ServerPlan) -> Object:
+def _deployment(plan: FleetPlan, server: ServerPlan, key: str | None) -> Object:
     cache = {"name": "weights", "mountPath": CACHE["vllm"]}
     gpus = {GPU: str(plan.fit.gpus)}
     container = {
@@ -70,7 +75,7 @@ def _deployment(plan: FleetPlan, server: ServerPlan) -> Object:
         "image": IMAGES["vllm"],
         "command": ["vllm", "serve"],
         "args": arguments(plan, server, USABLE, prefill_log_probs=False),
-        "env": secret_env(plan, "HF_TOKEN"),
+        "env": vllm_env(plan, key),
         "ports": [{"name": "http", "containerPort": PORT}],
         "startupProbe": probe(HEALTH_PATH, 10, -(-plan.loading_s // 10)),
         "readinessProbe": probe(HEALTH_PATH, 5, 2),
@@ -97,7 +102,7 @@ def _deployment(plan: FleetPlan, server: ServerPlan) -> Object:
     return object_("apps/v1", "Deployment", server.name, spec=spec)
 
 
-def _pool(plan: FleetPlan, server: ServerPlan, path: str) -> list[Object]:
+def _pool(plan: FleetPlan, server: ServerPlan, path: str, open_paths: Sequence[str]) -> list[Object]:
     picker = f"{server.name}-epp"
     pool = {
         "selector": {"matchLabels": _labels(server)},
@@ -109,7 +114,7 @@ def _pool(plan: FleetPlan, server: ServerPlan, path: str) -> list[Object]:
              {"name": "http-metrics", "port": _METRICS}]  # fmt: skip
     return [
         object_(f"{_GROUP}/v1", "InferencePool", server.name, spec=pool),
-        http_route(server.name, plan.settings.gateway or "", path, target),
+        http_route(server.name, plan.settings.gateway or "", path, target, open_paths),
         _picker(plan, server, picker),
         object_("v1", "Service", picker, spec={"selector": {"app.kubernetes.io/name": picker}, "ports": ports}),
     ]
@@ -191,6 +196,18 @@ def _destination_rule(plan: FleetPlan, server: ServerPlan) -> Object:
     host = f"{server.name}-epp.{plan.settings.namespace}.svc.cluster.local"
     spec = {"host": host, "trafficPolicy": {"tls": {"mode": "SIMPLE", "insecureSkipVerify": True}}}
     return object_("networking.istio.io/v1", "DestinationRule", f"{server.name}-epp", spec=spec)
+
+
+def _reach(plan: FleetPlan, section: RouterSection, open_paths: Sequence[str]) -> str:
+    where = f"Each variant has a route of its own on the Gateway {plan.settings.gateway}"
+    if section.servers_key is None:
+        return f"{where}, and answers without a key there, as the router does."
+    further = f", but not for {', '.join(open_paths[1:])} (pass_through)" if open_paths[1:] else ""
+    return (
+        f"{where}, beside the router's. It is open below {' and '.join(open_paths)} only, where vLLM asks for the key "
+        f"in {section.servers_key}{further}. Inside the cluster, vLLM's other paths, such as /tokenize and "
+        "/invocations, answer without a key on port 8000 of each pod: a NetworkPolicy can close that."
+    )
 
 
 def _servers_opening(plan: FleetPlan) -> str:

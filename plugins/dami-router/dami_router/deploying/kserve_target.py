@@ -12,7 +12,7 @@ from dataclasses import replace
 from dami_router.deploying.engine_flags import vllm_options
 from dami_router.deploying.fleet_plan import FleetPlan, ServerPlan
 from dami_router.deploying.kubernetes_files import cluster_files, cluster_opening
-from dami_router.deploying.kubernetes_objects import GPU, Object, gateway_url, object_
+from dami_router.deploying.kubernetes_objects import GPU, Object, gateway_url, object_, vllm_env
 from dami_router.deploying.router_file import RouterSection, backend
 from dami_router.deploying.sizing import USABLE
 from dami_router.deploying.written_files import Files, yaml_file
@@ -28,24 +28,29 @@ def kserve_files(plan: FleetPlan, section: RouterSection) -> Files:
     base = plan.settings.gateway_url or gateway_url(plan.settings.gateway or "")
     urls = {s.name: f"{base}/{plan.settings.namespace}/{s.name}" for s in plan.servers}
     account = object_("v1", "ServiceAccount", plan.name, secrets=[{"name": f"{plan.name}-keys"}])
-    services = [_service(plan, server) for server in plan.servers]
+    key = section.servers_key
+    services = [_service(plan, server, key) for server in plan.servers]
     return cluster_files(
         plan,
         section,
-        [backend(s, "openai", urls[s.name]) for s in plan.servers],
+        [backend(s, "openai", urls[s.name], key) for s in plan.servers],
         {"services.yaml": yaml_file(_opening(plan, base), account, *services)},
+        reach=_reach(plan, key),
+        servers_key=key,
         routed=True,
     )
 
 
-def _service(plan: FleetPlan, server: ServerPlan) -> Object:
+def _service(plan: FleetPlan, server: ServerPlan, key: str | None) -> Object:
     uri = f"hf://{server.source.model}:{server.source.revision}"
     words = vllm_options(replace(plan, fit=replace(plan.fit, gpus=1)), server, USABLE, named=False)
     gpus = {GPU: str(plan.fit.gpus)}
     namespace, _, name = (plan.settings.gateway or "").rpartition("/")
+    # The token is the storage initializer's; vLLM finds the weights on its disk.
+    guarded = [one for one in vllm_env(plan, key) if one["name"] != "HF_TOKEN"]
     container = {
         "name": "main",
-        "env": [{"name": "VLLM_ADDITIONAL_ARGS", "value": shlex.join(words)}],
+        "env": [{"name": "VLLM_ADDITIONAL_ARGS", "value": shlex.join(words)}, *guarded],
         "resources": {"requests": {"cpu": "4", "memory": "16Gi", **gpus}, "limits": gpus},
     }
     spec = {
@@ -56,6 +61,17 @@ def _service(plan: FleetPlan, server: ServerPlan) -> Object:
         "template": {"serviceAccountName": plan.name, "containers": [container]},
     }
     return object_("serving.kserve.io/v1alpha2", "LLMInferenceService", server.name, spec=spec)
+
+
+def _reach(plan: FleetPlan, key: str | None) -> str:
+    where = f"KServe gives each variant a route of its own on the Gateway {plan.settings.gateway}, beside the router's"
+    if key is None:
+        return f"{where}; it answers without a key there, as the router does."
+    return (
+        f"{where}. Below /v1, vLLM asks for the key in {key} there. Its other paths, such as /tokenize and "
+        "/invocations (which also generates), answer to everyone who reaches the Gateway: name one with --gateway that "
+        "is reachable inside the cluster only, and give the router's Service a route of its own elsewhere."
+    )
 
 
 def _opening(plan: FleetPlan, base: str) -> str:

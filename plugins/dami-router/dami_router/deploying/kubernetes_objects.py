@@ -13,11 +13,12 @@ from typing import Any
 from dami_router.deploying.engine_flags import HEALTH_PATH, PORT, ROUTER_IMAGE
 from dami_router.deploying.fleet_plan import FleetPlan
 from dami_router.deploying.router_file import RouterSection
+from dami_router.deploying.written_files import comment
 from dami_router.errors import MisuseError
 
 __all__ = [
-    "CONFIG_FOLDER", "DRAIN_S", "GPU", "Object", "env_example", "gateway_url", "http_route",
-    "kustomization", "object_", "probe", "router_objects", "router_service", "secret_env",
+    "CONFIG_FOLDER", "DRAIN_S", "GPU", "Object", "env_example", "env_step", "gateway_url", "http_route",
+    "kustomization", "object_", "probe", "router_objects", "router_service", "secret_env", "vllm_env",
 ]  # fmt: skip
 
 Object = dict[str, Any]
@@ -55,8 +56,14 @@ def secret_env(plan: FleetPlan, *names: str) -> list[Object]:
     return [{"name": n, "valueFrom": {"secretKeyRef": {"name": f"{plan.name}-keys", "key": n}}} for n in names]
 
 
-def router_objects(plan: FleetPlan, section: RouterSection) -> list[Object]:
-    """Return the router's Deployment and Service."""
+def vllm_env(plan: FleetPlan, key: str | None) -> list[Object]:
+    """Return vLLM's variables: the Hub's token, and the key that it asks for below /v1."""
+    guarded = [{**one, "name": "VLLM_API_KEY"} for one in secret_env(plan, *filter(None, [key]))]
+    return [*secret_env(plan, "HF_TOKEN"), *guarded]
+
+
+def router_objects(plan: FleetPlan, keys: Sequence[str]) -> list[Object]:
+    """Return the router's Deployment and Service; `keys` are the variables that its settings name."""
     name = router_service(plan)
     labels = {"app.kubernetes.io/name": name}
     pod = {
@@ -65,7 +72,7 @@ def router_objects(plan: FleetPlan, section: RouterSection) -> list[Object]:
         "securityContext": {
             "runAsNonRoot": True, "runAsUser": _USER, "runAsGroup": _USER, "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_router_container(plan, section)],
+        "containers": [_router_container(plan, keys)],
         "volumes": [{"name": "config", "configMap": {"name": f"{plan.name}-config"}}],
     }  # fmt: skip
     # One pod: budgets and breakers are each process's own.
@@ -81,13 +88,13 @@ def router_objects(plan: FleetPlan, section: RouterSection) -> list[Object]:
     ]
 
 
-def _router_container(plan: FleetPlan, section: RouterSection) -> Object:
+def _router_container(plan: FleetPlan, keys: Sequence[str]) -> Object:
     return {
         "name": "router",
         "image": plan.settings.image or ROUTER_IMAGE,
         "args": ["serve", f"{CONFIG_FOLDER}/router.yml", "--host", "0.0.0.0", "--port", str(PORT)],  # noqa: S104
         "ports": [{"name": "http", "containerPort": PORT}],
-        "env": secret_env(plan, *section.keys),
+        "env": secret_env(plan, *keys),
         "volumeMounts": [{"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True}],
         # /health is 200 while one variant is available: traffic waits for that, and a restart would not help.
         "readinessProbe": probe(HEALTH_PATH, 5, 2),
@@ -101,21 +108,25 @@ def _router_container(plan: FleetPlan, section: RouterSection) -> Object:
     }  # fmt: skip
 
 
-def http_route(name: str, gateway: str, path: str, target: Mapping[str, Any]) -> Object:
-    """Return a route that sends everything below `path` to a target, without that path.
+def http_route(name: str, gateway: str, path: str, target: Mapping[str, Any], below: Sequence[str] = ("",)) -> Object:
+    """Return a route that sends what is below `path`, or only below some paths there, to a target without `path`.
 
     `gateway` is NAMESPACE/NAME. Timeouts are off: an answer may take long, and the router has limits of its own.
     """
     namespace, _, gateway_name = gateway.rpartition("/")
     parent = {"name": gateway_name, **({"namespace": namespace} if namespace else {})}
-    rewrite = {"type": "URLRewrite", "urlRewrite": {"path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/"}}}
-    rule = {
-        "matches": [{"path": {"type": "PathPrefix", "value": path}}],
-        "filters": [rewrite],
-        "backendRefs": [dict(target)],
-        "timeouts": {"request": "0s", "backendRequest": "0s"},
-    }
-    return object_("gateway.networking.k8s.io/v1", "HTTPRoute", name, spec={"parentRefs": [parent], "rules": [rule]})
+    rules = [
+        {
+            "matches": [{"path": {"type": "PathPrefix", "value": path + one}}],
+            "filters": [{"type": "URLRewrite", "urlRewrite": {"path": {
+                "type": "ReplacePrefixMatch", "replacePrefixMatch": one or "/",
+            }}}],
+            "backendRefs": [dict(target)],
+            "timeouts": {"request": "0s", "backendRequest": "0s"},
+        }
+        for one in below
+    ]  # fmt: skip
+    return object_("gateway.networking.k8s.io/v1", "HTTPRoute", name, spec={"parentRefs": [parent], "rules": rules})
 
 
 def kustomization(
@@ -142,12 +153,19 @@ def kustomization(
     }
 
 
-def env_example(section: RouterSection) -> bytes:
+def env_example(section: RouterSection, servers_key: str | None = None) -> bytes:
     """Return `.env.example`: the variables that must be set, without values."""
-    lines = [f"{name}=" for name in section.keys]
-    return (
-        "# Copy this file to .env and fill it in; .env stays out of version control.\n"
-        "# The key that clients of the router send, for instance from: openssl rand -hex 24\n"
-        + "\n".join(lines)
-        + "\n# A token of the Hugging Face Hub, for private repositories; may stay empty.\nHF_TOKEN=\n"
-    ).encode()
+    told: list[tuple[str, Sequence[str]]] = [
+        ("Copy this file to .env and fill it in; .env stays out of version control.", [])
+    ]
+    if section.keys:
+        told.append(("The key that clients of the router send, for instance from: openssl rand -hex 24", section.keys))
+    if servers_key:
+        told.append(("Another key, which the router sends to the servers of the variants.", [servers_key]))
+    told.append(("A token of the Hugging Face Hub, for private repositories; may stay empty.", ["HF_TOKEN"]))
+    return "".join(comment(text) + "".join(f"{name}=\n" for name in names) for text, names in told).encode()
+
+
+def env_step(keys: Sequence[str]) -> str:
+    """Return the command that makes `.env`, with the variables to set there."""
+    return "cp .env.example .env" + (f"    # and set {', '.join(keys)}" if keys else "")

@@ -6,11 +6,14 @@ dashes. One process loads models as they are asked for; the router tells them ap
 
 from __future__ import annotations
 
+import shlex
+
 from dami_router.deploying.engine_flags import PORT
 from dami_router.deploying.first_request import first_request
 from dami_router.deploying.fleet_plan import FleetPlan, ServerPlan
-from dami_router.deploying.kubernetes_objects import env_example
+from dami_router.deploying.kubernetes_objects import env_example, env_step
 from dami_router.deploying.router_file import RouterSection, backend, router_data, router_manifest
+from dami_router.deploying.sizing import GIB
 from dami_router.deploying.written_files import Files, comment, yaml_file
 from dami_router.manifest.family import MANIFEST
 
@@ -48,6 +51,7 @@ def _opening(plan: FleetPlan) -> str:
 Presets of {plan.family.name} for llama-server in router mode: one model for each variant.
 Needs a checkout of llama.cpp (convert_hf_to_gguf.py) and its llama-server. In this folder, convert each variant once:
 
+  mkdir -p models
 {chr(10).join(_conversion(s) for s in plan.servers)}
 
 Then start llama-server, and the router in a second terminal:
@@ -55,13 +59,15 @@ Then start llama-server, and the router in a second terminal:
   llama-server --models-preset models.ini --models-max {len(plan.servers)} --host 127.0.0.1 --port {_PORT}
 
 router.yml has the commands for the router. `reasoning-format = none` leaves thoughts in the text: the router separates
-them, for every variant alike. --models-max is the number of models in memory at once; with fewer, llama-server loads
-and unloads them as they are asked for."""
+them, for every variant alike. --models-max is the number of models in memory at once; each needs \
+{plan.fit.needed / GIB:.1f} GiB with one sequence of {plan.context} tokens. With fewer, llama-server loads and unloads \
+them as they are asked for.
+llama-server answers to every process of this machine without a key."""
 
 
 def _conversion(server: ServerPlan) -> str:
     if server.source.folder is not None:
-        return f"  {_convert(server, repr(str(server.source.folder)))}"
+        return f"  {_convert(server, shlex.quote(str(server.source.folder)))}"
     local = f"weights/{server.model}"
     return (
         f"  hf download {server.source.model} --revision {server.source.revision} --local-dir {local}\n"
@@ -78,7 +84,7 @@ def _router_opening(plan: FleetPlan, section: RouterSection) -> str:
     return f"""\
 The router in front of llama-server; models.ini says how to start that. In this folder:
 
-  cp .env.example .env    # and set {", ".join(section.keys)}
+  {env_step(section.keys)}
   set -a; . ./.env; dami check router.yml --probe
   dami serve router.yml --port {PORT}
 

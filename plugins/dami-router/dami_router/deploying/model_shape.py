@@ -25,6 +25,9 @@ _BYTES = {"F64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "F8_E4M3"
 _CACHE_BYTES = {"F64": 4, "F32": 4}
 """The servers keep keys and values in the dtype of the activations: 2 bytes for every other dtype of weights."""
 
+_Q8_BLOCK = 34
+"""Bytes of 32 weights in q8_0: 32 of 8 bits, and a scale of 16."""
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -40,8 +43,11 @@ class ModelShape:
     kv_heads: int
 
     @classmethod
-    def of(cls, family: Family, config: Mapping[str, Any]) -> ModelShape:
-        """Return the shape that a manifest and a config.json give; raises CheckpointError where a size is missing."""
+    def of(cls, family: Family, config: Mapping[str, Any], *, quantized: bool = False) -> ModelShape:
+        """Return the shape that a manifest and a config.json give; raises CheckpointError where a size is missing.
+
+        `quantized`: weights in llama.cpp's q8_0, keys and values in its 16 bits.
+        """
         endpoint = family.endpoints.instruct
         bytes_each = _BYTES.get(endpoint.dtype.upper())
         if bytes_each is None:
@@ -50,9 +56,10 @@ class ModelShape:
         text: Mapping[str, Any] = inner if isinstance(inner, dict) else config
         heads = _size(text, "num_attention_heads")
         kv_heads = _size(text, "num_key_value_heads", heads)
-        each = _CACHE_BYTES.get(endpoint.dtype.upper(), 2)
+        each = 2 if quantized else _CACHE_BYTES.get(endpoint.dtype.upper(), 2)
+        weights = endpoint.parameters * (_Q8_BLOCK if quantized else bytes_each * 32) // 32
         return cls(
-            weights=endpoint.parameters * bytes_each,
+            weights=weights,
             token=cached_numbers(text) * each,
             context=_size(text, "max_position_embeddings"),
             heads=heads,

@@ -29,7 +29,9 @@ def production_stack_files(plan: FleetPlan, section: RouterSection) -> Files:
     )
     return {
         "values.yaml": yaml_file(_opening(plan), _values(plan)),
-        **cluster_files(plan, section, [backend(s, "openai", url) for s in plan.servers], {}, [commands]),
+        **cluster_files(
+            plan, section, [backend(s, "openai", url) for s in plan.servers], {}, [commands], reach=_reach(plan)
+        ),
     }
 
 
@@ -72,6 +74,13 @@ def _model(plan: FleetPlan, server: ServerPlan) -> dict[str, Any]:
         },
         "hf_token": {"secretName": f"{plan.name}-keys", "secretKey": "HF_TOKEN"},
     }
+
+
+def _reach(plan: FleetPlan) -> str:
+    return (
+        f"The Services {plan.name}-router-service and those of the servers are inside the cluster, and answer to every "
+        "pod there without a key: a NetworkPolicy can close that. Expose the router's Service alone."
+    )
 
 
 def _opening(plan: FleetPlan) -> str:

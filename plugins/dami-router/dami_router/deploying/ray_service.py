@@ -13,7 +13,7 @@ import yaml
 
 from dami_router.deploying.engine_flags import PORT, reasoning_parser
 from dami_router.deploying.fleet_plan import FleetPlan, ServerPlan
-from dami_router.deploying.kubernetes_files import cluster_files, cluster_opening
+from dami_router.deploying.kubernetes_files import Image, cluster_files, cluster_opening
 from dami_router.deploying.kubernetes_objects import CONFIG_FOLDER, GPU, Object, object_, secret_env
 from dami_router.deploying.router_file import RouterSection, backend
 from dami_router.deploying.sizing import USABLE
@@ -38,7 +38,8 @@ def ray_files(plan: FleetPlan, section: RouterSection) -> Files:
         [backend(s, "openai", f"http://127.0.0.1:{PORT}{_path(plan, s)}") for s in plan.servers],
         {"rayservice.yaml": yaml_file(_opening(plan), _ray_service(plan, section, serve))},
         service=f"{plan.name}-serve-svc {PORT}",
-        image=RAY_IMAGE,
+        image=Image(_image(plan), "-f Dockerfile PATH/TO/dami-merge"),
+        reach=_reach(plan),
     )
     return {**files, "serve.yml": yaml_file(_SERVE.format(plan=plan), serve), "Dockerfile": _dockerfile(plan)}
 
@@ -120,19 +121,29 @@ def _pod(plan: FleetPlan, section: RouterSection, name: str, gpus: int) -> Objec
 
 def _dockerfile(plan: FleetPlan) -> bytes:
     opening = f"""\
-Ray's image for LLMs with dami-router in it; all nodes of the cluster run it. From the root of dami-merge:
+Ray's image for LLMs with dami-router in it; all nodes of the cluster run it. In this folder:
 
-  docker build -t {_image(plan)} -f THIS/Dockerfile .    # and push it where the cluster can pull it"""
+  docker build -t {_image(plan)} -f Dockerfile PATH/TO/dami-merge
+  docker push {_image(plan)}"""
     install = "RUN pip install --no-cache-dir '/tmp/dami-router[serve]'"
     return f"{comment(opening)}FROM {_BASE}\nCOPY plugins/dami-router /tmp/dami-router\n{install}\n".encode()
+
+
+def _reach(plan: FleetPlan) -> str:
+    paths = ", ".join(_path(plan, server) for server in plan.servers)
+    return (
+        f"Ray serves all applications on port {PORT}: {paths} answer there without a key, and Ray Serve LLM has none "
+        "to set. From outside the cluster, forward the paths below /v1 only, which are the router's; inside, a "
+        "NetworkPolicy decides who reaches the port."
+    )
 
 
 def _opening(plan: FleetPlan) -> str:
     return f"""\
 {plan.family.name} on Ray: a RayService (KubeRay 1.6 or newer) that runs serve.yml.
 {cluster_opening(plan)}
-The image is built from the Dockerfile in this folder. kustomization.yaml applies this file. The router answers at the
-Service {plan.name}-serve-svc, port {PORT}."""
+kustomization.yaml has the commands, and applies this file. The router answers at the Service {plan.name}-serve-svc,
+port {PORT}."""
 
 
 _SERVE = """\

@@ -12,15 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from dami_router.config.router_yml import load_section
-from dami_router.deploying.fleet_plan import ServerPlan
+from dami_router.deploying.fleet_plan import FleetPlan, ServerPlan
 from dami_router.errors import MisuseError
 from dami_router.manifest.family import MANIFEST, Family
 from dami_router.shared.strict_yaml import load
 
-__all__ = ["KEY_VARIABLE", "EveryKey", "RouterSection", "backend", "read_section", "router_data", "router_manifest"]
+__all__ = [
+    "KEY_VARIABLE", "SERVERS_KEY", "EveryKey", "RouterSection", "backend", "read_section", "router_data",
+    "router_manifest",
+]  # fmt: skip
 
 KEY_VARIABLE = "DAMI_KEY"
 """The environment variable with the key that clients send."""
+SERVERS_KEY = "DAMI_SERVERS_KEY"
+"""The one with the key that the router sends to servers whose routes others can reach."""
 _MAX_BYTES = 64 << 20
 _DEFAULTS: Mapping[str, Any] = {
     "estimator": {"chain": ["effort"], "fixed": 0.5},
@@ -44,20 +49,31 @@ class RouterSection:
 
     @property
     def keys(self) -> list[str]:
-        """The environment variables with the keys that clients send."""
-        names = self.data.get("api_keys_env") or KEY_VARIABLE
+        """The environment variables with the keys that clients send; empty where the settings ask for none."""
+        names = self.data.get("api_keys_env", KEY_VARIABLE) or []
         return [names] if isinstance(names, str) else list(names)
 
+    @property
+    def servers_key(self) -> str | None:
+        """The variable with the key of exposed servers; None where the router itself asks for no key."""
+        return SERVERS_KEY if self.keys else None
 
-def read_section(path: Path | None) -> RouterSection:
-    """Read the user's settings, with the same checks as `dami check`; without a path, return the defaults.
+    @property
+    def pass_through(self) -> list[str]:
+        """Further routes of the servers that the router calls for its clients."""
+        paths = self.data.get("pass_through") or []
+        return [paths] if isinstance(paths, str) else list(paths)
+
+
+def read_section(path: Path | None, plan: FleetPlan) -> RouterSection:
+    """Read the user's settings for a family, as strictly as `dami check`; without a path, return the defaults.
 
     Keys may be missing from this process's environment. Raises RecipeError with file and line.
     """
     if path is None:
         return RouterSection()
     data = load(path).data
-    load_section(path, EveryKey())
+    load_section(path, EveryKey(), plan.family, live=plan.settings.live)
     settings = {**{key: _DEFAULTS[key] for key in ("timeouts", "thinking")}, **data}
     return RouterSection(settings, _named_files(data, path.parent), _scores_prompts(data), own=True)
 
@@ -104,18 +120,21 @@ def _read(path: Path, name: Path) -> dict[str, bytes]:
     return {(name / p.relative_to(path)).as_posix(): p.read_bytes() for p in inside}
 
 
-def backend(server: ServerPlan, protocol: str, url: str | list[str]) -> dict[str, Any]:
-    """Return a server's entry in `backends`."""
+def backend(server: ServerPlan, protocol: str, url: str | list[str], key: str | None = None) -> dict[str, Any]:
+    """Return a server's entry in `backends`; `key` is the environment variable with the key that it asks for."""
     if server.variant is None:
         return {"url": url, "protocol": "live"}
     model = {"model": server.model} if protocol == "openai" else {}
-    return {"variant": server.variant.id, "url": url, "protocol": protocol, **model}
+    return {
+        "variant": server.variant.id, "url": url, "protocol": protocol, **model,
+        **({"api_key_env": key} if key else {}),
+    }  # fmt: skip
 
 
 def router_data(section: RouterSection, backends: list[dict[str, Any]]) -> dict[str, Any]:
     """Return router.yml as data; clients need the key in DAMI_KEY unless the settings name other keys."""
-    data = {"family": f"./{MANIFEST}", "backends": backends, "api_keys_env": section.keys}
-    return {**data, **section.data}
+    keys = {"api_keys_env": section.keys}
+    return {"family": f"./{MANIFEST}", "backends": backends, **keys, **section.data, **keys}
 
 
 def router_manifest(family: Family) -> bytes:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from dami_router.deploying.model_shape import ModelShape
 from dami_router.errors import MisuseError
 
-__all__ = ["ALLOWANCE", "GIB", "USABLE", "Fit", "fit", "loading_seconds", "require_fit"]
+__all__ = ["ALLOWANCE", "GIB", "USABLE", "Fit", "fit", "gpus_of", "loading_seconds", "one_model", "require_fit"]
 
 GIB = 1 << 30
 USABLE = 0.9
@@ -25,7 +25,10 @@ _DOWNLOAD = 100 * 1000 * 1000
 
 @dataclass(frozen=True)
 class Fit:
-    """One server on `gpus` GPUs: bytes that it needs on each, and the tokens that its KV cache has room for in all."""
+    """One server on `gpus` GPUs: bytes that it needs on each, and the tokens that its KV cache has room for in all.
+
+    With 0 GPUs, a model in the memory of a machine: the bytes that it needs there while it is loaded.
+    """
 
     gpus: int
     needed: int
@@ -58,6 +61,16 @@ def require_fit(shape: ModelShape, context: int, gpu_bytes: float, what: str) ->
             hint="larger GPUs (--gpu-memory), a shorter --context, or a smaller pair",
         )
     return found
+
+
+def one_model(shape: ModelShape, context: int) -> Fit:
+    """Return what one model needs in the memory of a machine, with the keys and values of one sequence."""
+    return Fit(0, shape.weights + context * shape.token, context)
+
+
+def gpus_of(number: int) -> str:
+    """Return a number of GPUs in words: `1 GPU`, `2 GPUs`."""
+    return f"{number} GPU{'s' * (number != 1)}"
 
 
 def loading_seconds(shape: ModelShape) -> int:

@@ -6,6 +6,7 @@ temporary name and renamed in one step, so that it is complete or absent.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import tempfile
@@ -25,6 +26,8 @@ Files = Mapping[str, bytes]
 """Paths below the folder, with `/`, and contents."""
 _SHORT = 90
 """Characters of a list or mapping that stays on one line."""
+_WIDTH = 116
+"""Characters of a comment's line after its mark."""
 
 
 class _Readable(yaml.SafeDumper):
@@ -62,13 +65,26 @@ _Readable.add_representer(str, _text)
 
 
 def comment(text: str, mark: str = "#") -> str:
-    """Return text as comment lines; indented lines (commands) stay as they are, others are wrapped."""
-    lines = [
-        one
-        for line in text.strip("\n").split("\n")
-        for one in ([line] if line.startswith(" ") else textwrap.wrap(line, 116, break_long_words=False) or [""])
-    ]
+    """Return text as comment lines.
+
+    Indented lines (commands) and blank ones stay as they are. The lines between them are a paragraph, which is wrapped
+    to lines of about one length: no word is broken, and none is left alone.
+    """
+    lines: list[str] = []
+    for literal, group in itertools.groupby(text.strip("\n").split("\n"), lambda line: line[:1] in ("", " ")):
+        together = list(group)
+        lines += together if literal else _wrapped(" ".join(together))
     return "".join(f"{mark} {line}".rstrip() + "\n" for line in lines)
+
+
+def _wrapped(paragraph: str) -> list[str]:
+    """Return the fewest lines of at most 116 characters, in the narrowest form that has as few."""
+
+    def at(width: int) -> list[str]:
+        return textwrap.wrap(paragraph, width, break_long_words=False, break_on_hyphens=False)
+
+    widest = at(_WIDTH)
+    return next((lines for width in range(_WIDTH // 2, _WIDTH) if len(lines := at(width)) == len(widest)), widest)
 
 
 def yaml_file(opening: str, *documents: Mapping[str, Any]) -> bytes:

@@ -79,13 +79,15 @@ def test_settings_that_surprise_are_warned_about(run: Any, extra: str, code: str
 
 
 def test_servers_that_surprise_are_warned_about(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variant without a server, a single one, a key in the clear, an unchecked identity."""
+    """A variant without a server, a single one, a key in the clear outside a cluster, an unchecked identity."""
     monkeypatch.setenv("K", "secret")
     one = GOOD.replace('  - {variant: b, url: "http://127.0.0.1:2", protocol: tgi}\n', "")
     assert codes(run, one) == ["no_server", "one_variant"]
     far = GOOD.replace("http://127.0.0.1:2", "http://far:2")
     assert codes(run, far) == []
     assert codes(run, far.replace("tgi}", "tgi, api_key_env: K}")) == ["key_in_clear"]
+    for host in ("a-istio.kserve.svc.cluster.local", "a.b.svc"):
+        assert codes(run, far.replace("tgi}", "tgi, api_key_env: K}").replace("far", host)) == []
     assert codes(run, GOOD.replace("tgi}", 'tgi, identity: "off"}')) == ["identity_off"]
     assert "secret" not in "".join(map(str, run(far.replace("tgi}", "tgi, api_key_env: K}"))))
 

@@ -45,7 +45,7 @@ OPTIONS = {
     "kserve": [], "kserve/large": ["--gpu-memory", "12"], "gateway": [], "ray": [], "llama-server": [],
 }  # fmt: skip
 CASES = list(OPTIONS)
-KEYS = {"DAMI_KEY": "k"}
+KEYS = {"DAMI_KEY": "k", "DAMI_SERVERS_KEY": "s"}
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,8 @@ def test_the_generated_router_yml_passes_check(
     written: dict[str, Path], case: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`dami check` finds nothing to warn about but plain http to other machines, with the key from the environment."""
-    monkeypatch.setenv("DAMI_KEY", "k")
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as stopped:
         main(["check", str(written[case] / "router.yml"), "--json"])
     found = json.loads(capsys.readouterr().out)
@@ -197,11 +198,16 @@ def test_files_say_how_to_use_them_and_hold_no_key(written: dict[str, Path], cas
     assert re.search(r"curl -si http://127.0.0.1:8000/v1/chat/completions(.*\n)*.*HTTP/1.1 200 OK", opening[0])
     for path in folder.iterdir():
         assert path.suffix == ".json" or path.read_text(encoding="utf-8").startswith(("#", ";")), path.name
-    assert (folder / ".env.example").read_text().splitlines()[-3:-1][0].startswith(("DAMI_KEY=", "#"))
+    assert (folder / ".env.example").read_text().splitlines()[-3:-1][0].startswith(("DAMI_", "#"))
     assert not (folder / ".env").exists()
     assert set(re.findall(r"^(\w+)=(.*)$", (folder / ".env.example").read_text(), re.M)) == {
-        ("DAMI_KEY", ""), ("HF_TOKEN", ""),
+        ("DAMI_KEY", ""), ("HF_TOKEN", ""), *([("DAMI_SERVERS_KEY", "")] if guarded(case) else []),
     }  # fmt: skip
+
+
+def guarded(case: str) -> bool:
+    """Whether the servers of a target have routes on a Gateway, and so a key of their own."""
+    return case.split("/")[0] in ("kserve", "gateway")
 
 
 def served(case: str, folder: Path) -> dict[str, str]:
@@ -233,7 +239,7 @@ def served(case: str, folder: Path) -> dict[str, str]:
                 args = names[target["name"]]["spec"]["template"]["spec"]["containers"][0]["args"]
                 path = rule["matches"][0]["path"]["value"]
                 gateway = "http://inference-gateway-istio.default.svc.cluster.local"
-                found[gateway + path] = args[args.index("--served-model-name") + 1]
+                found[gateway + path.removesuffix("/v1")] = args[args.index("--served-model-name") + 1]
         return found
     if kind == "ray":
         apps = documents(folder / "serve.yml")[0]["applications"]

@@ -30,7 +30,7 @@ CASES: list[tuple[str, dict[str, Any], list[str], str]] = [
     ("kserve", {}, ["--name", "Upper"], "lower-case letters"),
     ("kserve", {}, ["--name", "-x"], "lower-case letters"),
     ("production-stack", {"name": "q" * 45}, [], "--name NAME with at most 43 characters"),
-    ("kserve", {}, ["--engine", "tgi"], "--engine tgi is for compose"),
+    ("kserve", {}, ["--engine", "tgi"], "--engine tgi is for --target compose"),
     ("ray", {}, ["--live"], "--live is for --target compose"),
     ("compose", {"source": "/home/me/instruct"}, ["--live"], "not an id there"),
     ("compose", {"path": [{"filter": None, "value": "uniform"}]}, ["--live"], "spread over the layers by its recipe"),
