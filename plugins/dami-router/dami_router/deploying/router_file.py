@@ -87,8 +87,10 @@ class EveryKey(dict[str, str]):
 
 
 def _links(data: Mapping[str, Any]) -> list[Any]:
-    chain: list[Any] = (data.get("estimator") or {}).get("chain") or []
-    return chain
+    """Return the estimators of the chain, and those that are tried out."""
+    chain = (data.get("estimator") or {}).get("chain") or []
+    shadow = (data.get("shadow") or {}).get("estimator") or []
+    return [*chain, *(shadow if isinstance(shadow, list) else [shadow])]
 
 
 def _scores_prompts(data: Mapping[str, Any]) -> bool:

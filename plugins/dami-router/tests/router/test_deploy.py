@@ -399,7 +399,7 @@ def test_estimators_travel_with_the_files(tmp_path: Path, capsys: pytest.Capture
     assert {mount["target"] for mount in mounts} >= {"/etc/dami/EST", "/etc/dami/map.json"}
     assert deploy(tmp_path / "k", source, "kserve", "--router", str(settings)) == 2
     assert "a ConfigMap holds files without folders" in capsys.readouterr().err
-    settings.write_text("estimator: {chain: [{confidence: {map: map.json}}]}\n")
+    settings.write_text("shadow: {estimator: {confidence: {map: map.json}}}\n")
     assert deploy(tmp_path / "k", source, "kserve", "--router", str(settings)) == 0
     (kustom,) = documents(tmp_path / "k" / "kustomization.yaml")
     assert "map.json" in kustom["configMapGenerator"][0]["files"]
