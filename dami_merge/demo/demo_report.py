@@ -122,10 +122,7 @@ def _verdict(demo: Demo) -> str:
 
 
 def _points(difference: Figure | None) -> str:
-    if difference is None:
-        return "not comparable (cheaper than every variant)"
-    mean, low, high = (100 * x for x in (difference.mean, difference.low, difference.high))
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return "not comparable (cheaper than every variant)" if difference is None else difference.in_points()
 
 
 def _story(routed: Routed) -> str:

@@ -50,6 +50,31 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "r.jsonl"
 
 
+def test_train_and_eval_say_how_their_held_out_figures_differ(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One price on all folds flatters: `dami train` says so and names `dami eval`, which says what it does."""
+    assert run("train", file, "--out", tmp_path / "est") == 0
+    said = capsys.readouterr()
+    assert "on the held-out folds that its price was chosen on, " in said.out
+    assert f"next: dami eval {file}   (same options: the accuracy to expect" in said.err
+    assert run("eval", file, "--folds", 3) == 0
+    assert "cross-validation: each query's λ comes from an estimator, and a price, of the other 2 folds" in (
+        capsys.readouterr().out
+    )
+
+
+def test_train_counts_the_probe(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The held-out tokens of an estimator with confidence include its probe, as in `dami eval`."""
+    known = tmp_path / "c.json"
+    spent = []
+    for tokens in (0, 7):
+        known.write_text(json.dumps({f"q{i}": {"confidence": i % 2 / 2, "tokens": tokens} for i in range(60)}))
+        assert run("train", file, "--confidence", known, "--out", tmp_path / f"e{tokens}", "--json") == 0
+        spent.append(json.loads(capsys.readouterr().out)["held_out_tokens"])
+    assert spent[1] == pytest.approx(spent[0] + 7)
+
+
 def test_train_then_eval(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is trained is evaluated on new queries alone, and beats every mixture of static variants."""
     assert run("train", file, "--out", tmp_path / "est", "--json") == 0

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dami_router.cli import main
+from dami_router.evaluating.comparison import Contender, compare
 from dami_router.evaluating.plots import draw_frontier
 from dami_router.evaluating.rivals import capped_points, cross_fold, over_best_cap, over_best_static
 from dami_router.rollouts.gathering import grid_of
-from dami_router.rollouts.grid import Grid
+from dami_router.rollouts.grid import Figure, Grid
 from dami_router.rollouts.records import Rollout, write_rollouts
 
 
@@ -112,15 +113,36 @@ def test_eval_begins_with_the_rivals(tmp_path: Path, capsys: pytest.CaptureFixtu
     said = capsys.readouterr().out
     assert "λ=1, cap 8" in said
     (line,) = (line for line in said.splitlines() if line.startswith("preference: "))
-    assert "points against the best static λ (λ=1) with " in line
-    assert "points against the best cap on thinking tokens (" in line
-    assert line.split(" points")[0] in (tmp_path / "report" / "report.html").read_text()
+    assert "% correct at " in line
+    assert "The best static λ, chosen on other queries (λ=1): " in line
+    assert "The best cap on thinking tokens, chosen on other queries" in line
+    assert line.split(" Difference")[0] in (tmp_path / "report" / "report.html").read_text()
     with pytest.raises(SystemExit):
         main([*arguments[:2], "--json", "--folds", "3"])
     found = json.loads(capsys.readouterr().out)
     assert [(x["lambda"], x["cap"]) for x in found["capped"]] == [(1.0, 8), (1.0, 16)]
     assert found["over_best_static_lambda"]["gain"]["low"] <= found["over_best_static_lambda"]["gain"]["mean"]
     assert found["headlines"][0] == line
+    assert f"{found['over_best_static_lambda']['accuracy']:.1%} at" in line
+
+
+def test_the_headline_names_a_static_variant_that_beats_the_estimator() -> None:
+    """A gain over a rival chosen fold by fold does not hide that a λ of the table is above the estimator."""
+    grid = grid_of([row for row in rollouts(60) if row.cap is None])
+    found = compare(grid, [Contender("poor", (0.0,) * 60, np.zeros(60)), Contender("fair", (1.0,) * 60, np.zeros(60))])
+    poor, fair = found.headlines
+    static = found.static[1].accuracy.mean
+    assert poor.endswith(f"λ=1 for every query is more accurate: {static:.1%} correct at 40.0 tokens.")
+    assert "for every query is" not in fair
+    assert [x["static_above"] for x in found.as_dict()["estimators"]] == [[1.0], []]
+    costly = compare(grid, [Contender("costly", (1.0,) * 60, np.zeros(60), cost=np.full(60, 5.0))])
+    assert "λ=1 for every query is better: " in costly.headlines[0]
+
+
+def test_a_difference_of_nothing_has_no_minus() -> None:
+    """A bound that rounds to zero is `+0.0`, on either side."""
+    assert Figure(0.025, -0.0004, 0.13).in_points() == "+2.5 [+0.0, +13.0]"
+    assert Figure(-0.0, -0.012, 0.0).in_points() == "+0.0 [-1.2, +0.0]"
 
 
 def test_caps_are_a_curve_in_the_picture() -> None:

@@ -123,6 +123,14 @@ def _family(manifest: Path, grid: Grid) -> Family:
     return family
 
 
+def _validated(found: Comparison) -> list[str]:
+    """Say how estimators were trained here, since `dami train` reports a more favourable figure of its own."""
+    folds = next((len(c.folds) for c in found.contenders if c.folds), 0)
+    if not folds:
+        return []
+    return [f"cross-validation: each query's λ comes from an estimator, and a price, of the other {folds - 1} folds"]
+
+
 def _show(output: Output, found: Comparison, data: dict[str, object]) -> None:
     from dami_router.evaluating.report import HEADER, rows
 
@@ -130,7 +138,9 @@ def _show(output: Output, found: Comparison, data: dict[str, object]) -> None:
     # The first estimator's figures are also at the top level, for scripts.
     first = data["estimators"][0] if found.contenders else {}  # type: ignore[index]
     text = table(HEADER, rows(found))
-    said = "\n".join([text, f"{len(found.grid.queries)} queries; dominated variants: {gone}", *found.headlines])
+    said = "\n".join([
+        text, f"{len(found.grid.queries):,} queries; dominated variants: {gone}", *_validated(found), *found.headlines,
+    ])  # fmt: skip
     output.result(said, {**first, **data, "headlines": found.headlines})
     if "report" in data:
         output.note(f"report: {data['report']}")

@@ -58,8 +58,12 @@ def train(
     evidence = ", ".join(("text" if hidden is None else "hidden states", *trained.evidence))
     accuracy, tokens = about["held_out_accuracy"], about["held_out_tokens"]
     output.result(
-        f"{out}: trained on {about['queries']} queries, from {evidence}\n"
-        f"gives λ in {levels}; on held-out folds {accuracy:.1%} correct at {tokens:.1f} tokens",
+        f"{out}: trained on {about['queries']:,} queries, from {evidence}\n"
+        f"gives λ in {levels}; on the held-out folds that its price was chosen on, {accuracy:.1%} correct at"
+        f" {tokens:,.1f} tokens",
         {"estimator": str(out), "evidence": list(trained.evidence), **about},
+    )
+    output.hint(
+        f"dami eval {rollouts}   (same options: the accuracy to expect, as each fold's price comes from other folds)"
     )
     output.hint(f"dami eval OTHER.jsonl --estimator {out}")

@@ -120,7 +120,7 @@ def _fit(grid: Grid, settings: TrainingSettings, encoder: Encoder, names: tuple[
     price = _price(grid, settings, fitted, tie_breaks(prints), names)
     return Trained(
         encoder, features, fitted.model, grid.lambdas, price, tokens, names, name=settings.method,
-        about=_about(grid, settings, fitted, price, tie_breaks(prints)), trained_on=frozenset(prints),
+        about=_about(grid, settings, fitted, price, tie_breaks(prints), names), trained_on=frozenset(prints),
     )  # fmt: skip
 
 
@@ -147,12 +147,15 @@ def _probe(grid: Grid, names: tuple[str, ...]) -> float:
     return 0.0 if not names or grid.probe_tokens is None else float(grid.probe_tokens.mean())
 
 
-def _about(grid: Grid, settings: TrainingSettings, fitted: CrossFit, price: float, ties: Floats) -> dict[str, Any]:
+def _about(
+    grid: Grid, settings: TrainingSettings, fitted: CrossFit, price: float, ties: Floats, names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return facts of the training. The price was chosen on the very folds of the held-out figures: they flatter."""
     chosen = choose(fitted.held_out.gain, fitted.held_out.cost, price, ties)
     rows = np.arange(len(chosen))
     return {
         "queries": len(grid.queries), "levels": [x for i, x in enumerate(grid.lambdas) if (chosen == i).any()],
         "held_out_accuracy": float(grid.correct[rows, chosen].mean()),
-        "held_out_tokens": float(grid.tokens[rows, chosen].mean()),
+        "held_out_tokens": float(grid.tokens[rows, chosen].mean()) + _probe(grid, names),
         "explained": fitted.explained, **fitted.chosen, **asdict(settings),
     }  # fmt: skip

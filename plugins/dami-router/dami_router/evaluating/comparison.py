@@ -90,14 +90,36 @@ class Comparison:
 
     @property
     def headlines(self) -> list[str]:
-        """What each estimator gains over the best static λ, and over the best cap if caps were run, in sentences."""
-        found = zip(self.contenders, self.rivals, strict=True)
-        return [f"{c.name}: {'; '.join(rival.sentence() for rival in rivals)}" for c, rivals in found if rivals]
+        """Each estimator against the best static λ, and the best cap if caps were run, in sentences.
+
+        They say, too, where one static λ is more accurate than the estimator on these queries.
+        """
+        found = zip(self.contenders, self.points, self.rivals, strict=True)
+        return [
+            " ".join([f"{c.name}: {_reached(point)}.", *(rival.sentence() for rival in rivals), *self._warned(point)])
+            for c, point, rivals in found
+            if rivals
+        ]
 
     @property
     def dominated(self) -> tuple[float, ...]:
         """The λ of the dominated variants: another one is better in accuracy or cost, and no worse in the other."""
         return tuple(x for x, beaten in zip(self.grid.lambdas, dominated(self.static), strict=True) if beaten)
+
+    def above(self, point: Point) -> tuple[float, ...]:
+        """The λ that, for every query, are more accurate than this point, or as accurate and cheaper."""
+        reached = (point.accuracy.mean, -point.tokens.mean)
+        found = zip(self.grid.lambdas, self.static, strict=True)
+        return tuple(x for x, static in found if (static.accuracy.mean, -static.tokens.mean) > reached)
+
+    def _warned(self, point: Point) -> list[str]:
+        static = dict(zip(self.grid.lambdas, self.static, strict=True))
+        above = self.above(point)
+        cheap = [x for x in above if static[x].tokens.mean <= point.tokens.mean]
+        if not above:
+            return []
+        best = max(cheap or above, key=lambda x: static[x].accuracy.mean)
+        return [f"λ={best:g} for every query is {'better' if cheap else 'more accurate'}: {_reached(static[best])}."]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the comparison for JSON."""
@@ -108,7 +130,7 @@ class Comparison:
             "capped": [{"lambda": x, "cap": cap, **_flat(p)} for (x, cap), p in self.capped],
             "oracle": _flat(self.oracle),
             "estimators": [
-                {"name": c.name, **_flat(p), **m, **_named(rivals)}
+                {"name": c.name, **_flat(p), **m, **_named(rivals), "static_above": list(self.above(p))}
                 for c, p, m, rivals in zip(self.contenders, self.points, self.metrics, self.rivals, strict=True)
             ],
         }
@@ -235,6 +257,10 @@ def _rivals(grid: Grid, contender: Contender, columns: NDArray[np.intp]) -> tupl
     spent = grid.tokens[rows, columns] + (0.0 if contender.cost is None else contender.cost)
     found = (over(grid, grid.correct[rows, columns], spent, folds) for over in (over_best_static, over_best_cap))
     return tuple(rival for rival in found if rival is not None)
+
+
+def _reached(point: Point) -> str:
+    return f"{point.accuracy.mean:.1%} correct at {point.tokens.mean:,.1f} tokens"
 
 
 def _named(rivals: Sequence[Rival]) -> dict[str, Any]:

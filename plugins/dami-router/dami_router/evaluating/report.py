@@ -16,7 +16,7 @@ from dami_router.evaluating.html_page import NOTE_BREAK, html_page, html_picture
 from dami_router.evaluating.plots import draw_calibration, draw_costs, draw_frontier, draw_lambdas, render
 from dami_router.evaluating.rivals import setting_name
 from dami_router.evaluating.scores import frontier
-from dami_router.rollouts.grid import Grid, Point
+from dami_router.rollouts.grid import Figure, Grid, Point
 
 __all__ = ["calibration", "rows", "write_report"]
 
@@ -140,7 +140,7 @@ def _page(found: Comparison, pictures: Mapping[str, tuple[str, str, bytes]], tit
 def _row(name: str, point: Point, note: str, over: str = "-") -> tuple[str, ...]:
     a = point.accuracy
     return (
-        name, f"{100 * a.mean:.1f}", f"{100 * a.low:.1f}–{100 * a.high:.1f}", f"{point.tokens.mean:.1f}",
+        name, f"{100 * a.mean:.1f}", f"{100 * a.low:.1f}–{100 * a.high:.1f}", f"{point.tokens.mean:,.1f}",
         f"{point.mean_lambda:.2f}", over, note,
     )  # fmt: skip
 
@@ -148,18 +148,14 @@ def _row(name: str, point: Point, note: str, over: str = "-") -> tuple[str, ...]
 def _over(metrics: Mapping[str, Any]) -> str:
     if metrics["over_random_mixing"] is None:
         return "-"
-    return _points(metrics["over_random_mixing"], *metrics["over_random_mixing_interval"])
-
-
-def _points(mean: float, low: float, high: float) -> str:
-    return f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return Figure(metrics["over_random_mixing"], *metrics["over_random_mixing_interval"]).in_points()
 
 
 def _note(metrics: Mapping[str, Any]) -> str:
     gain, share = metrics["over_largest_lambda"], metrics["tokens_of_largest_lambda"]
-    parts = [f"{_points(gain['mean'], gain['low'], gain['high'])} over the largest λ"]
+    parts = [f"{Figure(**gain).in_points()} over the largest λ"]
     parts += [f"{share:.0%} of its tokens"] if share is not None else []
-    parts += [f"{metrics['estimator_tokens']:.1f} of them its own"] if metrics["estimator_tokens"] else []
+    parts += [f"{metrics['estimator_tokens']:,.1f} of them its own"] if metrics["estimator_tokens"] else []
     parts += _apgr(metrics)
     return NOTE_BREAK.join(parts)
 

@@ -28,11 +28,13 @@ _FOLDS = 5
 class Rival:
     """A choice against a rival: its accuracy minus the rival's, paired by query, and the tokens of both.
 
-    `chosen`: what the rival was in the folds, such as `λ=0.6`.
+    `accuracy` and `tokens` are the rival's own means; `token_share` is the choice's tokens as a fraction of the
+    rival's; `chosen`: what the rival was in the folds, such as `λ=0.6`.
     """
 
     name: str
     gain: Figure
+    accuracy: float
     tokens: float
     token_share: float | None
     chosen: tuple[str, ...]
@@ -42,10 +44,13 @@ class Rival:
         return asdict(self)
 
     def sentence(self) -> str:
-        """Return the comparison in words: `+1.2 [+0.3, +2.1] points against …`."""
-        gain = f"{100 * self.gain.mean:+.1f} [{100 * self.gain.low:+.1f}, {100 * self.gain.high:+.1f}] points"
-        share = "" if self.token_share is None else f" with {self.token_share:.0%} of its {self.tokens:,.1f} tokens"
-        return f"{gain} against the {self.name} ({', '.join(self.chosen)}){share}"
+        """Return the comparison in words: what the rival is and reaches, and the difference."""
+        how = "chosen on other queries" + (", fold by fold" if len(self.chosen) > 1 else "")
+        rival = (
+            f"The {self.name}, {how} ({' or '.join(self.chosen)}): {self.accuracy:.1%} at {self.tokens:,.1f} tokens."
+        )
+        share = "" if self.token_share is None else f" with {self.token_share:.0%} of the tokens"
+        return f"{rival} Difference: {self.gain.in_points()} points{share}."
 
 
 def setting_name(lambda_: float, cap: int | None = None) -> str:
@@ -124,4 +129,4 @@ def _mixture(tokens: Floats, accuracy: Floats, target: float) -> Floats:
 def _rival(name: str, correct: Floats, spent: Floats, other: Floats, cost: Floats, chosen: Sequence[str]) -> Rival:
     tokens = float(cost.mean())
     share = float(spent.mean()) / tokens if tokens else None
-    return Rival(name, figure(correct - other), tokens, share, tuple(chosen))
+    return Rival(name, figure(correct - other), float(other.mean()), tokens, share, tuple(chosen))

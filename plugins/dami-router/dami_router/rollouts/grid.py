@@ -34,6 +34,11 @@ class Figure:
     low: float
     high: float
 
+    def in_points(self) -> str:
+        """Return a difference of accuracies in points: `+1.2 [-0.3, +2.7]`."""
+        mean, low, high = (f"{round(100 * x, 1) + 0.0:+.1f}" for x in (self.mean, self.low, self.high))
+        return f"{mean} [{low}, {high}]"
+
 
 @dataclass(frozen=True)
 class Point:
