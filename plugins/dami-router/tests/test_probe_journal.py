@@ -176,7 +176,7 @@ def test_the_file_is_readable_by_others_and_writable_by_its_owner(path: Path) ->
     """It holds digests and numbers, no text; and it is closed at the end."""
     with journal(path, SETTINGS) as opened:
         handle = opened.handle
-    assert path.stat().st_mode & 0o777 == 0o644 & ~_umask()
+        assert path.stat().st_mode & 0o777 == 0o644 & ~_umask()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(handle)
 

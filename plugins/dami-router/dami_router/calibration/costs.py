@@ -47,14 +47,15 @@ class TokenCosts:
         found = _at(self.own.get(query, {}), lambda_, self.between)
         found = _at(self.means, lambda_, self.between) if found is None else found
         if found is None:
+            wanted = "rollouts up to this λ" if self.between else "rollouts of every variant"
             raise MisuseError(
                 f"no measured tokens at λ={lambda_:g}, only at {_list(self.means)}",
-                hint="give rollouts of every variant with --rollouts, or use --mean-lambda",
+                hint=f"give {wanted} with --rollouts, or use --mean-lambda",
             )
         return found
 
 
-def tokens_of_variants(variants: Iterable[VariantSpec]) -> TokenCosts:
+def tokens_of_variants(variants: Iterable[VariantSpec], *, between: bool = False) -> TokenCosts:
     """Return the manifest's measurements: each variant's mean over its benchmarks."""
     means = {
         v.lambda_: math.fsum(f.mean_tokens for f in v.figures.values()) / len(v.figures) for v in variants if v.figures
@@ -64,7 +65,7 @@ def tokens_of_variants(variants: Iterable[VariantSpec]) -> TokenCosts:
             "no variant has measured tokens, so --mean-tokens cannot be computed",
             hint="give --rollouts r.jsonl, or add them to the manifest: dami eval r.jsonl --write-manifest",
         )
-    return TokenCosts(means)
+    return TokenCosts(means, between=between)
 
 
 def tokens_of_rollouts(rollouts: Iterable[Rollout], *, between: bool = False) -> TokenCosts:

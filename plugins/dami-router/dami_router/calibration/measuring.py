@@ -34,16 +34,25 @@ def key_of(query: Query) -> str:
 
 
 async def forms_of(estimator: Confidence, form: Choice, query: Query) -> tuple[Form, ...]:
-    """Return the forms to measure: the configured one, or all that the servers support for one query."""
+    """Return the forms to measure: the configured one, or all that the servers support for one query.
+
+    Raises BusyError if the servers do not answer.
+    """
     if form != "auto":
         return (form,)
     found: list[Form] = []
+    busy: BusyError | None = None
     for one in FORMS:
         try:
             await _patiently(replace(estimator, form=one, memo=None, cache=0), query)
+        except BusyError as error:
+            busy = error
         except EstimationError:
             continue
-        found.append(one)
+        else:
+            found.append(one)
+    if busy and not found:
+        raise busy
     return tuple(found)
 
 
@@ -51,22 +60,26 @@ async def collect(
     estimator: Confidence, forms: Sequence[Form], queries: Sequence[Query], into: ProbeJournal, concurrency: int,
     say: Callable[[str], None],
 ) -> Collection:  # fmt: skip
-    """Measure every query that is not in `into`, `concurrency` at a time."""
+    """Measure every query that is not in `into`, `concurrency` at a time.
+
+    Stops where the servers answer none of twice as many queries in a row, each tried for several seconds.
+    """
     each = {form: replace(estimator, form=form, memo=None, cache=0) for form in forms}
     distinct = {key_of(query): query for query in queries}
     work = list(reversed([(key, query) for key, query in distinct.items() if key not in into.done]))
-    outcome, total = Collection(), len(work)
+    outcome, total, unanswered = Collection(), len(work), 0
     told = begun = time.monotonic()
 
     async def worker() -> None:
-        nonlocal told
-        while work:
+        nonlocal told, unanswered
+        while work and unanswered < 2 * concurrency:
             key, query = work.pop()
             try:
                 into.append(key, await _measured(each, query))
-                outcome.measured += 1
+                outcome.measured, unanswered = outcome.measured + 1, 0
             except EstimationError as error:
                 outcome.failures[error.message] += 1
+                unanswered += isinstance(error, BusyError)
             if (now := time.monotonic()) - told >= _EVERY_S:
                 told = now
                 done = total - len(work)

@@ -48,7 +48,8 @@ class ProbeJournal:
         lines = self.path.read_bytes().split(b"\n")
         # A crash leaves an incomplete last line.
         os.ftruncate(self.handle, sum(len(line) + 1 for line in lines[:-1]))
-        if not lines[:-1]:
+        if not lines[:-1] or (len(lines) == 2 and _read(lines[0]).keys() == settings.keys()):  # nothing measured
+            os.ftruncate(self.handle, 0)
             self._write(settings)
             return
         if _read(lines[0]) != dict(settings):
@@ -73,7 +74,10 @@ class ProbeJournal:
 
 @contextmanager
 def journal(path: Path, settings: Mapping[str, Any]) -> Iterator[ProbeJournal]:
-    """Open the journal exclusively; raises FailureError if that fails, MisuseError as `begin` does."""
+    """Open the journal exclusively, and remove it if it is still empty in the end.
+
+    Raises FailureError if it cannot be opened, MisuseError as `begin` does.
+    """
     try:
         handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o644)
     except OSError as error:
@@ -85,7 +89,11 @@ def journal(path: Path, settings: Mapping[str, Any]) -> Iterator[ProbeJournal]:
             raise FailureError(f"{path}: another calibration is writing to it") from None
         made = ProbeJournal(path, handle)
         made.begin(settings)
-        yield made
+        try:
+            yield made
+        finally:
+            if not made.done:
+                path.unlink(missing_ok=True)
     finally:
         os.close(handle)
 

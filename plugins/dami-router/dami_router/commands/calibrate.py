@@ -146,8 +146,9 @@ class _Run:
         if unit == "tokens":
             between = bool(self._router.fleet.of(LIVE))
             rows = read_rollouts(rollouts, self._output.warning) if rollouts else None
-            known = tokens_of_rollouts(rows, between=between) if rows is not None else None
-            self._cost = known or tokens_of_variants(self._router.config.variants)
+            variants = self._router.config.variants
+            measured = tokens_of_variants(variants, between=between) if rows is None else None
+            self._cost = measured or tokens_of_rollouts(rows or (), between=between)
             for lambda_ in {self._rule(i / 100, 0.5) for i in range(round(100 * top) + 1)}:
                 self._cost("", lambda_)
 
@@ -166,6 +167,7 @@ class _Run:
             router.require_usable()
             if router.endpoints is None:
                 raise MisuseError(f"{self._file}: has no backends")
+            router.endpoints.instruct.require_alive(self._check())
             estimator = replace(self._estimator, servers=router.endpoints)
             with journal(self._partial, settings) as opened:
                 if opened.done:
@@ -191,7 +193,7 @@ class _Run:
             again = f"{self._check()}, then run the same command again: it measures only the missing ones"
             raise FailureError(
                 f"{len(keys) - len(known):,} of {len(keys):,} queries could not be measured",
-                hint=again if known else f"{self._check()} shows whether the servers return log-probabilities",
+                hint=again if known else f"{self._check()} shows whether the servers answer, with log-probabilities",
             )
         self._confidence = {
             id: {"confidence": found.scores["instruct"], "tokens": found.tokens["instruct"]}
@@ -236,13 +238,18 @@ class _Run:
     def _table(self) -> str:
         rows = []
         for f in self._fitted:
-            shares = ", ".join(f"{x:g}: {share:.0%}" for x, share in f.histogram)
             got = f"{f.mean:.4g} [{f.low:.4g}, {f.high:.4g}]"
-            facts = f.form, str(f.fitted_on), str(f.held_out), f"{f.wish.mean:g}", got, f"{f.mean_lambda:.3f}"
-            rows.append([*facts, shares])
+            rows.append([f.form, str(f.fitted_on), str(f.held_out), f"{f.wish.mean:g}", got, f"{f.mean_lambda:.3f}"])
         probe = "" if self._wish.unit == "lambda" else ", with probe"
         wanted = f"target {self._unit}", f"held-out {self._unit}{probe}"
-        return table(("form", "fitted on", "held out", *wanted, "mean λ", "λ of held-out queries"), rows)
+        means = table(("form", "fitted on", "held out", *wanted, "mean λ"), rows)
+        return f"{means}\n\nheld-out queries by the λ that answers:\n\n{self._histograms()}"
+
+    def _histograms(self) -> str:
+        shares = [dict(f.histogram) for f in self._fitted]
+        lambdas = sorted({x for share in shares for x in share})
+        rows = [[f"{x:g}", *(f"{share[x]:.0%}" if x in share else "-" for share in shares)] for x in lambdas]
+        return table(("λ", *(f.form for f in self._fitted)), rows)
 
     @property
     def _unit(self) -> str:

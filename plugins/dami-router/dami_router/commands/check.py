@@ -7,6 +7,7 @@ path and returns the exit code.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -142,7 +143,7 @@ def _lines(config: RouterConfig, beaten: list[str]) -> list[str]:
         table(("variant", "λ", "servers", "measured on"), rows),
         f"estimators   {', then '.join(names)}; timeout {chain.timeout:g} s each",
         f"policy       {', '.join(said)}",
-        f"replicas     {_replicas(config)}",
+        *_replicas(config),
         f"limits       {config.limits.concurrency} concurrent requests, {config.limits.queue} queued",
         f"keys         {'required from clients' if config.api_keys else 'not required from clients'}",
     ]
@@ -155,10 +156,14 @@ def _servers(config: RouterConfig, variant: str) -> str:
     return ", ".join(f"{b.url} ({b.protocol})" for b in config.backends if b.variant == variant)
 
 
-def _replicas(config: RouterConfig) -> str:
+def _replicas(config: RouterConfig) -> list[str]:
+    """Say how a replica is chosen, where some variant has several."""
+    if max(Counter(backend.variant for backend in config.backends).values(), default=0) < 2:
+        return []
     if not config.affinity.enabled:
-        return "the least busy one"
-    return f"a conversation stays on one; sessions by {' or '.join(config.affinity.headers) or 'no header'}"
+        return ["replicas     the least busy one"]
+    headers = " or ".join(config.affinity.headers) or "no header"
+    return [f"replicas     a conversation stays on one; sessions by {headers}"]
 
 
 def _shadow(shadow: Shadow) -> str:

@@ -65,6 +65,10 @@ def _about_servers(config: RouterConfig) -> Iterator[Advice]:
         url = urlsplit(backend.url)
         if backend.api_key and url.scheme == "http" and not _is_here(url.hostname or ""):
             yield Advice("key_in_clear", f"{backend.url}: its key is sent unencrypted", "use https")
+        others = [other for other in config.backends if _origin(other.url) == _origin(backend.url)]
+        if backend.ca is None and any(other.ca is not None for other in others):
+            message = f"{backend.url}: `ca` is set for other models of this server, and not for {backend.variant}"
+            yield Advice("ca_missing", message, "give every entry of the server the same `ca`")
         if not backend.identity:
             yield Advice("identity_off", f"{backend.url}: not checked that it serves {backend.variant}")
 
@@ -72,6 +76,11 @@ def _about_servers(config: RouterConfig) -> Iterator[Advice]:
 def _is_here(host: str) -> bool:
     """Whether a host is this machine, or a Service that only a Kubernetes cluster's own names have."""
     return host in _HERE or host.endswith((".svc", ".svc.cluster.local"))
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc
 
 
 def _about_estimators(config: RouterConfig) -> Iterator[Advice]:

@@ -21,6 +21,7 @@ from dami_router.backends.openai_logprobs import OpenAILogProbs
 from dami_router.backends.tgi_logprobs import TgiLogProbs
 from dami_router.config.router_schema import BreakerSpec
 from dami_router.config.specs import RouterConfig
+from dami_router.errors import FailureError
 from dami_router.estimators.log_probs import (
     Ability,
     BusyError,
@@ -61,6 +62,12 @@ class ServedEndpoint:
         """Return whether some replica has the ability; None where it is unknown."""
         known = [replica.can(ability) for replica in self._replicas]
         return True if True in known else None if None in known else False
+
+    def require_alive(self, hint: str) -> None:
+        """Raise FailureError with `hint` where every server of this endpoint is down."""
+        if all(replica.health == "dead" for replica in self._replicas):
+            lines = "\n".join(f"  {r.variant.id} at {r.spec.url}: {r.trouble}" for r in self._replicas)
+            raise FailureError(f"no server at λ = {self.lambda_:g} answers:\n{lines}", hint=hint)
 
     async def probe(self, query: Query, tokens: int, *, top: int = 0, timeout: float) -> Probe:
         """Generate at most `tokens` tokens greedily."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
@@ -16,13 +17,18 @@ from fakes.world import World
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dami_router.calibration.costs import LambdaCost, TokenCosts, tokens_of_rollouts
+from dami_router.calibration import measuring
+from dami_router.calibration.costs import LambdaCost, TokenCosts, tokens_of_rollouts, tokens_of_variants
 from dami_router.calibration.fitting import Rule, Sample, WantedMean, fit
 from dami_router.calibration.probe_journal import Probed, journal
-from dami_router.choosing.policy import nearest
+from dami_router.choosing.policy import Figures, nearest
 from dami_router.config.router_yml import parse_config
+from dami_router.config.specs import VariantSpec
 from dami_router.errors import FailureError, MisuseError
 from dami_router.estimators.calibrated import CalibratedMap
+from dami_router.estimators.confidence import Confidence, ConfidenceScore
+from dami_router.estimators.log_probs import BusyError
+from dami_router.estimators.query import Query
 from dami_router.rollouts.records import Rollout
 
 if TYPE_CHECKING:
@@ -75,6 +81,17 @@ def test_each_query_costs_its_own_tokens_where_they_are_known() -> None:
     assert tokens_of_rollouts(rows, between=True)("new", 0.5) == pytest.approx(11.0)
 
 
+def test_a_live_server_s_tokens_lie_between_those_of_measured_variants() -> None:
+    """Measured variants give the cost at every λ between them, on a server of every λ alone, and none beyond them."""
+    figures = [{"any": Figures(0.5, tokens, 10)} for tokens in (10.0, 30.0)]
+    variants = [VariantSpec(f"v{x}", x, frozenset(), figures=f) for x, f in zip((0.0, 0.5), figures, strict=True)]
+    assert tokens_of_variants(variants, between=True)("any", 0.25) == pytest.approx(20.0)
+    for between, lambda_, says in ((False, 0.25, "of every variant"), (True, 0.75, "up to this λ")):
+        with pytest.raises(MisuseError, match=r"only at 0, 0\.5") as refused:
+            tokens_of_variants(variants, between=between)("any", lambda_)
+        assert says in str(refused.value.hint)
+
+
 def test_a_wish_out_of_reach_is_told_with_what_can_be_had() -> None:
     """The nearest that can be had is taken, and its range is known."""
     found = fit(
@@ -118,6 +135,18 @@ def test_a_journal_goes_on_after_a_crash_and_refuses_other_settings(tmp_path: Pa
     path.write_text('{"tokens": 4}\n{"query": "x", "scores": {"instruct": "high"}}\n')
     with pytest.raises(MisuseError, match="damaged"), journal(path, {"tokens": 4}):
         pass
+
+
+def test_a_journal_without_measurements_is_none(tmp_path: Path) -> None:
+    """A run that measured nothing leaves no file; one that was killed leaves a file that others may write over."""
+    path = tmp_path / "j"
+    with pytest.raises(FailureError), journal(path, {"tokens": 4}):
+        raise FailureError("stopped")
+    assert not path.exists()
+    path.write_text('{"tokens": 4}\n{"half')
+    with journal(path, {"tokens": 8}) as opened:
+        opened.append("aa", Probed({"instruct": 0.5}, {"instruct": 3}))
+    assert path.read_text().splitlines()[0] == '{"tokens": 8}'
 
 
 def run(*arguments: object, check: int = 0) -> subprocess.CompletedProcess[str]:
@@ -168,6 +197,7 @@ def test_the_whole_way_from_queries_to_routed_lambda(served: tuple[Path, Path, l
     mean = math.fsum(nearest(made("instruct", c["confidence"]), (0, 1)) for c in known.values()) / len(known)
     assert mean == pytest.approx(0.4, abs=0.15)
     assert not (tmp_path / "confidence.json.partial").exists()
+    assert max(map(len, done.stdout.split("wrote")[0].splitlines())) < 100
     assert {call.path for call in servers[1].calls} == set()
 
 
@@ -229,6 +259,33 @@ def test_a_stopped_run_goes_on(served: tuple[Path, Path, list[Any]], tmp_path: P
     assert len(servers[0].calls) - before <= len(CHAINS) - kept + 1
 
 
+@pytest.mark.parametrize("form", ["instruct", "auto"])
+def test_dead_servers_are_told_before_any_query(served: tuple[Path, Path, list[Any]], form: str) -> None:
+    """Where no server of Instruct is up, nothing is measured: each is named with the reason, and no file is left."""
+    config, queries, servers = served
+    config.write_text(config.read_text().replace(servers[0].url, "http://127.0.0.1:1"))
+    done = run(config, "--queries", queries, "--mean-lambda", 0.4, "--form", form, check=1)
+    assert "no server at λ = 0 answers:\n  v-l000 at http://127.0.0.1:1: the connection was refused" in done.stderr
+    assert "warning" not in done.stderr
+    assert [path.name for path in config.parent.glob("confidence*")] == []
+
+
+def test_a_run_stops_where_the_servers_no_longer_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """After twice as many unanswered queries as are in flight, the rest is not tried (a scripted estimator)."""
+    tried = []
+
+    class Silent(Confidence):
+        async def measure(self, query: Query) -> ConfidenceScore:
+            tried.append(query.text)
+            raise BusyError("silent")
+
+    monkeypatch.setattr(measuring, "_PAUSES", ())
+    queries = [Query(f"q{i}") for i in range(100)]
+    with journal(tmp_path / "j", {}) as opened:
+        found = asyncio.run(measuring.collect(Silent(), ("instruct",), queries, opened, 4, str))
+    assert 8 <= len(tried) == found.failures["silent"] < 12
+
+
 def test_nothing_existing_is_overwritten(served: tuple[Path, Path, list[Any]], tmp_path: Path) -> None:
     """A map that is there stays as it is, and nobody is asked anything."""
     config, queries, servers = served
@@ -266,4 +323,4 @@ def test_a_server_without_log_probabilities_is_one_message(served: tuple[Path, P
     assert "--check" in done.stderr
     done = run(config, "--queries", queries, "--mean-lambda", 0.4, "--limit", 30, "--out", config.parent / "m", check=1)
     assert "30 of 30 queries could not be measured" in done.stderr
-    assert "whether the servers return log-probabilities" in done.stderr
+    assert "whether the servers answer, with log-probabilities" in done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from fakes.world import World, router_yml
 
 from dami_router.cli import main
 from dami_router.commands import check as checking
+from dami_router.config.config_advice import advise
 from dami_router.config.router_schema import RouterFile
+from dami_router.config.router_yml import parse_config
 
 GOOD = """\
 variants: [{id: a, lambda: 0}, {id: b, lambda: 1, opens_think: true}]
@@ -90,6 +93,25 @@ def test_servers_that_surprise_are_warned_about(run: Any, monkeypatch: pytest.Mo
         assert codes(run, far.replace("tgi}", "tgi, api_key_env: K}").replace("far", host)) == []
     assert codes(run, GOOD.replace("tgi}", 'tgi, identity: "off"}')) == ["identity_off"]
     assert "secret" not in "".join(map(str, run(far.replace("tgi}", "tgi, api_key_env: K}"))))
+
+
+def test_a_server_trusted_by_one_entry_alone_is_warned_about() -> None:
+    """Entries of one server have one certificate: `ca` on one and not on the other is a mistake in either."""
+    text = GOOD.replace("http://127.0.0.1:1", "https://h/a").replace("http://127.0.0.1:2", "https://h/b")
+    config = parse_config(text, {})
+    first, second = config.backends
+    known = replace(first, ca=Path("authority.pem"))
+    (found,) = advise(replace(config, backends=(known, second)))
+    assert (found.code, "not for b" in found.message) == ("ca_missing", True)
+    assert advise(replace(config, backends=(known, replace(second, url="https://other")))) == []
+
+
+def test_only_where_there_are_replicas_is_their_choice_told(run: Any) -> None:
+    """Conversations and sessions decide between several servers of a variant; with one each there is no such line."""
+    assert "replicas" not in run(GOOD)[1]
+    two = GOOD.replace('"http://127.0.0.1:2"', '["http://127.0.0.1:2", "http://127.0.0.1:3"]')
+    assert "replicas     a conversation stays on one; sessions by x-session-id" in run(two)[1]
+    assert "replicas     the least busy one" in run(two + "affinity: {enabled: false}")[1]
 
 
 def test_a_live_server_has_every_lambda(run: Any) -> None:
