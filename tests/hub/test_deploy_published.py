@@ -73,6 +73,20 @@ def test_a_manifest_alone_is_enough(push: Command, dami: Command, family: Path, 
     assert services["l050"]["command"][0] == "acme/fam-l050"
 
 
+def test_offline_is_not_taken_for_a_missing_family(
+    push: Command, dami: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offline and not in the cache: the message says that the Hub was not asked, and what to unset."""
+    from huggingface_hub import constants
+
+    assert push().code == 0
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    done = dami("deploy", "acme/fam-l000", "--target", "kserve", "--out", tmp_path / "o")
+    assert done.code == 1
+    assert "HF_HUB_OFFLINE=1 is set, so the Hub was not asked" in done.err
+    assert "resume" not in done.err
+
+
 def test_an_id_that_is_not_there_is_one_message(dami: Command, tmp_path: Path) -> None:
     """An unknown repository is a failure with its name, and nothing is written."""
     done = dami("deploy", "acme/nothing", "--target", "kserve", "--out", tmp_path / "o")

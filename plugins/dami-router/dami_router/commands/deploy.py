@@ -72,7 +72,7 @@ def deploy(output: Output, family: str, target: str, out: Path, router: Path | N
     facts = _facts(plan, target)
     output.result(
         "\n".join([_table(plan), "", *_lines(plan), "", f"wrote {out}: {', '.join(sorted(files))}"]),
-        {"out": str(out), **facts, "files": sorted(files)},
+        {"out": str(out), **facts, "asks_for_keys": bool(section.keys), "files": sorted(files)},
     )
     if not section.keys:
         output.warning(f"the router will ask clients for no key: api_keys_env of {router} is empty")

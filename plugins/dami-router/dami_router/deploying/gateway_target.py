@@ -27,11 +27,14 @@ from dami_router.deploying.kubernetes_objects import (
 from dami_router.deploying.router_file import RouterSection, backend
 from dami_router.deploying.sizing import USABLE
 from dami_router.deploying.written_files import Files, yaml_file
+from dami_router.errors import MisuseError
 
 __all__ = ["PICKER_IMAGE", "gateway_files"]
 
 PICKER_IMAGE = "ghcr.io/llm-d/llm-d-router-endpoint-picker:v0.10.0"
 _GROUP = "inference.networking.k8s.io"
+_MAX_RULES = 16
+"""Of an HTTPRoute, by its definition."""
 _GRPC, _GRPC_HEALTH, _METRICS = 9002, 9003, 9090
 _SCORERS = (("queue-scorer", 2), ("kv-cache-utilization-scorer", 2), ("prefix-cache-scorer", 3))
 """Weights of the chart's default: a conversation stays where its prefix is, unless that replica is busy."""
@@ -45,6 +48,8 @@ def gateway_files(plan: FleetPlan, section: RouterSection) -> Files:
     paths = {s.name: f"/{plan.settings.namespace}/{s.name}" for s in plan.servers}
     key = section.servers_key
     open_paths = ["/v1", *(path for path in section.pass_through if not path.startswith("/v1/"))]
+    if len(open_paths) > _MAX_RULES:
+        raise MisuseError(f"pass_through: a route on a Gateway has at most {_MAX_RULES} paths, found {len(open_paths)}")
     pools = [one for s in plan.servers for one in _pool(plan, s, paths[s.name], open_paths)]
     rules = [_destination_rule(plan, s) for s in plan.servers]
     files = cluster_files(

@@ -26,6 +26,7 @@ KEY_VARIABLE = "DAMI_KEY"
 """The environment variable with the key that clients send."""
 SERVERS_KEY = "DAMI_SERVERS_KEY"
 """The one with the key that the router sends to servers whose routes others can reach."""
+_TAKEN = {SERVERS_KEY, "HF_TOKEN"}
 _MAX_BYTES = 64 << 20
 _DEFAULTS: Mapping[str, Any] = {
     "estimator": {"chain": ["effort"], "fixed": 0.5},
@@ -75,7 +76,10 @@ def read_section(path: Path | None, plan: FleetPlan) -> RouterSection:
     data = load(path).data
     load_section(path, EveryKey(), plan.family, live=plan.settings.live)
     settings = {**{key: _DEFAULTS[key] for key in ("timeouts", "thinking")}, **data}
-    return RouterSection(settings, _named_files(data, path.parent), _scores_prompts(data), own=True)
+    section = RouterSection(settings, _named_files(data, path.parent), _scores_prompts(data), own=True)
+    if taken := [name for name in section.keys if name in _TAKEN]:
+        raise MisuseError(f"{path}: api_keys_env: {taken[0]} in .env is for another use", hint="name another variable")
+    return section
 
 
 class EveryKey(dict[str, str]):

@@ -117,7 +117,7 @@ def find_published(text: str) -> tuple[Family, list[Published]]:
 def read_manifest(api: HfApi, repo: str, revision: str | None = None) -> tuple[Family, str] | None:
     """Return the manifest in a repository and the commit it was read at; None where it has none."""
     from huggingface_hub import hf_hub_url
-    from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     commit = revision
     try:
@@ -129,6 +129,8 @@ def read_manifest(api: HfApi, repo: str, revision: str | None = None) -> tuple[F
         except OfflineModeIsEnabled:
             pass  # what is in the cache was bounded when it came
         path = Path(api.hf_hub_download(repo, MANIFEST, revision=commit))
+    except LocalEntryNotFoundError:  # not in the cache, and the Hub could not be asked
+        raise
     except EntryNotFoundError:
         return None
     if path.stat().st_size > MAX_MANIFEST_BYTES:

@@ -114,6 +114,27 @@ def test_no_key_is_asked_for_where_the_router_has_none(
     assert config["api_keys_env"] == []
 
 
+@pytest.mark.parametrize("name", ["HF_TOKEN", "DAMI_SERVERS_KEY"])
+def test_a_key_of_clients_is_no_other_secret(
+    tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """A variable of .env that has another use is refused as the key that clients send."""
+    (tmp_path / "s.yml").write_text(f"api_keys_env: [TEAM, {name}]\n")
+    assert deploy(tmp_path / "o", source, "gateway", "--router", str(tmp_path / "s.yml")) == 2
+    assert f"{name} in .env is for another use" in capsys.readouterr().err
+
+
+def test_a_route_has_no_more_paths_than_a_gateway_takes(
+    tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fifteen routes outside /v1 fit beside it, sixteen are refused; those below /v1 count as one."""
+    for number, code in ((15, 0), (16, 2)):
+        paths = [*(f"/x{i}" for i in range(number)), "/v1/embeddings"]
+        (tmp_path / "s.yml").write_text(f"pass_through: [{', '.join(paths)}]\n")
+        assert deploy(tmp_path / str(number), source, "gateway", "--router", str(tmp_path / "s.yml")) == code
+    assert "at most 16 paths, found 17" in capsys.readouterr().err
+
+
 def test_each_of_several_keys_is_asked_for(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Keys of the settings are named where .env is made and in .env.example; there is nothing to warn about."""
     (tmp_path / "s.yml").write_text("api_keys_env: [TEAM_A, TEAM_B]\n")
