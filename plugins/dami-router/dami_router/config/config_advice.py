@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from dami_router.choosing.policy import dominated
-from dami_router.config.specs import RouterConfig
+from dami_router.config.specs import BackendSpec, RouterConfig
 from dami_router.messages.pinning import LIVE
 
 __all__ = ["Advice", "advise", "left_out"]
@@ -65,6 +65,11 @@ def _about_servers(config: RouterConfig) -> Iterator[Advice]:
         url = urlsplit(backend.url)
         if backend.api_key and url.scheme == "http" and not _is_here(url.hostname or ""):
             yield Advice("key_in_clear", f"{backend.url}: its key is sent unencrypted", "use https")
+        if backend.protocol == "openai" and backend.model and (twins := _twins(backend, config)):
+            message = f"{backend.variant} and {twins} are both called `{backend.model}` on their servers"
+            yield Advice(
+                "same_model", f"{message}: no check can tell one from the other", "start each with a name of its own"
+            )
         others = [other for other in config.backends if _origin(other.url) == _origin(backend.url)]
         if backend.ca is None and any(other.ca is not None for other in others):
             message = f"{backend.url}: `ca` is set for other models of this server, and not for {backend.variant}"
@@ -76,6 +81,13 @@ def _about_servers(config: RouterConfig) -> Iterator[Advice]:
 def _is_here(host: str) -> bool:
     """Whether a host is this machine, or a Service that only a Kubernetes cluster's own names have."""
     return host in _HERE or host.endswith((".svc", ".svc.cluster.local"))
+
+
+def _twins(backend: BackendSpec, config: RouterConfig) -> str:
+    """Return the variants after this one that other servers with OpenAI's routes have under the same name."""
+    later = config.backends[config.backends.index(backend) + 1 :]
+    same = {other.variant for other in later if (other.protocol, other.model) == ("openai", backend.model)}
+    return ", ".join(sorted(same - {backend.variant}))
 
 
 def _origin(url: str) -> tuple[str, str]:

@@ -106,6 +106,15 @@ def test_a_server_trusted_by_one_entry_alone_is_warned_about() -> None:
     assert advise(replace(config, backends=(known, replace(second, url="https://other")))) == []
 
 
+def test_models_of_one_name_on_two_servers_are_warned_about(run: Any) -> None:
+    """A name is all that identifies a model of an OpenAI server: one name for two variants hides swapped servers."""
+    text = GOOD.replace("tgi}", "openai, model: m}")
+    assert codes(run, text) == []
+    same = text.replace('/v1", protocol: openai}', '/v1", protocol: openai, model: m}')
+    assert codes(run, same) == ["same_model"]
+    assert "a and b are both called `m` on their servers" in run(same)[1]
+
+
 def test_only_where_there_are_replicas_is_their_choice_told(run: Any) -> None:
     """Conversations and sessions decide between several servers of a variant; with one each there is no such line."""
     assert "replicas" not in run(GOOD)[1]
