@@ -320,6 +320,49 @@ def test_options_say_lambda_before_names() -> None:
         LambdaNames().of(Path("x.jsonl"), "m")
 
 
+def test_names_of_endpoints_say_lambda() -> None:
+    """Instruct is λ=0 and Thinking λ=1, unless a number or an option says otherwise, or a name has both words."""
+    names = LambdaNames()
+    assert names.of(Path("results/Qwen__Qwen3-4B-Instruct-2507/samples_t.jsonl"), "") == 0.0
+    assert names.of(Path("x.jsonl"), "Qwen/Qwen3-4B-Thinking-2507") == 1.0
+    assert names.of(Path("instruct/x.jsonl"), "N-Thinking-l050") == 0.5
+    assert LambdaNames.parse(["thinking=0.9"]).of(Path("x.jsonl"), "Qwen3-4B-Thinking-2507") == 0.9
+    for path in ("instruct/thinking.jsonl", "rethinking.jsonl", "thinking/more/x.jsonl"):
+        with pytest.raises(MisuseError, match="neither its name nor an option"):
+            names.of(Path(path), "")
+    assert names.find(Path("x.parquet"), "mistral-7b-instruct") is None  # a table of many models names no endpoint
+
+
+def test_options_match_names_in_any_case(tmp_path: Path, capsys: Any) -> None:
+    """`instruct` is in `Qwen3-Instruct`; an option that is in no name at all is a mistake, with the names there are."""
+    names = LambdaNames.parse(["INSTRUCT=0.2"])
+    assert names.find(Path("x.jsonl"), "Qwen3-4B-Instruct-2507") == 0.2
+    with pytest.raises(MisuseError, match=r"its λ \(`INSTRUCT` is not in it\)"):
+        names.of(Path("x.jsonl"), "base")
+    files = [
+        jsonl(tmp_path / f"lambda-{x}" / "samples_t.jsonl", [lm_eval(0, "0", 1.0, exact_match=1.0)]) for x in (0, 1)
+    ]
+    assert dami("rollout", "import", *files, "--lambda", "thinkng=1", "--out", tmp_path / "r.jsonl") == 2
+    said = capsys.readouterr().err
+    assert "--lambda 'thinkng=…': no log and no model has that name" in said
+    assert "there are `lambda-0` or `lambda-1`" in said
+
+
+def test_everything_that_is_missing_is_said_at_once(tmp_path: Path, capsys: Any) -> None:
+    """λ, filter, tokenizer and grade are one message, and what is wrong with many logs alike is said once."""
+    for model in ("a", "b"):
+        rows = [lm_eval(0, "4", 1.0, name, target="") for name in ("strict-match", "flexible-extract")]
+        jsonl(tmp_path / "results" / model / f"samples_t_{DATE}.jsonl", rows)
+    out = tmp_path / "r.jsonl"
+    assert dami("rollout", "import", tmp_path / "results", "--grade", "exact", "--out", out) == 2
+    said = capsys.readouterr().err
+    assert said.count("several filters: ") == 1
+    assert "(and 1 more like this)" in said
+    for text in ("neither its name nor an option says its λ", "no token counts", "the expected answer is missing"):
+        assert text in said
+    assert not out.exists()
+
+
 def test_a_damaged_tokenizer_is_one_message(tmp_path: Path) -> None:
     """A file that is no tokenizer says so."""
     pytest.importorskip("tokenizers")

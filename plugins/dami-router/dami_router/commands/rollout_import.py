@@ -32,7 +32,7 @@ __all__ = ["rollout_import"]
     help="Make rollouts from evaluations that other tools have run: samples of lm-evaluation-harness (--log_samples), "
     "OpenAI batch files (`vllm run-batch`), RouterBench's wide tables, predictions or details of OpenCompass. The "
     "format is detected. A folder stands for the logs in it. λ comes from --lambda, or from the name of the model, the "
-    "file or a folder (lambda-0.5, NAME-l050, dami:0.5).",
+    "file or a folder (lambda-0.5, NAME-l050, dami:0.5, NAME-Instruct, NAME-Thinking).",
 )
 @click.argument("logs", metavar="LOG…", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The rollouts to write; must not exist.")

@@ -13,7 +13,7 @@ from typing import Any
 from dami_router.datasets.single_turns import text_of
 from dami_router.datasets.tables import JsonLines
 from dami_router.errors import MisuseError
-from dami_router.imports.logged import ImportChoices, LoggedAnswer, plain_tokens, short_path, shown_value
+from dami_router.imports.logged import ImportChoices, LoggedAnswer, plain_tokens, shown_value
 from dami_router.messages.thinking import CLOSE, OPEN
 
 __all__ = ["BatchFile"]
@@ -43,9 +43,7 @@ class BatchFile:
                 continue
             yield from _answers(where, str(row.get("custom_id")), body, choices)
         if failed:
-            choices.note(
-                f"{short_path(path)}: {failed.total():,} requests failed, such as `{next(iter(failed)):.60}`; skipped"
-            )
+            choices.note(f"{path}: {failed.total():,} requests failed, such as `{next(iter(failed)):.60}`; skipped")
 
 
 def _body(row: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -16,6 +16,7 @@ from dami_router.imports.batch_file import BatchFile
 from dami_router.imports.lm_eval_log import LmEvalLog
 from dami_router.imports.logged import ImportChoices, LogFormat, LoggedAnswer
 from dami_router.imports.open_compass import OpenCompassLog, whole_object
+from dami_router.imports.problems import Problems
 from dami_router.imports.router_bench import RouterBenchTable
 from dami_router.imports.token_counts import TokenCounter
 from dami_router.imports.which_lambda import LambdaNames
@@ -43,13 +44,26 @@ class LogImport:
     grading: str | None = None
     formats: Counter[str] = field(default_factory=Counter)
     _counter: TokenCounter | None = None
+    _seen: set[tuple[Path, str]] = field(default_factory=set)
 
     def rollouts(self, files: Sequence[Path]) -> list[Rollout]:
         """Return all rollouts; raises MisuseError for an unknown format, and for two answers to one query at one λ."""
-        found = [answer for file in files for answer in self._read(file)]
-        if not found:
+        problems = Problems()
+        found = []
+        for file in files:
+            with problems.collected():
+                found += list(self._read(file, problems))
+        if not found and not problems.found:
             raise MisuseError("the logs have no answers")
-        grader = self._grader([answer for _, answer in found])
+        grader = None
+        if not problems.found:
+            with problems.collected():
+                self._require_used()
+        with problems.collected():
+            self._require_counts([answer for _, answer in found])
+        with problems.collected():
+            grader = self._grader([answer for _, answer in found])
+        problems.report()
         try:
             made = list(self._made(found, grader))
         finally:
@@ -58,12 +72,43 @@ class LogImport:
         _refuse_twice(made, found)
         return made
 
-    def _read(self, file: Path) -> Iterator[tuple[float, LoggedAnswer]]:
+    def _read(self, file: Path, problems: Problems) -> Iterator[tuple[float, LoggedAnswer]]:
         kind = _kind(file)
         self.formats[kind.name] += 1
-        wanted = replace(self.choices, wanted=lambda model: self.lambdas.find(file, model) is not None)
-        for answer in kind.read(file, wanted):
-            yield self.lambdas.of(file, answer.model), answer
+        known: dict[str, float] = {}
+
+        def wanted(model: str) -> bool:
+            self._seen.add((file, model))
+            return self.lambdas.find(file, model) is not None
+
+        for answer in kind.read(file, replace(self.choices, wanted=wanted, problem=problems.add)):
+            if answer.model not in known:
+                self._seen.add((file, answer.model))
+                known[answer.model] = 0.0  # never used if the next line has a problem: that is raised in the end
+                with problems.collected():
+                    known[answer.model] = self._lambda(file, answer.model)
+            yield known[answer.model], answer
+
+    def _lambda(self, file: Path, model: str) -> float:
+        found = self.lambdas.of(file, model)
+        if self.lambdas.find(file, model) is None:
+            self.choices.note(f"λ = {found:g} by the endpoint's name: {model or file}")
+        return found
+
+    def _require_used(self) -> None:
+        if idle := self.lambdas.idle(self._seen):
+            names = list(dict.fromkeys(model or path.name for path, model in sorted(self._seen)))
+            raise MisuseError(
+                f"--lambda '{idle[0]:.60}=…': no log and no model has that name",
+                hint=f"there are {listed(f'`{name:.60}`' for name in names[:8])}" if names else None,
+            )
+
+    def _require_counts(self, answers: Sequence[LoggedAnswer]) -> None:
+        lacking = next((answer for answer in answers if answer.tokens is None), None)
+        if lacking is not None and self.tokenizer is None and self._counter is None:
+            raise MisuseError(
+                f"{lacking.where}: the log has no token counts", hint="count them: --tokenizer FOLDER or HUB_ID"
+            )
 
     def _grader(self, answers: Sequence[LoggedAnswer]) -> Grader | None:
         """Return the grader, None if the logs' own scores count."""
@@ -112,11 +157,7 @@ class LogImport:
         if not answers:
             return
         if self._counter is None:
-            if self.tokenizer is None:
-                raise MisuseError(
-                    f"{answers[0].where}: the log has no token counts", hint="count them: --tokenizer FOLDER or HUB_ID"
-                )
-            self._counter = TokenCounter(self.tokenizer)
+            self._counter = TokenCounter(str(self.tokenizer))
         self.counted += len(answers)
         counts = iter(self._counter([text for answer in answers for text in answer.texts]))
         for answer in answers:

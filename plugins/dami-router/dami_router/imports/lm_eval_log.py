@@ -17,7 +17,7 @@ from dami_router.datasets.single_turns import text_of
 from dami_router.datasets.tables import JsonLines
 from dami_router.errors import MisuseError
 from dami_router.grading.answers import final_answer
-from dami_router.imports.logged import ImportChoices, LoggedAnswer, need_text, plain_score, short_path
+from dami_router.imports.logged import ImportChoices, LoggedAnswer, need_text, plain_score
 from dami_router.shared.suggestions import did_you_mean, listed
 
 __all__ = ["LmEvalLog"]
@@ -48,7 +48,7 @@ class LmEvalLog:
         metric = _metric(path, kept, choices)
         column = _column(path, kept[0][1], choices)
         choices.note(
-            f"{short_path(path)}: {len(kept):,} answers" + (f", filter `{filter_}`" if filter_ else "")
+            f"{path}: {len(kept):,} answers" + (f", filter `{filter_}`" if filter_ else "")
             + (f", metric `{metric}`" if metric else ", no metric")
             + (f"; queries: `doc.{column}`" if column else "; queries: the prompt")
         )  # fmt: skip
@@ -96,7 +96,9 @@ def _filter(path: Path, rows: list[tuple[str, Mapping[str, Any]]], choices: Impo
         return known[0]
     if choices.filter not in known:
         found = f"no filter `{choices.filter}`" if choices.filter else "several filters"
-        raise MisuseError(f"{path}: {found}: {listed(f'`{x}`' for x in known)}", hint="choose one with --filter")
+        error = MisuseError(f"{path}: {found}: {listed(f'`{x}`' for x in known)}", hint="choose one with --filter")
+        choices.problem(error)
+        return known[0]
     return choices.filter
 
 
@@ -111,12 +113,12 @@ def _metric(path: Path, rows: list[tuple[str, Mapping[str, Any]]], choices: Impo
             hint = (
                 f"did you mean `{near}`?" if near else f"it has {listed(f'`{x}`' for x in known) if known else 'none'}"
             )
-            raise MisuseError(f"{path}: no metric `{choices.metric}` with a score from 0 to 1", hint=hint)
+            choices.problem(MisuseError(f"{path}: no metric `{choices.metric}` with a score from 0 to 1", hint=hint))
+            return known[0] if known else None
         return choices.metric
     if len(known) > 1:
-        raise MisuseError(
-            f"{path}: several metrics: {listed(f'`{x}`' for x in known)}", hint="choose one with --metric"
-        )
+        several = f"{path}: several metrics: {listed(f'`{x}`' for x in known)}"
+        choices.problem(MisuseError(several, hint="choose one with --metric"))
     return known[0] if known else None
 
 

@@ -17,7 +17,6 @@ __all__ = [
     "need_text",
     "plain_score",
     "plain_tokens",
-    "short_path",
     "shown_value",
 ]
 
@@ -53,12 +52,17 @@ class LoggedAnswer:
             object.__setattr__(self, name, tuple(_whole(text) or "" for text in getattr(self, name)))
 
 
+def _raised(error: MisuseError) -> None:
+    raise error
+
+
 @dataclass(frozen=True)
 class ImportChoices:
     """The options of an import, and `note`, which is told what was chosen or skipped.
 
     `metric` and `filter` are lm-evaluation-harness's; `column` names the field of the query; `questions` by id are
-    those of a batch file; `models` are those to read from a table of many models, None for all.
+    those of a batch file. `wanted` says which models of a table of many to read. `problem` is told of
+    a choice that is missing or wrong: it raises, or reading goes on to find further errors.
     """
 
     metric: str | None = None
@@ -67,6 +71,7 @@ class ImportChoices:
     questions: dict[str, Question] = field(default_factory=dict)
     wanted: Callable[[str], bool] = lambda _: True
     note: Callable[[str], None] = lambda _: None
+    problem: Callable[[MisuseError], None] = _raised
 
 
 class LogFormat(Protocol):
@@ -111,11 +116,6 @@ def need_text(value: Any, where: str, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise MisuseError(f"{where}: `{name}` expects text, found {shown_value(value)}")
     return value
-
-
-def short_path(path: Path) -> str:
-    """Return the name of a log and of its folder, for notes: tools name the files of all models alike."""
-    return f"{path.parent.name}/{path.name}" if path.parent.name else path.name
 
 
 def _whole(text: str | None) -> str | None:

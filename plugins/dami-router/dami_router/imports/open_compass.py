@@ -19,7 +19,6 @@ from dami_router.imports.logged import (
     need_text,
     plain_score,
     plain_tokens,
-    short_path,
     shown_value,
 )
 
@@ -42,7 +41,7 @@ class OpenCompassLog:
     def read(self, path: Path, choices: ImportChoices) -> Iterator[LoggedAnswer]:
         """Yield the answers."""
         items = _items(whole_object(path))
-        choices.note(f"{short_path(path)}: {len(items):,} answers; queries: the last HUMAN part of the prompt")
+        choices.note(f"{path}: {len(items):,} answers; queries: the last HUMAN part of the prompt")
         for number, item in items.items():
             where = f"{path}: item {number}"
             if not isinstance(item, dict):

@@ -13,7 +13,7 @@ from typing import Any
 
 from dami_router.datasets.finding import open_table
 from dami_router.errors import MisuseError
-from dami_router.imports.logged import ImportChoices, LoggedAnswer, need_text, short_path, shown_value
+from dami_router.imports.logged import ImportChoices, LoggedAnswer, need_text, shown_value
 
 __all__ = ["RouterBenchTable"]
 
@@ -38,7 +38,7 @@ class RouterBenchTable:
         if not models:
             raise MisuseError(f"{path}: no λ for any of its models", hint=f"--lambda '{found[0]}=0', …")
         if left := [model for model in found if model not in models]:
-            choices.note(f"{short_path(path)}: models without a λ are left out: {', '.join(left)}")
+            choices.note(f"{path}: models without a λ are left out: {', '.join(left)}")
         columns = ["prompt", *(["sample_id"] if "sample_id" in table.columns else [])]
         columns += [name for model in models for name in (model, f"{model}{RESPONSE}")]
         if lacking := [name for name in columns if name not in table.columns]:
@@ -56,7 +56,7 @@ class RouterBenchTable:
                     (_unlisted(row.get(f"{model}{RESPONSE}")) or "",), score=_score(row.get(model), where, model),
                 )  # fmt: skip
         if skipped:
-            choices.note(f"{short_path(path)}: {skipped:,} queries of several turns are left out")
+            choices.note(f"{path}: {skipped:,} queries of several turns are left out")
 
 
 def _score(value: Any, where: str, model: str) -> float:
