@@ -41,7 +41,7 @@ def ray_files(plan: FleetPlan, section: RouterSection) -> Files:
         image=Image(_image(plan), "-f Dockerfile PATH/TO/dami-merge"),
         reach=_reach(plan),
     )
-    return {**files, "serve.yml": yaml_file(_SERVE.format(plan=plan), serve), "Dockerfile": _dockerfile(plan)}
+    return {**files, "serve.yml": yaml_file(_serve_opening(plan, section), serve), "Dockerfile": _dockerfile(plan)}
 
 
 def serve_config(plan: FleetPlan, builder: str = _BUILDER) -> dict[str, Any]:
@@ -146,12 +146,16 @@ kustomization.yaml has the commands, and applies this file. The router answers a
 port {PORT}."""
 
 
-_SERVE = """\
+def _serve_opening(plan: FleetPlan, section: RouterSection) -> str:
+    keys = f", and {', '.join(section.keys)} in the environment of `ray start`" if section.keys else ""
+    return f"""\
 The Serve configuration of {plan.family.name}: an application for each variant, and the router in front of them at /.
-rayservice.yaml holds the same. On a Ray cluster without Kubernetes, with dami-router installed on every node and this
-folder at /etc/dami:
+rayservice.yaml holds the same. On a Ray cluster without Kubernetes, with dami-router installed on every node, this
+folder at {CONFIG_FOLDER} there{keys}:
 
   serve deploy serve.yml
   serve status                   # until every application is RUNNING
+
+{_reach(plan)}
 
 A variant's scale is its `num_replicas`; deploy again after a change."""

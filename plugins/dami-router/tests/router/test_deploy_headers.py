@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from deployments import deploy, documents, family
+from fakes.world import Client, World
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -82,6 +83,24 @@ def test_servers_on_a_gateway_ask_for_a_key_that_the_router_sends(written: dict[
 def containers(found: dict[str, Any]) -> list[dict[str, Any]]:
     template = found.get("spec", {}).get("template", {})
     return list(template.get("spec", template).get("containers", []))
+
+
+@pytest.mark.parametrize("target", ["kserve", "gateway"])
+def test_the_router_sends_the_servers_key_and_not_the_clients(
+    written: dict[str, Path], target: str, world: World
+) -> None:
+    """Small servers in the variants' places see DAMI_SERVERS_KEY, whatever key the client sent."""
+    text = (written[target] / "router.yml").read_text(encoding="utf-8")
+    servers = []
+    for number in ("l000", "l060", "l100"):
+        servers.append(world.upstream(f"Qwen3-4B-DAMI-{number}"))
+        text = re.sub(rf"url: http://\S+-{number}$", f"url: {servers[-1].url}", text, flags=re.M)
+    text = text.replace("./dami_family.json", str(written[target] / "dami_family.json"))
+    client: Client = world.proxy(text, {"DAMI_KEY": "k", "DAMI_SERVERS_KEY": "s"})
+    for lambda_, server in zip((0, 0.6, 1), servers, strict=True):
+        body = {"model": f"dami:{lambda_}", "messages": [{"role": "user", "content": "2+2?"}]}
+        assert client.post("/v1/chat/completions", body, authorization="Bearer k").status == 200
+        assert [call.headers["authorization"] for call in server.calls] == ["Bearer s"]
 
 
 def test_a_pools_route_is_open_where_vllm_asks_for_the_key(tmp_path: Path, source: Path) -> None:
@@ -189,6 +208,13 @@ def test_the_check_of_the_header_runs_as_written(
     )
     assert done.returncode == 0, done.stderr
     assert "ready to serve\n" in done.stdout
+
+
+def test_ray_without_kubernetes_is_told_its_keys(written: dict[str, Path]) -> None:
+    """serve.yml names the folder, the key that every node needs, and the paths that answer without it."""
+    said = opening(written["ray"] / "serve.yml")
+    assert "this folder at /etc/dami there, and DAMI_KEY in the environment of `ray start`:" in said
+    assert "answer there without a key" in said
 
 
 def test_headers_name_files_that_are_there(written: dict[str, Path]) -> None:
