@@ -12,7 +12,7 @@ from dami_router.shared.suggestions import did_you_mean
 
 __all__ = ["NO_LIMIT", "BadFieldError", "Fields", "TooLongError", "same"]
 
-_ELSEWHERE = {"lambda": "λ is in the name of the model, such as `dami:0.3`"}
+_ELSEWHERE = {"lambda": "pin λ with the model's name instead, as in `dami:0.37`"}
 """Where something else says what an unknown field is meant to say."""
 
 NO_LIMIT = 1 << 30

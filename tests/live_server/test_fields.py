@@ -92,7 +92,7 @@ def test_a_near_miss_is_suggested(server: Client) -> None:
 def test_a_lambda_in_the_body_is_told_to_go_into_the_model_s_name(server: Client) -> None:
     """A field `lambda` is refused with the way that λ is asked for."""
     message = server.post(CHAT, {**BODIES[CHAT], "lambda": 0.3}).json["error"]["message"]
-    assert message == "`lambda` is not a field of this API; λ is in the name of the model, such as `dami:0.3`"
+    assert message == "`lambda` is not a field of this API; pin λ with the model's name instead, as in `dami:0.37`"
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])

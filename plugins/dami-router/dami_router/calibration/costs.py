@@ -47,7 +47,7 @@ class TokenCosts:
         found = _at(self.own.get(query, {}), lambda_, self.between)
         found = _at(self.means, lambda_, self.between) if found is None else found
         if found is None:
-            wanted = "rollouts up to this λ" if self.between else "rollouts of every variant"
+            wanted = "rollouts on both sides of it" if self.between else "rollouts of every variant"
             raise MisuseError(
                 f"no measured tokens at λ={lambda_:g}, only at {_list(self.means)}",
                 hint=f"give {wanted} with --rollouts, or use --mean-lambda",

@@ -98,8 +98,10 @@ def _queries(place: str, limit: int | None, **columns: str | None) -> dict[str, 
             raise MisuseError(f"{place}: --{given.replace('_', '-')} does not apply to a text file")
         try:
             lines = [line.strip() for line in Path(place).read_text(encoding="utf-8").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise MisuseError(f"{place}: cannot be read as text: {error}") from None
+        except OSError as error:
+            raise MisuseError(f"{place}: cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            raise MisuseError(f"{place}: is no UTF-8 text, from byte {error.start:,} on") from None
         found = {str(i): Query(line) for i, line in enumerate((line for line in lines if line), 1)}
         return dict(list(found.items())[:limit])
     return {q.id: Query(q.text, messages=q.messages) for q in load_dataset(place, limit=limit, **columns).questions}

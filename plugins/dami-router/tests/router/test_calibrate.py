@@ -86,7 +86,7 @@ def test_a_live_server_s_tokens_lie_between_those_of_measured_variants() -> None
     figures = [{"any": Figures(0.5, tokens, 10)} for tokens in (10.0, 30.0)]
     variants = [VariantSpec(f"v{x}", x, frozenset(), figures=f) for x, f in zip((0.0, 0.5), figures, strict=True)]
     assert tokens_of_variants(variants, between=True)("any", 0.25) == pytest.approx(20.0)
-    for between, lambda_, says in ((False, 0.25, "of every variant"), (True, 0.75, "up to this λ")):
+    for between, lambda_, says in ((False, 0.25, "of every variant"), (True, 0.75, "on both sides of it")):
         with pytest.raises(MisuseError, match=r"only at 0, 0\.5") as refused:
             tokens_of_variants(variants, between=between)("any", lambda_)
         assert says in str(refused.value.hint)
@@ -306,6 +306,8 @@ def test_nothing_existing_is_overwritten(served: tuple[Path, Path, list[Any]], t
         (["--mean-lambda", "0.4", "--form", "instrukt"], "instrukt"),
         (["--mean-lambda", "0.4", "--query-column", "nope"], "nope"),
         (["--mean-lambda", "0.4", "--limit", "5"], "at least 20"),
+        (["--mean-lambda", "0.4", "--queries", "none.txt"], "none.txt: cannot be read: No such file or directory"),
+        (["--mean-lambda", "0.4", "--queries", sys.executable + "/x.txt"], "cannot be read: Not a directory"),
     ],
 )
 def test_mistakes_are_named(served: tuple[Path, Path, list[Any]], arguments: list[str], says: str) -> None:
