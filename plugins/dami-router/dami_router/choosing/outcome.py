@@ -12,7 +12,7 @@ from dami_router.messages.pinning import LIVE, pin
 __all__ = ["Decision"]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: made for each request
 class Decision:
     """Where a query goes and why: λ in [0, 1], and the variants in the order to try."""
 

@@ -10,7 +10,7 @@ from typing import Any
 __all__ = ["Estimate", "Query"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: made for each request
 class Query:
     """What an estimator may know of a request.
 
@@ -29,7 +29,7 @@ class Query:
         return list(self.messages) if self.messages is not None else [{"role": "user", "content": self.text}]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: made for each request
 class Estimate:
     """λ(q) in [0, 1], the estimator's name, and the evidence: numbers and short words, never the query."""
 
