@@ -142,7 +142,7 @@ def test_the_frontier_of_a_report(measured: Client, visit: Open) -> None:
         "[...document.querySelectorAll('.chart .label')].map((l) => l.getBoundingClientRect().toJSON())"
     )
     assert len(labels) == 10
-    legend = ["variant", "thinking capped", "routed", "oracle", "dominated variant", "best random mixture of variants"]
+    legend = ["variant", "thinking capped", "routed", "oracle", "dominated", "best random mixture of variants"]
     assert [text.lstrip("●□★◇○- ") for text in page.texts(".legend li")] == legend
     for i, a in enumerate(labels):
         for b in labels[:i]:

@@ -141,11 +141,14 @@ def manifest(folder: Path) -> Path:
     return folder / "dami_family.json"
 
 
-def test_eval_writes_measurements_into_the_manifest(file: Path, tmp_path: Path) -> None:
+def test_eval_writes_measurements_into_the_manifest(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Variants of the rollouts' λ get accuracy, tokens and n, once however often; others and other benchmarks stay."""
     family = manifest(tmp_path)
     for _ in range(2):
         assert run("eval", file, "--write-manifest", family, "--benchmark", "toy-bench", "--folds", 2) == 0
+    assert f"wrote accuracy and mean tokens on `toy-bench` into {family}" in capsys.readouterr().err
     first, _, last = load_family(family).variants
     other, found = first.measured
     assert (found.benchmark, found.accuracy, found.mean_tokens, found.n) == ("toy-bench", 0.5, 10.0, 60)
@@ -277,6 +280,20 @@ def test_nearly_equal_lambdas_are_one_variant(tmp_path: Path) -> None:
     """0.1 + 0.2 and 0.3 are the same λ."""
     path = write_lines(tmp_path / "r.jsonl", {"lambda": 0.1 + 0.2}, {"lambda": 0.3, "query_id": "b", "query": "y"})
     assert grid_of(read_rollouts(path)).lambdas == (0.3,)
+
+
+def test_a_missing_confidence_file_is_said_in_words(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file is named once, without the system's number, and the message says what writes one."""
+    assert run("eval", tmp_path / "gone.jsonl") == 2
+    assert "gone.jsonl: cannot be read as rollouts: No such file or directory" in capsys.readouterr().err
+    for command in (("eval", file), ("train", file, "--out", tmp_path / "est")):
+        assert run(*command, "--confidence", tmp_path / "none.json") == 2
+        said = capsys.readouterr().err
+        assert f"{tmp_path / 'none.json'}: cannot be read: No such file or directory" in said
+        assert "Errno" not in said
+        assert "dami calibrate --confidence FILE" in said
 
 
 @pytest.mark.parametrize(

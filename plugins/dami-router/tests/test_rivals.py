@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from dami_router.cli import main
 from dami_router.evaluating.comparison import Contender, compare
+from dami_router.evaluating.frontier_file import frontier_of
 from dami_router.evaluating.plots import draw_frontier
 from dami_router.evaluating.rivals import capped_points, cross_fold, over_best_cap, over_best_static
 from dami_router.rollouts.gathering import grid_of
-from dami_router.rollouts.grid import Figure, Grid
+from dami_router.rollouts.grid import Figure, Grid, Point
 from dami_router.rollouts.records import Rollout, write_rollouts
 
 
@@ -153,3 +154,12 @@ def test_caps_are_a_curve_in_the_picture() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["capped thinking"]
     lines = [line for line in figure.axes[0].get_lines() if line.get_marker() == "s"]
     assert [list(line.get_xdata()) for line in lines] == [[12.0, 20.0]]
+
+
+def test_a_dominated_cap_is_marked_in_the_file_of_points() -> None:
+    """A cap that a variant, or another cap, equals at fewer tokens is dominated; no cap dominates a variant."""
+    points = [Point(Figure(a, a, a), Figure(t, t, t), 0.0, 1.0) for a, t in ((0.6, 10.0), (0.8, 90.0))]
+    caps = {"weak": (0.2, 20.0), "good": (0.9, 30.0), "costly": (0.9, 40.0)}
+    capped = {name: Point(Figure(a, a, a), Figure(t, t, t), 0.0, 1.0) for name, (a, t) in caps.items()}
+    found = frontier_of("x", 9, (0.0, 1.0), points, {}, capped)
+    assert [p.dominated for p in found.points] == [False, False, True, False, True]

@@ -72,7 +72,8 @@ def evaluate(
     if manifest and family:
         from dami_router.evaluating.measured import write_measured
 
-        write_measured(family, manifest, grid, benchmark or rollouts.name.split(".")[0])
+        data["benchmark"] = benchmark or rollouts.name.split(".")[0]
+        write_measured(family, manifest, grid, str(data["benchmark"]))
         data["manifest"] = str(manifest)
     _show(output, found, data)
 
@@ -144,3 +145,5 @@ def _show(output: Output, found: Comparison, data: dict[str, object]) -> None:
     output.result(said, {**first, **data, "headlines": found.headlines})
     if "report" in data:
         output.note(f"report: {data['report']}")
+    if "manifest" in data:
+        output.note(f"wrote accuracy and mean tokens on `{data['benchmark']}` into {data['manifest']}")

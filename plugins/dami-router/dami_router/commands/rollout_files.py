@@ -74,7 +74,10 @@ def read_confidence(path: Path) -> Confidences:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        hint = "`dami calibrate --confidence FILE` writes one"
+        raise MisuseError(f"{path}: cannot be read: {error.strerror}", hint=hint) from None
+    except (ValueError, RecursionError) as error:
         raise MisuseError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(data, dict):
         raise MisuseError(f"{path}: expected a JSON object from query_id to a number in [0, 1]")

@@ -79,7 +79,10 @@ class EndpointEncoder:
             with urllib.request.urlopen(request, timeout=self._timeout) as response:  # noqa: S310
                 return _vectors(response.read(_MOST_BYTES), len(texts))
         except (OSError, http.client.HTTPException, urllib.error.URLError) as error:
-            raise EstimationError(f"embeddings: {self._url} failed: {error}") from None
+            cause = error.reason if type(error) is urllib.error.URLError else error
+            raise EstimationError(
+                f"embeddings: {self._url} failed: {getattr(cause, 'strerror', None) or cause}"
+            ) from None
 
 
 def _vectors(answer: bytes, count: int) -> list[list[float]]:

@@ -62,12 +62,17 @@ def frontier_of(
     title: str, queries: int, lambdas: Sequence[float], static: Sequence[Point], others: Mapping[str, Point],
     capped: Mapping[str, Point] | None = None,
 ) -> FrontierFile:  # fmt: skip
-    """Return the file for one point for each static λ, cap, and other way of choosing, as in `draw_frontier`."""
+    """Return the file for one point for each static λ, cap, and other way of choosing, as in `draw_frontier`.
+
+    A variant is dominated by another variant, a cap by a variant or another cap.
+    """
+    capped = capped or {}
+    weak = dominated([*static, *capped.values()])[len(static) :]
     variants = [
         _point("variant", f"λ = {x:g}", point, beaten)
         for x, point, beaten in zip(lambdas, static, dominated(static), strict=True)
     ]
-    caps = [_point("capped", name, point) for name, point in (capped or {}).items()]
+    caps = [_point("capped", name, point, beaten) for (name, point), beaten in zip(capped.items(), weak, strict=True)]
     routed = [_point("oracle" if name == "oracle" else "routed", name, point) for name, point in others.items()]
     return FrontierFile(title=title[:200], queries=queries, points=[*variants, *caps, *routed])
 

@@ -76,7 +76,8 @@ def read_rollouts(path: Path, note: Callable[[str], None] = lambda _: None) -> I
                 if line.strip():
                     yield parse_rollout(line, f"{path}:{number}", unknown)
     except (OSError, EOFError) as error:
-        raise MisuseError(f"{path}: cannot be read as rollouts: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise MisuseError(f"{path}: cannot be read as rollouts: {reason}") from None
     except UnicodeDecodeError:
         raise MisuseError(f"{path}: not UTF-8 text; expected JSON lines") from None
     if unknown:

@@ -74,7 +74,7 @@ export class Frontier {
 
 function legend(points) {
   const used = Object.entries(KINDS).filter(([kind]) => points.some((point) => point.kind === kind)).map(([, { sign, name }]) => [sign, name]);
-  const hollow = points.some((point) => point.dominated) ? [["○", "dominated variant"]] : [];
+  const hollow = points.some((point) => point.dominated) ? [["○", "dominated"]] : [];
   return [...used, ...hollow, ["- -", "best random mixture of variants"]]
     .map(([sign, text]) => h("li", {}, h("span", { "aria-hidden": "true" }, sign), text));
 }
