@@ -79,10 +79,13 @@ class EndpointEncoder:
             with urllib.request.urlopen(request, timeout=self._timeout) as response:  # noqa: S310
                 return _vectors(response.read(_MOST_BYTES), len(texts))
         except (OSError, http.client.HTTPException, urllib.error.URLError) as error:
-            cause = error.reason if type(error) is urllib.error.URLError else error
-            raise EstimationError(
-                f"embeddings: {self._url} failed: {getattr(cause, 'strerror', None) or cause}"
-            ) from None
+            raise EstimationError(f"embeddings: {self._url} failed: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """Return the cause in words; an HTTP error's own text has its status."""
+    cause = error.reason if type(error) is urllib.error.URLError else error
+    return str(cause if isinstance(cause, urllib.error.HTTPError) else getattr(cause, "strerror", None) or cause)
 
 
 def _vectors(answer: bytes, count: int) -> list[list[float]]:
