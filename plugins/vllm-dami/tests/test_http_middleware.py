@@ -175,6 +175,14 @@ def test_routes_that_would_ignore_lambda_are_refused(server: Server, path: str) 
     assert server.post(path, messages=[])[0] == 400
 
 
+def test_a_lambda_beside_vllms_arguments_is_refused(server: Server) -> None:
+    """vLLM ignores fields that it does not know, and would answer at another λ: the message says where λ stands."""
+    status, reply = server.post("/v1/chat/completions", messages=[], **{"lambda": 0.3})
+    assert status == 400
+    assert 'λ is `vllm_xargs: {"lambda": 0.37}`' in reply["error"]["message"]
+    assert server.seen == []
+
+
 def test_beam_search_is_refused(server: Server) -> None:
     """vLLM's beam search makes requests of its own, which have no λ."""
     assert server.post("/v1/completions", prompt="x", use_beam_search=True)[0] == 400

@@ -113,6 +113,8 @@ class DamiMiddleware:
 
     def _with_salt(self, fields: dict[str, Any]) -> Mapping[str, Any]:
         """Return a request's fields with the salt for its λ; raises ValueError for a λ that cannot be served."""
+        if fields.get(LAMBDA) is not None:  # vLLM ignores unknown fields, and would answer at another λ
+            raise ValueError(f'`{LAMBDA}` is not a field of this API; λ is `vllm_xargs: {{"{LAMBDA}": 0.37}}`')
         xargs = fields.get("vllm_xargs") or {}
         if not isinstance(xargs, dict):
             return fields
