@@ -144,7 +144,6 @@ def _run(
 
         async def work() -> tuple[Sweep, str]:
             async with Router(parse_config(_router_yml(url, given))) as router:
-                router.require_usable()
                 name = _checked(router, url, given)
                 run = Sweep(
                     router, dataset, known, grader, settings, plan, files.answers, given["concurrency"],
@@ -185,6 +184,11 @@ def _checked(router: Router, url: str, given: dict[str, Any]) -> str:
     """Return the server's name for the pair; raises if it is no live server, or has another path."""
     from dami_router.messages.pinning import LIVE
 
+    if wrong := next((r for r in router.fleet.replicas if r.health == "wrong"), None):
+        raise MisuseError(
+            f"{url}: {wrong.trouble}",
+            hint="name the server's own endpoints, INSTRUCT first; or start `dami live` with these two",
+        )
     for replica in router.fleet.of(LIVE):
         info = replica.identity.info if replica.identity else {}
         live = info.get("live")
@@ -199,8 +203,8 @@ def _checked(router: Router, url: str, given: dict[str, Any]) -> str:
 
 
 def _finish(output: Output, given: dict[str, Any], files: SweepFiles, run: Sweep, name: str) -> None:
-    from dami_merge.sweep.sweep_plan import frontier_lambdas
-    from dami_merge.sweep.sweep_results import RecipeFacts, family_name, table_of, write_results
+    from dami_merge.sweep.sweep_plan import clear_steps, frontier_lambdas
+    from dami_merge.sweep.sweep_results import RecipeFacts, family_name, noise_of, table_of, write_results
 
     grid, rows = run.grid(), run.rollouts()
     benchmark = given["benchmark"] or run.dataset.name.rsplit("/", 1)[-1].split(".")[0]
@@ -211,7 +215,8 @@ def _finish(output: Output, given: dict[str, Any], files: SweepFiles, run: Sweep
     data = {
         "out": str(files.folder), "rollouts": str(files.rollouts), "recipe": str(files.recipe),
         "report": str(files.report / "report.html"), "questions": run.asked, "lambdas": list(grid.lambdas),
-        "frontier": front, "caps": list(run.caps), "stopped": run.stopped, "tokens": run.spent,
+        "frontier": front, "clear_steps": clear_steps(grid), "caps": list(run.caps), "stopped": run.stopped,
+        "tokens": run.spent,
     }  # fmt: skip
     kept = ", ".join(f"{x:g}" for x in front)
     output.result(
@@ -219,7 +224,11 @@ def _finish(output: Output, given: dict[str, Any], files: SweepFiles, run: Sweep
         f"wrote {files.rollouts}, {files.recipe} and {files.report}/report.html",
         data,
     )
+    if noise := noise_of(grid):
+        output.warning(f"{noise}; build fewer λ, or ask more questions")
     manifest = "family/dami_family.json"
+    device = "" if given["device"] == "cpu" else f" --device {given['device']}"
+    output.hint(f"dami live {files.recipe}{device}   (serves every λ from the two checkpoints; nothing is built)")
     output.hint(f"dami eval {files.rollouts}   (what routing adds)")
     only = "" if front == list(grid.lambdas) else f" --lambdas {','.join(f'{x:g}' for x in front)}"
     output.hint(f"dami train {files.rollouts}{only} --out estimator")

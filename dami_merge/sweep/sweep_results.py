@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from dami_merge.sweep.sweep_plan import frontier_lambdas
+from dami_merge.sweep.sweep_plan import clear_steps, frontier_lambdas
 from dami_router.errors import FailureError
 from dami_router.evaluating.comparison import compare
 from dami_router.evaluating.report import HEADER, rows, write_report
@@ -16,7 +16,7 @@ from dami_router.rollouts.grid import Grid
 from dami_router.rollouts.records import Rollout, write_rollouts
 from dami_router.shared.durable import write_atomically
 
-__all__ = ["RecipeFacts", "SweepFiles", "family_name", "recipe_text", "table_of", "write_results"]
+__all__ = ["RecipeFacts", "SweepFiles", "family_name", "noise_of", "recipe_text", "table_of", "write_results"]
 
 
 @dataclass(frozen=True)
@@ -81,18 +81,19 @@ def recipe_text(grid: Grid, facts: RecipeFacts, benchmark: str) -> str:
         lines.append(
             f"#   λ={x:g}: {100 * a.mean:.1f} % [{100 * a.low:.1f}, {100 * a.high:.1f}] at {point.tokens.mean:,.1f}"
         )
-    best = max(front, key=lambda x: (grid.static(x).accuracy.mean, -x))
+    if noise := noise_of(grid):
+        lines.append(f"# {noise[0].upper()}{noise[1:]} (95 %, paired).")
     lines += [
         "merge_method: dami",
         f"base_model: {_quoted(facts.instruct)}   # λ = 0",
         "models:",
         f"  - model: {_quoted(facts.thinking)}   # λ = 1",
         "parameters:",
-        f"  lambda: {best:g}",
+        f"  lambda: {clear_steps(grid)[-1]:g}   # no other λ of the family is clearly more accurate",
         *([f"dtype: {facts.dtype}"] if facts.dtype else []),
         "family:",
         f"  name: {facts.name}",
-        f"  lambdas: [{', '.join(f'{x:g}' for x in front)}]",
+        f"  lambdas: [{_listed(front)}]",
     ]
     lines += [f"  path: {_quoted(facts.path)}"] if facts.path != "uniform" else []
     lines += [f"  chat_template: {_quoted(facts.chat_template)}"] if facts.chat_template != "instruct" else []
@@ -109,6 +110,19 @@ def family_name(name: str) -> str:
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name.rsplit("/", 1)[-1])
     plain = re.sub(r"-{2,}", "-", re.sub(r"\.{2,}", ".", plain)).strip("-._")[:80] or "pair"
     return plain if "dami" in plain.lower() else f"{plain}-DAMI"
+
+
+def noise_of(grid: Grid) -> str | None:
+    """Return which λ on the frontier may gain nothing, in words; None if every gain is clear."""
+    steps = clear_steps(grid)
+    unclear = [x for x in frontier_lambdas(grid) if x not in steps]
+    if not unclear:
+        return None
+    return f"on n = {len(grid.queries):,}, not clearly more accurate than a cheaper λ: {_listed(unclear)}"
+
+
+def _listed(lambdas: list[float]) -> str:
+    return ", ".join(f"{x:g}" for x in lambdas)
 
 
 def _quoted(text: str) -> str:

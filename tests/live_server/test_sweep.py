@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from fakes.world import Client
 
 from dami_merge.lab import draw_queries
 from dami_merge.recipes.recipe import load_recipe
+from dami_merge.sweep import sweep_server
 from dami_router.cli import main
 from dami_router.rollouts.gathering import grid_of
 from dami_router.rollouts.records import read_rollouts
@@ -113,12 +115,14 @@ def test_another_pair_behind_the_address_is_refused(server: Client, pair: tuple[
     """Answers of one pair never become the recipe of another."""
     dataset = questions(tmp_path / "q.jsonl", 5)
     done = sweep((pair[1], pair[0]), dataset, tmp_path / "sweep", "--url", server.url)
-    assert done.code != 0
+    assert (done.code, "its instruct endpoint is" in done.err) == (2, True), done.err
+    assert "router.yml" not in done.err
     assert not (tmp_path / "sweep" / "rollouts.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_it_starts_and_stops_dami_live_itself(pair: tuple[str, str], tmp_path: Path) -> None:
-    """Without --url, a server of its own answers and is gone afterwards; if it cannot start, its words are shown."""
+    """Without --url, a server of its own answers and is gone afterwards."""
     dataset = questions(tmp_path / "q.jsonl", 8)
     done = sweep(
         pair, dataset, tmp_path / "sweep", "--dtype", "float32", "--lambdas", "0,1", "--most", 2, "--caps", "4"
@@ -127,5 +131,23 @@ def test_it_starts_and_stops_dami_live_itself(pair: tuple[str, str], tmp_path: P
     assert done.facts["caps"] == [4]
     assert "dtype: float32" in (tmp_path / "sweep" / "recipe.yml").read_text()
     assert "alive" in (tmp_path / "sweep" / "live.log").read_text()
-    broken = sweep((pair[0], str(tmp_path)), dataset, tmp_path / "broken")
+
+
+def test_a_server_of_its_own_that_cannot_start_is_said_with_its_words(pair: tuple[str, str], tmp_path: Path) -> None:
+    """Without --url, `dami live` is started with the sweep's endpoints and settings; its own error is shown."""
+    dataset = questions(tmp_path / "q.jsonl", 8)
+    broken = sweep((pair[0], str(tmp_path)), dataset, tmp_path / "broken", "--dtype", "float32")
     assert (broken.code, "dami live did not start" in broken.err) == (1, True)
+
+
+def test_the_server_s_address_is_read_and_its_process_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address comes as a JSON object of several lines. A script stands for `dami live`, which takes seconds."""
+    script = "import os, sys, time; print('{'); print('\"address\": \"http://x:%d\"}' % os.getpid(), flush=True); "
+    monkeypatch.setattr(
+        sweep_server, "_START", script + "print(sys.argv[1:], file=sys.stderr, flush=True); time.sleep(60)"
+    )
+    with sweep_server.live_server(["a", "b"], tmp_path / "live.log") as address:
+        process = int(address.rsplit(":", 1)[1])
+        os.kill(process, 0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from dami_merge.sweep.sweep_plan import (
     SweepPlan,
     cap_ladder,
+    clear_steps,
     clearly_dominated,
     finer,
     frontier_lambdas,
     half_width,
     rounds_of,
 )
-from dami_merge.sweep.sweep_results import RecipeFacts, family_name, recipe_text
+from dami_merge.sweep.sweep_results import RecipeFacts, family_name, noise_of, recipe_text
 from dami_router.errors import MisuseError
 from dami_router.rollouts.grid import Grid
 
@@ -138,3 +139,34 @@ def test_the_recipe_holds_the_frontier_alone() -> None:
     assert f"#   λ=0.6: {100 * grid.correct[:, 2].mean():.1f} % [" in text
     assert "# x y, n = 400" in text
     assert ('model: "c\\"d"' in text, 'path: "late(0.5)"' in text, 'chat_template: "thinking"' in text) == (True,) * 3
+
+
+def test_gains_within_the_noise_are_named_and_not_the_default() -> None:
+    """λ=1 is a hair better for ten times the tokens: it stays in the family, but λ=0.6 is the recipe's own."""
+    right = {0.0: 0.4, 0.2: 0.405, 0.6: 0.9, 1.0: 0.905}
+    grid = made((0.0, 0.2, 0.6, 1.0), lambda x: right[x], lambda x: 10 + 100 * x)
+    assert frontier_lambdas(grid) == [0.0, 0.2, 0.6, 1.0]
+    facts = RecipeFacts("a", "b", "N-DAMI")
+    grid.correct[:2, :] = [[1, 0, 0, 1], [0, 1, 1, 0]]  # the answers of two λ differ by chance, in both directions
+    assert clear_steps(grid) == [0.0, 0.6]
+    text = recipe_text(grid, facts, "x")
+    assert "  lambda: 0.6   #" in text
+    assert "lambdas: [0, 0.2, 0.6, 1]" in text
+    assert noise_of(grid) == "on n = 400, not clearly more accurate than a cheaper λ: 0.2, 1"
+    assert "# On n = 400, not clearly more accurate than a cheaper λ: 0.2, 1 (95 %, paired)." in text
+    apart = made((0.0, 0.6), lambda x: right[x], lambda x: 10 + 100 * x)
+    assert (clear_steps(apart), noise_of(apart)) == ([0.0, 0.6], None)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 100))
+def test_clear_steps_are_of_the_frontier(seed: int) -> None:
+    """Whatever the answers: a part of the frontier, rising in accuracy and tokens, with the cheapest first."""
+    rng = np.random.default_rng(seed)
+    correct = (rng.random((30, 5)) < rng.random(5)).astype(float)
+    tokens = rng.integers(1, 50, (30, 5)).astype(float)
+    grid = Grid(tuple(map(str, range(30))), (0.0, 0.25, 0.5, 0.75, 1.0), correct, tokens, correct)
+    steps = [grid.lambdas.index(x) for x in clear_steps(grid)]
+    assert {grid.lambdas[i] for i in steps} <= set(frontier_lambdas(grid))
+    for values in (correct.mean(axis=0), tokens.mean(axis=0)):
+        assert list(values[steps]) == sorted(set(values[steps]))
