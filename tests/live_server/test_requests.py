@@ -160,11 +160,11 @@ def test_keys_and_limits_are_the_proxy_s(
 
 def test_pass_through_takes_no_route_from_the_server(loop: Loop, engine: Engine, tmp_path: Path) -> None:
     """A section that passes /tokenize on leaves the server's own; a path that it lacks is 404, in OpenAI's form."""
-    config = section(tmp_path, "pass_through: [/tokenize, /v1/embeddings]\n", engine)
+    config = section(tmp_path, "pass_through: [/tokenize, /v1/rerank]\n", engine)
     with served(loop, engine, config) as client:
         found = client.post("/tokenize", {"prompt": "3+4=", "model": "dami:0.3"})
         assert (found.status, found.json["count"]) == (200, 4)
-        for path, model in (("/v1/embeddings", "dami"), ("/v1/embeddings", "dami:0.3")):
+        for path, model in (("/v1/rerank", "dami"), ("/v1/rerank", "dami:0.3")):
             answer = client.post(path, {"input": "x", "model": model})
             assert (answer.status, answer.json["error"]["code"]) == (404, "not_found")
         assert client.chat("3+4=", model="dami:0.3", max_tokens=2).status == 200
