@@ -12,6 +12,7 @@ from dami_router.cli import command
 from dami_router.commands.shared_options import dataset_options, numbers, whole_numbers
 from dami_router.errors import FailureError, MisuseError
 from dami_router.output import Output
+from dami_router.shared.suggestions import amount
 
 if TYPE_CHECKING:
     from dami_merge.sweep.sweep_plan import SweepPlan
@@ -99,7 +100,7 @@ def sweep(output: Output, **given: Any) -> None:
         keep_thoughts=False, pair=f"path {given['along']}, template {given['chat_template']}, dtype {given['dtype']}",
     )  # fmt: skip
     files = SweepFiles(given["out"])
-    output.note(f"{len(dataset.questions):,} questions from `{dataset.query_column}`; grading: {grade}")
+    output.note(f"{amount(len(dataset.questions), 'question')} from `{dataset.query_column}`; grading: {grade}")
     try:
         files.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

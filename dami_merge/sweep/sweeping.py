@@ -30,6 +30,7 @@ from dami_router.rollouts.gathering import grid_of
 from dami_router.rollouts.grid import Grid
 from dami_router.rollouts.records import Rollout
 from dami_router.router import Router
+from dami_router.shared.suggestions import amount
 
 __all__ = ["Sweep"]
 
@@ -140,7 +141,8 @@ class Sweep:
         grid = self.grid()
         width = half_width(grid, frontier_lambdas(grid))
         self.say(
-            f"{self.asked:,} questions: intervals of accuracy on the frontier are within ±{100 * width:.1f} points"
+            f"{amount(self.asked, 'question')}: intervals of accuracy on the frontier are within"
+            f" ±{100 * width:.1f} points"
         )
         if width <= self.plan.precision:
             self.stopped = f"intervals are within ±{100 * self.plan.precision:g} points"
@@ -171,7 +173,9 @@ class Sweep:
         outcome = await collector.run([work], opened, progress)
         if outcome.left:
             why = "; ".join(f"{count:,} × {reason}" for reason, count in outcome.failures.most_common(3))
-            raise FailureError(f"{outcome.left:,} answers are missing: {why}", hint="run the same command again")
+            raise FailureError(
+                f"{amount(outcome.left, 'answer is', 'answers are')} missing: {why}", hint="run the same command again"
+            )
         self._rates.append((self.spent - spent) / max(time.monotonic() - begun, 1e-3))
 
     def _targets(self) -> list[RolloutTarget]:
@@ -200,7 +204,7 @@ class Sweep:
 
     def _announcement(self, work: Sequence[tuple[RolloutTarget, Question, int]], count: int, expected: float) -> str:
         lambdas = ", ".join(f"{x:g}" for x in self.lambdas)
-        text = f"{len(work):,} answers: {count:,} questions at λ = {lambdas}"
+        text = f"{amount(len(work), 'answer')}: {amount(count, 'question')} at λ = {lambdas}"
         if expected:
             text += f"; about {expected:,.0f} tokens"
         if expected and self._rates:

@@ -84,7 +84,7 @@ def test_train_then_eval(file: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert run("eval", tmp_path / "more.jsonl", "--estimator", tmp_path / "est", "--json", "--folds", 2) == 0
     out = capsys.readouterr()
     found = json.loads(out.out)
-    assert "60 queries were used for training; they are skipped" in out.err
+    assert "skipped 60 queries used for training" in out.err
     assert (found["queries"], found["apgr"], found["dominated"]) == (40, None, [0.5])
     assert found["accuracy"] >= 0.95
     assert found["mean_tokens"] < 80

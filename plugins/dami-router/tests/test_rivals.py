@@ -19,6 +19,7 @@ from dami_router.evaluating.rivals import capped_points, cross_fold, over_best_c
 from dami_router.rollouts.gathering import grid_of
 from dami_router.rollouts.grid import Figure, Grid, Point
 from dami_router.rollouts.records import Rollout, write_rollouts
+from dami_router.shared.suggestions import amount
 
 
 def rollouts(count: int, seed: int = 0) -> list[Rollout]:
@@ -154,6 +155,21 @@ def test_caps_are_a_curve_in_the_picture() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["capped thinking"]
     lines = [line for line in figure.axes[0].get_lines() if line.get_marker() == "s"]
     assert [list(line.get_xdata()) for line in lines] == [[12.0, 20.0]]
+
+
+@pytest.mark.parametrize(
+    ("count", "words", "said"),
+    [
+        (1, ("answer",), "1 answer"),
+        (0, ("answer",), "0 answers"),
+        (73_399_899, ("token",), "73,399,899 tokens"),
+        (1, ("query", "queries"), "1 query"),
+        (1_200, ("query", "queries"), "1,200 queries"),
+    ],
+)
+def test_counts_agree_with_their_nouns(count: int, words: tuple[str, ...], said: str) -> None:
+    """One is singular, and thousands are separated."""
+    assert amount(count, *words) == said
 
 
 def test_a_dominated_cap_is_marked_in_the_file_of_points() -> None:

@@ -12,6 +12,7 @@ from dami_router.commands.rollout_files import read_grid
 from dami_router.commands.shared_options import numbers, training_options
 from dami_router.errors import MisuseError
 from dami_router.output import Output, table
+from dami_router.shared.suggestions import amount
 
 if TYPE_CHECKING:
     from dami_router.estimators.features import Encoder
@@ -98,7 +99,8 @@ def _compare(
         made = {place: with_states(estimator, encoder) for place, estimator in made.items()}
     kept = unseen(grid, list(made.values()))
     if len(kept.queries) < len(grid.queries):
-        output.warning(f"{len(grid.queries) - len(kept.queries)} queries were used for training; they are skipped")
+        seen = amount(len(grid.queries) - len(kept.queries), "query", "queries")
+        output.warning(f"skipped {seen} used for training")
     contenders = [with_estimator(place, estimator, kept) for place, estimator in made.items()]
     if len(kept.lambdas) > 1:
         if not made:
@@ -136,11 +138,12 @@ def _show(output: Output, found: Comparison, data: dict[str, object]) -> None:
     from dami_router.evaluating.report import HEADER, rows
 
     gone = ", ".join(f"λ={x:g}" for x in found.dominated) or "none"
+    queries = amount(len(found.grid.queries), "query", "queries")
     # The first estimator's figures are also at the top level, for scripts.
     first = data["estimators"][0] if found.contenders else {}  # type: ignore[index]
     text = table(HEADER, rows(found))
     said = "\n".join([
-        text, f"{len(found.grid.queries):,} queries; dominated variants: {gone}", *_validated(found), *found.headlines,
+        text, f"{queries}; dominated variants: {gone}", *_validated(found), *found.headlines,
     ])  # fmt: skip
     output.result(said, {**first, **data, "headlines": found.headlines})
     if "report" in data:

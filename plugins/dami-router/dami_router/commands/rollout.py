@@ -12,6 +12,7 @@ from dami_router.cli import command
 from dami_router.commands.shared_options import dataset_options, numbers, whole_numbers
 from dami_router.errors import MisuseError
 from dami_router.output import Output
+from dami_router.shared.suggestions import amount
 
 __all__ = ["rollout"]
 
@@ -97,7 +98,7 @@ def rollout(
     )  # fmt: skip
     settings = QuestionSettings(name, template, system, max_tokens, temperature, seed, _fields(body), keep_thoughts)
     columns = f"`{found.query_column}`" + (f" and `{found.answer_column}`" if found.answer_column else "")
-    output.note(f"{len(found.questions):,} questions from {columns}; grading: {name}")
+    output.note(f"{amount(len(found.questions), 'question')} from {columns}; grading: {name}")
     run = RolloutRun(output, found, grader, settings, out, samples, concurrency, patience, limits, limited)
     try:
         return asyncio.run(run.collect(config_file, only, listed, known))

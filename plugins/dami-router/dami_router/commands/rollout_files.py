@@ -13,6 +13,7 @@ from dami_router.estimators.confidence import Confidence
 from dami_router.rollouts.gathering import grid_of
 from dami_router.rollouts.grid import Grid
 from dami_router.rollouts.records import read_rollouts
+from dami_router.shared.suggestions import amount
 
 __all__ = ["Confidences", "read_confidence", "read_grid"]
 
@@ -43,7 +44,8 @@ def read_grid(
         known = read_confidence(confidence)
         lacking = [query for query in grid.queries if query not in known]
         if lacking:
-            raise MisuseError(f"{confidence}: has no confidence for {len(lacking)} queries, among them `{lacking[0]}`")
+            some = f"{amount(len(lacking), 'query', 'queries')}, among them `{lacking[0]}`"
+            raise MisuseError(f"{confidence}: has no confidence for {some}")
         found = np.array([[x, np.nan if t is None else t] for x, t in (known[query] for query in grid.queries)])
         grid = replace(grid, confidence=found[:, 0], probe_tokens=found[:, 1])
     return _with_cost(grid, probe_tokens, note)
@@ -61,7 +63,7 @@ def _with_cost(grid: Grid, tokens: float | None, note: Callable[[str], None]) ->
     if tokens is None:
         tokens = Confidence.tokens
         note(
-            f"{int(unknown.sum())} confidences do not say how many tokens their probe took: {tokens:g} each are"
+            f"{int(unknown.sum()):,} confidences do not say how many tokens their probe took: {tokens:g} each are"
             " counted (--probe-tokens)"
         )
     return replace(grid, probe_tokens=np.where(unknown, tokens, grid.probe_tokens))

@@ -10,6 +10,7 @@ import click
 from dami_router.cli import command
 from dami_router.errors import FailureError, MisuseError
 from dami_router.output import Output, table
+from dami_router.shared.suggestions import amount
 
 if TYPE_CHECKING:
     from dami_router.datasets import Question
@@ -108,9 +109,11 @@ def _report(output: Output, run: LogImport, made: list[Rollout], out: Path) -> N
         "tokens_counted": run.counted, "formats": dict(run.formats), "lambdas": [tally.as_dict() for tally in tallies],
     }  # fmt: skip
     text = table(HEADER, [tally.row() for tally in tallies])
-    counted = f"; tokens of {run.counted:,} answers counted with {run.tokenizer}" if run.counted else ""
+    counted = f"; tokens of {amount(run.counted, 'answer')} counted with {run.tokenizer}" if run.counted else ""
     output.result(
-        f"{text}\n{len(made):,} rollouts of {queries:,} queries in {out}; grade: {run.grading}{counted}", facts
+        f"{text}\n{amount(len(made), 'rollout')} of {amount(queries, 'query', 'queries')} in {out};"
+        f" grade: {run.grading}{counted}",
+        facts,
     )
     if run.counted and not run.thoughts:
         output.warning(

@@ -19,6 +19,7 @@ from dami_router.datasets import Dataset, Question
 from dami_router.grading import Grader
 from dami_router.output import Output, table
 from dami_router.router import Router
+from dami_router.shared.suggestions import amount
 
 __all__ = ["RolloutRun"]
 
@@ -95,7 +96,9 @@ class RolloutRun:
                     f"{tally.cut / tally.n:.0%} of the answers at λ={tally.row()[0]} were cut off; raise --max-tokens"
                 )
         if overran:
-            self._output.warning(f"{overran} answers could not be compared within the time limit; they count as wrong")
+            self._output.warning(
+                f"{amount(overran, 'answer')} could not be compared within the time limit, and counted as wrong"
+            )
 
 
 def _named(target: RolloutTarget) -> str:

@@ -12,6 +12,7 @@ from dami_router.commands.rollout_files import read_grid
 from dami_router.commands.shared_options import numbers, training_options
 from dami_router.errors import MisuseError
 from dami_router.output import Output
+from dami_router.shared.suggestions import amount
 
 if TYPE_CHECKING:
     from dami_router.estimators.training import Method
@@ -58,7 +59,7 @@ def train(
     evidence = ", ".join(("text" if hidden is None else "hidden states", *trained.evidence))
     accuracy, tokens = about["held_out_accuracy"], about["held_out_tokens"]
     output.result(
-        f"{out}: trained on {about['queries']:,} queries, from {evidence}\n"
+        f"{out}: trained on {amount(about['queries'], 'query', 'queries')}, from {evidence}\n"
         f"gives λ in {levels}; on the held-out folds that its price was chosen on, {accuracy:.1%} correct at"
         f" {tokens:,.1f} tokens",
         {"estimator": str(out), "evidence": list(trained.evidence), **about},

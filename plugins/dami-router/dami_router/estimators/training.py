@@ -79,7 +79,7 @@ def train(
     encoder = encoder or HashedText()
     names = evidence_of(grid, use_confidence)
     if len(grid.queries) > _LARGEST:
-        note(f"{len(grid.queries)} queries: training on {_LARGEST} of them, drawn at random")
+        note(f"{len(grid.queries):,} queries: training on {_LARGEST:,} of them, drawn at random")
         index = np.sort(np.random.default_rng(settings.seed).permutation(len(grid.queries))[:_LARGEST])
         grid, inputs = grid.rows(index), None if inputs is None else inputs.rows(index)
     if inputs is None:
@@ -91,7 +91,7 @@ def evidence_of(grid: Grid, use_confidence: bool | None) -> tuple[str, ...]:
     """Return which evidence a grid has for every query; raises MisuseError if it is required but missing."""
     lacking = len(grid.queries) if grid.confidence is None else int(np.isnan(grid.confidence).sum())
     if use_confidence and lacking:
-        raise MisuseError(f"{lacking} of {len(grid.queries)} queries have no confidence")
+        raise MisuseError(f"{lacking:,} of {len(grid.queries):,} queries have no confidence")
     return ("confidence",) if not lacking and use_confidence is not False else ()
 
 
@@ -134,11 +134,11 @@ def _price(grid: Grid, settings: TrainingSettings, fitted: CrossFit, ties: Float
     allowed, probe = settings.budget * float(means.max()), _probe(grid, names)
     found = price_within(expected.gain, expected.cost, grid.tokens, allowed - probe, ties)
     if found is None:
-        spare = f", of which the probe for the confidence takes {probe:.1f}" if probe else ""
+        spare = f", of which the probe for the confidence takes {probe:,.1f}" if probe else ""
         raise MisuseError(
-            f"no choice of λ stays within {allowed:.1f} tokens{spare}: {settings.budget:.0%} of the most expensive"
+            f"no choice of λ stays within {allowed:,.1f} tokens{spare}: {settings.budget:.0%} of the most expensive"
             " variant's",
-            hint=f"the cheapest variant needs {means.min():.1f}",
+            hint=f"the cheapest variant needs {means.min():,.1f}",
         )
     return found
 

@@ -17,6 +17,7 @@ from dami_router.evaluating.plots import draw_calibration, draw_costs, draw_fron
 from dami_router.evaluating.rivals import setting_name
 from dami_router.evaluating.scores import frontier
 from dami_router.rollouts.grid import Figure, Grid, Point
+from dami_router.shared.suggestions import amount
 
 __all__ = ["calibration", "rows", "write_report"]
 
@@ -127,7 +128,8 @@ def _page(found: Comparison, pictures: Mapping[str, tuple[str, str, bytes]], tit
     headlines = "".join(f"<p><strong>{escape(text)}</strong></p>" for text in found.headlines)
     return html_page(
         title,
-        f"{headlines}<p>{len(found.grid.queries)} queries, {len(found.grid.lambdas)} variants. Dominated variants:"
+        f"{headlines}<p>{amount(len(found.grid.queries), 'query', 'queries')},"
+        f" {amount(len(found.grid.lambdas), 'variant')}. Dominated variants:"
         f" {escape(gone)}."
         " The best static λ and the best cap are chosen on other queries than those they are compared on."
         " No estimator was trained on a query that it is evaluated on. Over mixing: points of accuracy over the best"

@@ -18,7 +18,7 @@ from dami_router.datasets.tables import JsonLines
 from dami_router.errors import MisuseError
 from dami_router.grading.answers import final_answer
 from dami_router.imports.logged import ImportChoices, LoggedAnswer, need_text, plain_score
-from dami_router.shared.suggestions import did_you_mean, listed
+from dami_router.shared.suggestions import amount, did_you_mean, listed
 
 __all__ = ["LmEvalLog"]
 
@@ -48,7 +48,7 @@ class LmEvalLog:
         metric = _metric(path, kept, choices)
         column = _column(path, kept[0][1], choices)
         choices.note(
-            f"{path}: {len(kept):,} answers" + (f", filter `{filter_}`" if filter_ else "")
+            f"{path}: {amount(len(kept), 'answer')}" + (f", filter `{filter_}`" if filter_ else "")
             + (f", metric `{metric}`" if metric else ", no metric")
             + (f"; queries: `doc.{column}`" if column else "; queries: the prompt")
         )  # fmt: skip

@@ -21,6 +21,7 @@ from dami_router.imports.logged import (
     plain_tokens,
     shown_value,
 )
+from dami_router.shared.suggestions import amount
 
 __all__ = ["OpenCompassLog", "whole_object"]
 
@@ -41,7 +42,7 @@ class OpenCompassLog:
     def read(self, path: Path, choices: ImportChoices) -> Iterator[LoggedAnswer]:
         """Yield the answers."""
         items = _items(whole_object(path))
-        choices.note(f"{path}: {len(items):,} answers; queries: the last HUMAN part of the prompt")
+        choices.note(f"{path}: {amount(len(items), 'answer')}; queries: the last HUMAN part of the prompt")
         for number, item in items.items():
             where = f"{path}: item {number}"
             if not isinstance(item, dict):

@@ -141,7 +141,7 @@ def _complete(
         column = min(empty, key=lambda column: (column[0], column[1] or 0))
         raise MisuseError(
             f"query `{queries[first]}` has no rollout at {_named(column)}, but others have"
-            f" ({len(lacking)} of {len(queries)} queries lack a variant)",
+            f" ({len(lacking):,} of {len(queries):,} queries lack a variant)",
             hint="collect the missing rollouts, or skip these queries with --drop-incomplete",
         )
     if len(lacking) == len(queries):

@@ -1,11 +1,16 @@
-"""Suggestions in error messages: "did you mean"."""
+"""Words of messages: "did you mean", lists, and how many of something."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["did_you_mean", "listed"]
+__all__ = ["amount", "did_you_mean", "listed"]
+
+
+def amount(count: int, one: str, several: str | None = None) -> str:
+    """Return a count with its noun: `1 answer`, `2,000 answers`; `several` for nouns that take more than an s."""
+    return f"{count:,} {one if count == 1 else several or f'{one}s'}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
