@@ -19,6 +19,7 @@ __all__ = [
     "cap_ladder",
     "clear_steps",
     "clearly_dominated",
+    "default_lambda",
     "finer",
     "frontier_lambdas",
     "half_width",
@@ -107,16 +108,25 @@ def clearly_dominated(grid: Grid) -> list[float]:
 def clear_steps(grid: Grid) -> list[float]:
     """Return λ of the frontier by rising cost, each clearly more accurate than the one before; the cheapest is first.
 
-    Clearly: the 95 % interval of the difference, paired by query, is above zero. No λ of the frontier is clearly more
-    accurate than the last.
+    Clearly: the 95 % interval of the difference, paired by query, is above zero.
     """
-    columns = [grid.lambdas.index(x) for x in frontier_lambdas(grid)]
-    first, *rest = sorted(columns, key=lambda i: float(grid.tokens[:, i].mean()))
+    first, *rest = _by_cost(grid)
     found = [first]
     for i in rest:
         if figure(grid.correct[:, i] - grid.correct[:, found[-1]]).low > 0:
             found.append(i)
     return [grid.lambdas[i] for i in found]
+
+
+def default_lambda(grid: Grid) -> float:
+    """Return the cheapest λ whose accuracy is within one standard error of the most accurate λ's, paired by query."""
+    columns = _by_cost(grid)
+    best = columns[-1]
+    for i in columns:
+        lost = grid.correct[:, best] - grid.correct[:, i]
+        if lost.mean() <= lost.std() / np.sqrt(len(lost)):
+            return grid.lambdas[i]
+    return grid.lambdas[best]
 
 
 def half_width(grid: Grid, lambdas: Sequence[float]) -> float:
@@ -133,6 +143,12 @@ def cap_ladder(tokens: float) -> tuple[int, ...]:
         digits = 10 ** max(len(str(int(exact))) - 2, 0)
         caps.append(int(round(exact / digits) * digits))
     return tuple(sorted({cap for cap in caps if cap >= 1}))
+
+
+def _by_cost(grid: Grid) -> list[int]:
+    """Return the columns of the frontier by rising tokens, and so by rising accuracy."""
+    columns = [grid.lambdas.index(x) for x in frontier_lambdas(grid)]
+    return sorted(columns, key=lambda i: float(grid.tokens[:, i].mean()))
 
 
 def _bends(grid: Grid) -> list[float]:

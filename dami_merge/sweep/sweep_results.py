@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from dami_merge.sweep.sweep_plan import clear_steps, frontier_lambdas
+from dami_merge.sweep.sweep_plan import clear_steps, default_lambda, frontier_lambdas
 from dami_router.errors import FailureError
 from dami_router.evaluating.comparison import compare
 from dami_router.evaluating.report import HEADER, rows, write_report
@@ -89,7 +89,7 @@ def recipe_text(grid: Grid, facts: RecipeFacts, benchmark: str) -> str:
         "models:",
         f"  - model: {_quoted(facts.thinking)}   # λ = 1",
         "parameters:",
-        f"  lambda: {clear_steps(grid)[-1]:g}   # no other λ of the family is clearly more accurate",
+        f"  lambda: {default_lambda(grid):g}   # the cheapest within one standard error of the most accurate",
         *([f"dtype: {facts.dtype}"] if facts.dtype else []),
         "family:",
         f"  name: {facts.name}",
@@ -113,12 +113,12 @@ def family_name(name: str) -> str:
 
 
 def noise_of(grid: Grid) -> str | None:
-    """Return which λ on the frontier may gain nothing, in words; None if every gain is clear."""
+    """Return which λ on the frontier are clearly apart, in words; None if all are."""
     steps = clear_steps(grid)
-    unclear = [x for x in frontier_lambdas(grid) if x not in steps]
-    if not unclear:
+    if set(steps) == set(frontier_lambdas(grid)):
         return None
-    return f"on n = {len(grid.queries):,}, not clearly more accurate than a cheaper λ: {_listed(unclear)}"
+    apart = f"only λ = {_listed(steps)} are" if len(steps) > 1 else "no two λ on the frontier are"
+    return f"on n = {len(grid.queries):,}, {apart} clearly apart in accuracy"
 
 
 def _listed(lambdas: list[float]) -> str:

@@ -14,6 +14,7 @@ from dami_merge.sweep.sweep_plan import (
     cap_ladder,
     clear_steps,
     clearly_dominated,
+    default_lambda,
     finer,
     frontier_lambdas,
     half_width,
@@ -142,20 +143,23 @@ def test_the_recipe_holds_the_frontier_alone() -> None:
 
 
 def test_gains_within_the_noise_are_named_and_not_the_default() -> None:
-    """λ=1 is a hair better for ten times the tokens: it stays in the family, but λ=0.6 is the recipe's own."""
+    """λ=1 is a hair better at more tokens: it stays in the family, but λ=0.6 is the recipe's own."""
     right = {0.0: 0.4, 0.2: 0.405, 0.6: 0.9, 1.0: 0.905}
     grid = made((0.0, 0.2, 0.6, 1.0), lambda x: right[x], lambda x: 10 + 100 * x)
     assert frontier_lambdas(grid) == [0.0, 0.2, 0.6, 1.0]
     facts = RecipeFacts("a", "b", "N-DAMI")
-    grid.correct[:2, :] = [[1, 0, 0, 1], [0, 1, 1, 0]]  # the answers of two λ differ by chance, in both directions
+    grid.correct[:20] = [[1, 0, 0, 1], [0, 1, 1, 0]] * 10  # the answers of two λ differ by chance, in both directions
     assert clear_steps(grid) == [0.0, 0.6]
     text = recipe_text(grid, facts, "x")
     assert "  lambda: 0.6   #" in text
     assert "lambdas: [0, 0.2, 0.6, 1]" in text
-    assert noise_of(grid) == "on n = 400, not clearly more accurate than a cheaper λ: 0.2, 1"
-    assert "# On n = 400, not clearly more accurate than a cheaper λ: 0.2, 1 (95 %, paired)." in text
+    assert noise_of(grid) == "on n = 400, only λ = 0, 0.6 are clearly apart in accuracy"
+    assert "# On n = 400, only λ = 0, 0.6 are clearly apart in accuracy (95 %, paired)." in text
     apart = made((0.0, 0.6), lambda x: right[x], lambda x: 10 + 100 * x)
-    assert (clear_steps(apart), noise_of(apart)) == ([0.0, 0.6], None)
+    assert (clear_steps(apart), noise_of(apart), default_lambda(apart)) == ([0.0, 0.6], None, 0.6)
+    alike = made((0.0, 0.2), lambda x: right[x], lambda x: 10 + 100 * x)
+    alike.correct[:20] = [[1, 0], [0, 1]] * 10
+    assert noise_of(alike) == "on n = 400, no two λ on the frontier are clearly apart in accuracy"
 
 
 @settings(max_examples=20, deadline=None)
@@ -168,5 +172,6 @@ def test_clear_steps_are_of_the_frontier(seed: int) -> None:
     grid = Grid(tuple(map(str, range(30))), (0.0, 0.25, 0.5, 0.75, 1.0), correct, tokens, correct)
     steps = [grid.lambdas.index(x) for x in clear_steps(grid)]
     assert {grid.lambdas[i] for i in steps} <= set(frontier_lambdas(grid))
+    assert default_lambda(grid) in frontier_lambdas(grid)
     for values in (correct.mean(axis=0), tokens.mean(axis=0)):
         assert list(values[steps]) == sorted(set(values[steps]))
