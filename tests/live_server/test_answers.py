@@ -16,6 +16,7 @@ from openai import BadRequestError, NotFoundError, OpenAI
 from dami_merge.live import Engine, Generation
 
 CHAIN = "3+7-2>5="
+PRESETS = [f"dami:{effort}" for effort in ("none", "minimal", "low", "medium", "high")]
 CHAINS = [
     f"{a}+{b}-{c}>{d}=" for a, b, c, d in zip("1234567890", "9753124680", "1122334455", "9080706050", strict=True)
 ]
@@ -52,7 +53,7 @@ def test_an_unchanged_openai_client_gets_the_engine_s_answer(openai: OpenAI, alo
 
 def test_endpoints_go_by_their_names_and_effort_is_understood(openai: OpenAI, alone: Engine) -> None:
     """The checkpoints' names are λ=0 and λ=1, reasoning_effort chooses λ, and the list of models names them."""
-    assert [model.id for model in openai.models.list()] == ["dami", "instruct", "thinking"]
+    assert [model.id for model in openai.models.list()] == ["dami", *PRESETS, "instruct", "thinking"]
     texts = {lambda_: expected(alone, CHAIN, lambda_)[0] for lambda_ in (0.0, 0.6, 1.0)}
     asked = [("instruct", {}, 0.0), ("thinking", {}, 1.0), ("dami", {"reasoning_effort": "medium"}, 0.6),
              ("dami", {"reasoning_effort": "none"}, 0.0)]  # fmt: skip

@@ -40,9 +40,10 @@ def rollouts(count: int, *, seed: int = 0, confidence: bool = False) -> list[Rol
         hard = bool(rng.random() < 0.5)
         text = f"{'hard' if hard else 'easy'} question about {'things ' * int(rng.integers(1, 9))} number {seed} {i}"
         sure = float(np.clip(rng.normal(0.2 if hard else 0.8, 0.1), 0, 1)) if confidence else None
+        cost = 1.0 if confidence else None
         for x in LAMBDAS:
             right = x == 1.0 if hard else True
-            made.append(Rollout(f"q{i}", text, x, float(right), int(10 + 100 * x), confidence=sure))
+            made.append(Rollout(f"q{i}", text, x, float(right), int(10 + 100 * x), confidence=sure, probe_tokens=cost))
     return made
 
 
@@ -102,6 +103,13 @@ def test_steps_are_centred_and_bounded() -> None:
     assert expanded.shape == (100, basis.width)
     assert expanded.mean(axis=0) == pytest.approx(np.zeros(basis.width), abs=1e-9)
     assert np.abs(basis.expand(np.full((1, 3), 1e30))).max() <= 5.0
+
+
+def test_a_confidence_without_its_cost_is_refused() -> None:
+    """What a probe took is part of every budget: a confidence whose cost nobody stated is not trained on."""
+    free = [replace(rollout, probe_tokens=None) for rollout in rollouts(60, confidence=True)]
+    with pytest.raises(MisuseError, match="the confidence of 60 queries has no `probe_tokens`"):
+        train(grid_of(free), TrainingSettings(knots=4, budget=0.9))
 
 
 def test_confidence_is_a_feature_and_is_asked_for() -> None:

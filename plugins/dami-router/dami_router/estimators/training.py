@@ -144,7 +144,15 @@ def _price(grid: Grid, settings: TrainingSettings, fitted: CrossFit, ties: Float
 
 
 def _probe(grid: Grid, names: tuple[str, ...]) -> float:
-    return 0.0 if not names or grid.probe_tokens is None else float(grid.probe_tokens.mean())
+    """Return the mean tokens of a probe; raises MisuseError where a confidence has no cost."""
+    if not names or grid.probe_tokens is None:
+        return 0.0
+    if unknown := int(np.isnan(grid.probe_tokens).sum()):
+        raise MisuseError(
+            f"the confidence of {unknown:,} queries has no `probe_tokens`, so that nothing can be said about costs",
+            hint="say what measuring it took: `probe_tokens` in the rollouts, or --probe-tokens",
+        )
+    return float(grid.probe_tokens.mean())
 
 
 def _about(

@@ -18,6 +18,7 @@ from dami_router import AsyncDamiClient, DamiClient, FailureError, Router
 from dami_router.config.router_yml import parse_config
 
 ASK = [{"role": "user", "content": "2+2?"}]
+PRESETS = [f"dami:{effort}" for effort in ("none", "minimal", "low", "medium", "high")]
 
 
 def test_an_unchanged_openai_client_sees_different_lambda_for_different_efforts(world: World) -> None:
@@ -29,7 +30,7 @@ def test_an_unchanged_openai_client_sees_different_lambda_for_different_efforts(
         replies = [raw.create(model="dami", messages=ASK, reasoning_effort=e) for e in ("low", "high")]
         assert [r.headers["x-dami-variant"] for r in replies] == ["v-l000", "v-l100"]
         assert [r.parse().choices[0].message.content for r in replies] == ["4", "4"]
-        assert [model.id for model in client.models.list()] == ["dami", "v-l000", "v-l100"]
+        assert [model.id for model in client.models.list()] == ["dami", *PRESETS, "v-l000", "v-l100"]
 
 
 def test_an_openai_client_streams(world: World) -> None:
@@ -96,7 +97,7 @@ def test_our_client_is_openai_s_with_the_decision_on_the_result(world: World) ->
         assert events.dami.variant == "v-l000"
         assert "".join(e.choices[0].delta.content for e in events) == "It is 4"
         assert client.completions.create(prompt="2+2", model="v-l100").dami.attempts == 1
-        assert len(client.models.list().data) == 3
+        assert [model.id for model in client.models.list().data] == ["dami", *PRESETS, "v-l000", "v-l100"]
         assert client.route("2+2?", reasoning_effort="none")["variant"] == "v-l000"
 
 

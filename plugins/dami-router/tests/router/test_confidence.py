@@ -447,10 +447,11 @@ def test_a_trained_estimator_gets_the_confidence_that_it_was_trained_with(pairs:
     from dami_router.rollouts.records import Rollout
 
     rows = [
-        Rollout(f"q{i}", f"{i % 7}+{i % 5}=", x, float(x == 1 or sure > 0.5), 2 + int(40 * x), confidence=sure)
+        Rollout(f"q{i}", f"{i % 7}+{i % 5}=", x, correct, 2 + int(40 * x), confidence=sure, probe_tokens=3)
         for i in range(80)
         for sure in [(i * 37 % 80) / 80]
         for x in (0.0, 1.0)
+        for correct in [float(x == 1 or sure > 0.5)]
     ]
     save(train(grid_of(rows)), tmp_path / "estimator")
     folder = json.dumps(str(tmp_path / "estimator"))

@@ -295,9 +295,8 @@ def test_all_breakers_open_is_503_at_once(world: World) -> None:
 def test_replicas_share_the_load_by_what_they_have_to_do(world: World) -> None:
     """A replica that is stuck gets no more than its share: the next request goes to the least busy one."""
     slow, quick = world.upstream("v-l000", hang()), world.upstream("v-l000")
-    client = world.router(
-        ("v-l000", slow), ("v-l000", quick), extra="timeouts: {connect: 20, total: 600, first_byte: 600}"
-    )
+    extra = "timeouts: {connect: 20, total: 600, first_byte: 600}\naffinity: {enabled: false}"
+    client = world.router(("v-l000", slow), ("v-l000", quick), extra=extra)
     stuck: list[socket.socket] = []
 
     def is_stuck() -> bool:
