@@ -23,7 +23,7 @@ __all__ = ["Described", "Description", "name_of"]
 
 _LOG = logging.getLogger(__name__)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_ABLE = {"log_probs": True, "prompt_log_probs": True, "top_n": True, "thinking_budget": True}
+_ABLE = {"log_probs": True, "prompt_log_probs": True, "top_n": True}
 
 
 class Described(Protocol):
@@ -43,12 +43,16 @@ class Described(Protocol):
 
 @dataclass
 class Description:
-    """Describes an engine; `path` is how its family spreads λ, as written in a manifest."""
+    """Describes an engine; `path` is how its family spreads λ, as written in a manifest.
+
+    `caps_thinking`: the server takes `thinking_token_budget`.
+    """
 
     engine: Described
     path: object
     kind: Literal["embedded", "vllm"] = "embedded"
     files: dict[str, dict[str, str]] = field(default_factory=lambda: {"instruct": {}, "thinking": {}})
+    caps_thinking: bool = True
 
     def start(self) -> None:
         """Start hashing the files in the background."""
@@ -69,6 +73,7 @@ class Description:
             **sides, "path": self.path, "opens_think_from": templates.opens_think_from() if templates else None,
             "capabilities": {
                 **_ABLE,
+                "thinking_budget": self.caps_thinking,
                 "hidden_states": self.kind == "embedded",
                 "chat_template": bool(templates and templates.template(0.0)),
             },

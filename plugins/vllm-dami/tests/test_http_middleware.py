@@ -51,7 +51,9 @@ class EngineClient:
 class Server:
     """The application behind the middleware; one event loop, requests one after the other."""
 
-    def __init__(self, lab: Path, architecture: str = "DamiQwen3ForCausalLM", **settings: Any) -> None:
+    def __init__(
+        self, lab: Path, architecture: str = "DamiQwen3ForCausalLM", *, reasoning: bool = False, **settings: Any
+    ) -> None:
         self.seen: list[dict[str, Any]] = []
         self.engine = EngineClient()
         routes = [Route(path, self._echo, methods=["POST"]) for path in ("/v1/chat/completions", "/v1/completions")]
@@ -63,6 +65,7 @@ class Server:
         self.app.state.vllm_config = SimpleNamespace(
             additional_config={"dami": {"thinking": str(lab / "thinking"), **settings}}, model_config=model,
             scheduler_config=SimpleNamespace(max_num_seqs=8),
+            reasoning_config=SimpleNamespace(enabled=True) if reasoning else None,
         )  # fmt: skip
         self.app.state.engine_client = self.engine
         self.loop = asyncio.new_event_loop()
@@ -140,6 +143,15 @@ def test_the_pair_is_described_as_dami_live_describes_it(server: Server) -> None
     assert live["mode"] == "request"
     assert [live[side]["name"] for side in ("instruct", "thinking")] == ["instruct", "thinking"]
     assert (live["path"], live["max_rows"], live["capabilities"]["chat_template"]) == ("uniform", 8, True)
+
+
+@pytest.mark.parametrize("reasoning", [False, True])
+def test_thinking_can_be_capped_only_where_vllm_parses_reasoning(lab: Path, reasoning: bool) -> None:
+    """Without a reasoning parser vLLM refuses `thinking_token_budget`, so /info does not offer it."""
+    server = Server(lab, reasoning=reasoning)
+    able = server.ask("GET", "/info")[1]["live"]["capabilities"]
+    assert able["thinking_budget"] is reasoning
+    server.loop.close()
 
 
 @pytest.mark.parametrize("lambda_", [0, 0.37, 1, None])

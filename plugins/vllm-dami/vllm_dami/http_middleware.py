@@ -146,7 +146,9 @@ def _describe(config: Any, settings: PairSettings) -> Description:
     name = settings.name or (served[0] if isinstance(served, list) else served) or model.model
     templates = PairTemplates(pair.instruct, pair.thinking, settings.family.thinking_template_from)
     made = ServedPair(name, pair, templates, model.max_model_len, config.scheduler_config.max_num_seqs)
-    return Description(made, settings.path, "vllm")
+    # Without a reasoning parser, vLLM refuses every request that has `thinking_token_budget`.
+    reasoning = config.reasoning_config
+    return Description(made, settings.path, "vllm", caps_thinking=bool(reasoning and reasoning.enabled))
 
 
 async def _body(receive: Receive, limit: int) -> bytes | None:
