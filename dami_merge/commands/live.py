@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
-from click.core import ParameterSource
 
 from dami_router.cli import command
-from dami_router.commands.shared_options import page_data, page_options
+from dami_router.commands.shared_options import given_options, page_data, page_options
 from dami_router.errors import MisuseError
 from dami_router.output import Output
 
@@ -100,13 +99,14 @@ def live(
     ends = next((i for i, word in enumerate(what) if word.startswith("-")), len(what))
     names, extra = what[:ends], what[ends:]
     keys = tuple(_key(variable) for variable in options.pop("api_key_env"))
+    given = [option.opts[0] for option in given_options()]
     if names[:1] == ("set",) and len(names) == _PAIR and not Path("set").exists():
-        for option in _given():
+        for option in given:
             if option not in _OF_SET:
                 raise MisuseError(f"{option}: has no effect on `dami live set`", hint="leave it out")
         return _set(output, names[1], requests, keys, options)
     useless = _NOT_OF_VLLM if engine == "vllm" else _NOT_OF_EMBEDDED
-    for option in _given():
+    for option in given:
         if option in useless:
             why, hint = useless[option]
             raise MisuseError(f"{option}: {why}", hint=hint)
@@ -115,15 +115,6 @@ def live(
     if extra:
         raise MisuseError(f"{extra[0]}: options behind `--` are vLLM's", hint="add --engine vllm")
     return _embedded(output, names, keys, page_data(reports, no_ui), **options)
-
-
-def _given() -> Iterator[str]:
-    """Yield the options that stand in the command line."""
-    context = click.get_current_context()
-    for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        if isinstance(parameter, click.Option) and source is ParameterSource.COMMANDLINE:
-            yield parameter.opts[0]
 
 
 def _embedded(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dami_router.cli import command
-from dami_router.commands.shared_options import dataset_options, numbers, whole_numbers
+from dami_router.commands.shared_options import asking_options, dataset_options, numbers, whole_numbers
 from dami_router.errors import FailureError, MisuseError
 from dami_router.output import Output
 from dami_router.shared.suggestions import amount
@@ -54,10 +54,7 @@ _DAY = 86_400
     "--grade", type=click.Choice(["exact", "numeric", "choice", "math-verify"]),
     help="How answers are compared. Default: as in `dami rollout`.",
 )  # fmt: skip
-@click.option("--template", default="{query}", help="The prompt; {query} stands for the query.")
-@click.option("--system", help="A system message.")
-@click.option("--max-tokens", type=click.IntRange(min=1), help="Limit of an answer in tokens, thoughts included.")
-@click.option("--temperature", type=click.FloatRange(0, 5), default=0.0, show_default=True, help="0 is greedy.")
+@asking_options
 @click.option("--seed", type=click.IntRange(0, 2**31), help="Sent with each request.")
 @click.option("--lambdas", default="0,0.25,0.5,0.75,1", show_default=True, help="The first grid of λ.")
 @click.option("--most", type=click.IntRange(2, 101), default=9, show_default=True, help="Most λ in all.")

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
-from click.core import ParameterSource
 
 from dami_router.cli import command
+from dami_router.commands.shared_options import given_options
 from dami_router.output import Output, table
 
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ def deploy(output: Output, family: str, target: str, out: Path, router: Path | N
     from dami_router.deploying.fleet_plan import DeploySettings
 
     options["engine"] = cast("Engine", options["engine"])
-    source = click.get_current_context().get_parameter_source
-    given = [name for name in options if source(name) is ParameterSource.COMMANDLINE]
+    given = [option.name for option in given_options() if option.name in options]
     plan, section, files = write(family, target, out, DeploySettings(**options), router, given)
     facts = _facts(plan, target)
     output.result(

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from dami_router.cli import command
-from dami_router.commands.shared_options import dataset_options, numbers, whole_numbers
+from dami_router.commands.shared_options import asking_options, dataset_options, numbers, whole_numbers
 from dami_router.errors import MisuseError
 from dami_router.output import Output
 from dami_router.shared.suggestions import amount
@@ -54,10 +54,7 @@ __all__ = ["rollout"]
     "letter, else exact. With none, rows "
     "have no `correct`; add it with your own grader.",
 )  # fmt: skip
-@click.option("--template", default="{query}", help="The prompt; {query} stands for the query.")
-@click.option("--system", help="A system message.")
-@click.option("--max-tokens", type=click.IntRange(min=1), help="Limit of an answer in tokens, thoughts included.")
-@click.option("--temperature", type=click.FloatRange(0, 5), default=0.0, show_default=True, help="0 is greedy.")
+@asking_options
 @click.option("--seed", type=click.IntRange(0, 2**31), help="Sent with each request, plus the sample's index.")
 @click.option("--body", help="Additional fields of each request, as JSON, such as '{\"top_p\": 0.95}'.")
 @click.option("--keep-thoughts", is_flag=True, help="Keep thoughts in `answer`; grading never sees them.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from dami_router.errors import MisuseError
 from dami_router.messages.hints import EFFORT_WORDS
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from dami_router.proxy.page_data import PageData
 
 __all__ = [
-    "dataset_options", "numbers", "page_data", "page_options", "query_options", "training_options", "whole_numbers",
+    "asking_options", "dataset_options", "given_options", "numbers", "page_data", "page_options", "query_options",
+    "training_options", "whole_numbers",
 ]  # fmt: skip
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -33,6 +35,12 @@ _DATASET: tuple[_Option, ...] = (
     click.option("--split", help="The split of a Hub dataset."),
     click.option("--query-column", help="Column of the queries. Default: found by its usual names."),
     click.option("--limit", type=click.IntRange(min=1), help="Read only the first rows."),
+)
+_ASKING: tuple[_Option, ...] = (
+    click.option("--template", default="{query}", help="The prompt; {query} stands for the query."),
+    click.option("--system", help="A system message."),
+    click.option("--max-tokens", type=click.IntRange(min=1), help="Limit of an answer in tokens, thoughts included."),
+    click.option("--temperature", type=click.FloatRange(0, 5), default=0.0, show_default=True, help="0 is greedy."),
 )
 _PAGE: tuple[_Option, ...] = (
     click.option(
@@ -88,6 +96,11 @@ def dataset_options(function: _F) -> _F:
     return _with(_DATASET, function)
 
 
+def asking_options(function: _F) -> _F:
+    """Add `template`, `system`, `max_tokens` and `temperature`, for `dami rollout` and `dami sweep`."""
+    return _with(_ASKING, function)
+
+
 def page_options(function: _F) -> _F:
     """Add `reports` and `no_ui`, for `dami serve` and `dami live`."""
     return _with(_PAGE, function)
@@ -101,6 +114,17 @@ def page_data(reports: Sequence[Path], no_ui: bool) -> PageData | None:
     if no_ui and reports:
         raise MisuseError("--report is for the page, which --no-ui turns off", hint="leave one of the two out")
     return None if no_ui else PageData([load_frontier(path) for path in reports])
+
+
+def given_options() -> list[click.Option]:
+    """Return the options of the running command that stand in its command line."""
+    context = click.get_current_context()
+    return [
+        parameter
+        for parameter in context.command.params
+        if isinstance(parameter, click.Option)
+        and context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+    ]
 
 
 def numbers(text: str | None, option: str) -> list[float]:

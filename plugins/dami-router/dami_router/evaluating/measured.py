@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from dami_router.errors import FailureError
 from dami_router.manifest.family import MANIFEST, Family, Measured
 from dami_router.rollouts.grid import Grid
+from dami_router.shared.durable import write_atomically
 
 __all__ = ["measured_family", "write_measured"]
 
@@ -31,13 +31,7 @@ def measured_family(family: Family, grid: Grid, benchmark: str) -> Family:
 def write_measured(family: Family, manifest: Path, grid: Grid, benchmark: str) -> None:
     """Replace the manifest by the measured family's, atomically; raises FailureError if that fails."""
     file = manifest / MANIFEST if manifest.is_dir() else manifest
-    partial = file.with_name(f".{file.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as out:
-            out.write(measured_family(family, grid, benchmark).text())
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(file)
+        write_atomically(file, measured_family(family, grid, benchmark).text().encode())
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise FailureError(f"{file}: cannot be written: {error.strerror}") from None

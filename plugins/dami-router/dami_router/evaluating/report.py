@@ -17,6 +17,7 @@ from dami_router.evaluating.plots import draw_calibration, draw_costs, draw_fron
 from dami_router.evaluating.rivals import setting_name
 from dami_router.evaluating.scores import frontier
 from dami_router.rollouts.grid import Figure, Grid, Point
+from dami_router.shared.durable import write_atomically
 from dami_router.shared.suggestions import amount
 
 __all__ = ["calibration", "rows", "write_report"]
@@ -58,9 +59,9 @@ def write_report(found: Comparison, folder: Path, *, title: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, (*_, data) in pictures.items():
-            _write(folder / f"{name}.png", data)
-        _write(folder / FRONTIER_FILE, _frontier(found, title).text().encode())
-        _write(folder / "report.html", _page(found, pictures, title).encode())
+            write_atomically(folder / f"{name}.png", data)
+        write_atomically(folder / FRONTIER_FILE, _frontier(found, title).text().encode())
+        write_atomically(folder / "report.html", _page(found, pictures, title).encode())
     except OSError as error:
         raise FailureError(f"{folder}: cannot be written: {error.strerror}") from None
     return folder / "report.html"
@@ -171,9 +172,3 @@ def _apgr(metrics: Mapping[str, Any]) -> list[str]:
         f"APGR {metrics['apgr']:.3f} [{low:.3f}, {high:.3f}]",
         *([f"{without} folds without a gap"] if without else []),
     ]
-
-
-def _write(file: Path, data: bytes) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_bytes(data)
-    partial.replace(file)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dami_router.errors import MisuseError
+from dami_router.shared.durable import write_atomically
 from dami_router.shared.suggestions import did_you_mean, listed
 
 __all__ = ["Rollout", "parse_rollout", "read_rollouts", "write_rollouts"]
@@ -101,9 +102,7 @@ def write_rollouts(rollouts: Iterable[Rollout], path: Path) -> None:
     """Write rollouts to a .jsonl or .jsonl.gz file atomically; the same rollouts give the same bytes."""
     text = "".join(json.dumps(r.as_dict(), separators=(",", ":"), ensure_ascii=False) + "\n" for r in rollouts)
     data = gzip.compress(text.encode(), compresslevel=9, mtime=0) if path.suffix == ".gz" else text.encode()
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    partial.replace(path)
+    write_atomically(path, data)
 
 
 def parse_rollout(line: str, where: str, unknown: dict[str, str] | None = None) -> Rollout:
