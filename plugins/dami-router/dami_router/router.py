@@ -46,6 +46,7 @@ _LOG = logging.getLogger(__name__)
 _AUTO = frozenset({"dami", "dummy", "tgi", ""})
 _CAPPED = frozenset({"/v1/chat/completions", "/v1/completions"})
 """The routes that have a field for the tokens of thinking."""
+_PROTOCOLS = {path: route.protocols for path, route in ROUTES.items()}
 
 
 class UnknownModelError(Exception):
@@ -109,6 +110,7 @@ class Router:
         self.endpoints = ServedEndpoints(config, self.fleet, self.transport, self.prober) if config.backends else None
         self.estimator = config.estimator.bind(self.endpoints) if self.endpoints else config.estimator
         self.on_failure = _ignore
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._caps, self._affine = bool(config.thinking_caps), config.affinity.enabled
         policy = config.policy
         self.ordering = Ordering(
@@ -123,6 +125,7 @@ class Router:
         return cls(load_config(Path(path)))
 
     async def __aenter__(self) -> Router:
+        self._loop = asyncio.get_running_loop()
         await self.transport.open()
         if self.config.thinking_caps:
             self.prober.explored.update(self.fleet.replicas)
@@ -164,8 +167,9 @@ class Router:
         lambda_ = min(max(estimate.lambda_, policy.lambda_min), policy.lambda_max)
         bent, order, cause = self._order(lambda_, request, budgeted=auto, limited=lambda_ != estimate.lambda_)
         # Budget and conversation may change λ(q) for a live server: the evidence then holds the estimate too.
-        told = {} if abs(bent - lambda_) < SAME_LAMBDA else {"wanted_lambda": round(lambda_, 6)}
-        evidence = {**estimate.evidence, **told}
+        evidence = estimate.evidence
+        if abs(bent - lambda_) >= SAME_LAMBDA:
+            evidence = {**evidence, "wanted_lambda": round(lambda_, 6)}
         why = cause if auto or cause != "estimator" else "pinned"
         return Decision(bent, order[0], estimate.estimator, _ms(begun), tuple(order), why, evidence)
 
@@ -185,7 +189,7 @@ class Router:
 
     def _offered(self, request: Request) -> tuple[set[str], set[str]]:
         """Return the variants on offer for a request's route, and all that have it; raises NoVariantError for none."""
-        protocols = _protocols(request)
+        protocols = _PROTOCOLS.get(request.path)
         offered = self.fleet.offered(protocols)
         if not offered:
             raise NoVariantError
@@ -212,16 +216,12 @@ class Router:
         """Return the λ to answer at, the variants in the order to try, and what decided."""
         offered, known = self._offered(request)
         policy = self.config.policy
-        wanted = Wanted(
-            lambda_,
-            budgeted=budgeted,
-            # Digests of the request, computed only where the policy uses them.
-            draw=request.draw if policy.rule == "dithered" else 0.0,
-            conversation=request.conversation if policy.sticky else None,
-            follow_up=policy.sticky and request.follow_up,
-            tool_loop=policy.sticky and request.tool_loop,
-            limited=limited,
-        )
+        # Digests of the request, computed only where the policy uses them.
+        draw = request.draw if policy.rule == "dithered" else 0.0
+        conversation, follow_up, tool_loop = None, False, False
+        if policy.sticky:
+            conversation, follow_up, tool_loop = request.conversation, request.follow_up, request.tool_loop
+        wanted = Wanted(lambda_, budgeted, draw, conversation, follow_up, tool_loop, limited)
         return self.ordering.order(wanted, offered, known)
 
     def spend(self, decision: Decision) -> Entry | None:
@@ -256,7 +256,7 @@ class Router:
         """
         tried: set[Replica] = set()
         attempts, stale, last = 0, False, None
-        protocols = _protocols(request)
+        protocols = _PROTOCOLS.get(request.path)
         key = partial(self._affinity, request) if self._affine else None
         replica = self.fleet.next(decision.order, tried, protocols, key)
 
@@ -289,9 +289,9 @@ class Router:
         self, replica: Replica, request: Request, lambda_: float, elsewhere: Callable[[], bool], *, fresh: bool
     ) -> Reply:
         """Send, and wait for the first bytes; raises UnansweredError also where the replica is given up meanwhile."""
-        breaker, now, task = replica.breaker, asyncio.get_running_loop().time, asyncio.current_task()
+        breaker, task = replica.breaker, asyncio.current_task(self._loop)
         assert task is not None
-        call = Waiting(task, now(), not request.stream, elsewhere)
+        call = Waiting(task, time.monotonic(), not request.stream, elsewhere)
         breaker.start()
         replica.outstanding += 1
         replica.waiting.add(call)
@@ -309,7 +309,7 @@ class Router:
             raise error from None
         finally:
             replica.waiting.discard(call)
-        replica.heard = now()
+        replica.heard = time.monotonic()
         if reply.stream:
             breaker.began()
         else:
@@ -354,11 +354,6 @@ def _budget(config: RouterConfig) -> Budget | None:
     if spec.unit == "lambda":
         return Budget.of_lambda(spec.mean, spec.window, {v.id: v.lambda_ for v in config.variants})
     return Budget("tokens", spec.mean, spec.window, dict(config.expected_tokens))
-
-
-def _protocols(request: Request) -> frozenset[str] | None:
-    route = ROUTES.get(request.path)
-    return route.protocols if route else None
 
 
 def _ms(begun: float) -> float:

@@ -126,8 +126,9 @@ class Ordering:
         elif floor > 0.0:
             order = sorted(order, key=lambda id: self.lambdas[id] < floor)
         cause = cause if order[0] == first else "conversation"
-        later = offered - set(order)
-        return [*order, *(self._ranked(self.lambdas[order[0]], later, wanted.draw, self._rule) if later else ())], cause
+        if len(order) < len(offered):
+            order += self._ranked(self.lambdas[order[0]], offered - set(order), wanted.draw, self._rule)
+        return order, cause
 
     def _ranked(self, lambda_: float, ids: AbstractSet[str], draw: float, rule: Rule) -> list[str]:
         if len(ids) < 2:

@@ -16,8 +16,11 @@ _WINDOWS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
 
 def encoding_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Return the content-encoding that headers (names in lower case) state; b"" for plain bytes."""
-    stated = [value for name, value in headers if name == b"content-encoding"]
-    encoding = b", ".join(stated).strip().lower() if stated else b""
+    encoding = b""
+    for name, value in headers:
+        if name == b"content-encoding":
+            encoding = encoding + b", " + value if encoding else value
+    encoding = encoding.strip().lower() if encoding else b""
     return b"" if encoding == b"identity" else encoding
 
 

@@ -28,6 +28,7 @@ from dami_router.proxy.watching import Watches
 from dami_router.proxy.wire import (
     ClientGoneError,
     HttpError,
+    Message,
     Receive,
     Scope,
     Send,
@@ -122,27 +123,27 @@ class Proxy:
         ours = [(b"x-request-id", id.encode()), *self._cors.headers(scope)]
         begun = False
 
-        async def tracked(message: dict[str, object]) -> None:
+        def tracked(message: Message) -> Awaitable[None]:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                message["headers"] = [*message["headers"], *ours]  # type: ignore[misc]
-            await send(message)
+                message["headers"] = [*message["headers"], *ours]
+            return send(message)
 
         try:
-            await self._handling(scope, path, id, receive, tracked)  # type: ignore[arg-type]
+            await self._handling(scope, path, id, receive, tracked)
         except ClientGoneError:
             self.metrics.gone()
         except HttpError as error:
             if error.status >= 500:
                 _LOG.warning("request %s: %d %s", id, error.status, error.message)
-            await send_json(tracked, error.status, error_body(shape, error), error.headers)  # type: ignore[arg-type]
+            await send_json(tracked, error.status, error_body(shape, error), error.headers)
         except Exception:
             # A bug in the proxy. The traceback names code, not data; the client gets an error in its own format.
             known = path in self._routes or path in self._gets
             _LOG.exception("request %s: unexpected error at %s", id, path if known else "a path")
             if not begun:
-                await send_json(tracked, 500, error_body(shape, HttpError(500, "internal error")))  # type: ignore[arg-type]
+                await send_json(tracked, 500, error_body(shape, HttpError(500, "internal error")))
 
     def _id(self, scope: Scope) -> str:
         """Return the client's request id, or a new one where it sent none that can be passed on."""
@@ -156,11 +157,11 @@ class Proxy:
         """Return what answers a request; raises HttpError 401 where its key is not right."""
         method: str = scope["method"]
         posts, gets = method == "POST", method in ("GET", "HEAD")
-        if gets and path == "/health":
-            return self._health(send)
         if posts and path in self._routes:
             self._keys.require(scope)
             return self._generate(scope, path, id, receive, send)
+        if gets and path == "/health":
+            return self._health(send)
         if gets and path in self._gets:
             self._keys.require(scope)
             return self._gets[path](send)

@@ -19,7 +19,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float) 
     encoding = encoding_of(scope["headers"])
     if encoding and not can_decode(encoding):
         raise HttpError(415, "expected a body that is plain, or encoded as gzip or deflate")
-    if scope.get("state", {}).get("whole"):  # it is here already: neither its announced length nor a clock is needed
+    if "whole" in scope.get("state", ()):  # it is here already: neither its announced length nor a clock is needed
         body = await _received(receive, limit)
     else:
         declared = header(scope, b"content-length")
@@ -34,19 +34,18 @@ async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float) 
 
 
 async def _received(receive: Receive, limit: int) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    while True:
+    body, parts, size, more = b"", [], 0, True
+    while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGoneError
-        part = message.get("body", b"")
-        size += len(part)
+        body, more = message.get("body", b""), message.get("more_body", False)
+        size += len(body)
         if size > limit:
             raise _too_large(limit)
-        parts.append(part)
-        if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+        if more or parts:
+            parts.append(body)
+    return b"".join(parts) if parts else body
 
 
 def _decoded(body: bytes, encoding: bytes, limit: int) -> bytes:

@@ -57,11 +57,10 @@ class GuardedProtocol(CorkedProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse, then hold headers, trailers and the framing of chunks against the limits."""
-        self._moved, again = False, data
-        while again and not self._refused and not self.transport.is_closing():
-            self._data, self._again = again, b""
-            super().data_received(again)
-            again = self._again
+        self._moved, self._again = False, data
+        while self._again and not self._refused and not self.transport.is_closing():
+            self._data, self._again = self._again, b""
+            super().data_received(self._data)
         if self._refused or self.transport.is_closing():
             return
         # A block that made progress may end with the next request's first bytes.

@@ -9,7 +9,7 @@ from typing import Any
 from dami_router.messages.request import Shape
 
 __all__ = [
-    "ClientGoneError", "Headers", "HttpError", "Receive", "Scope", "Send", "error_body", "error_event", "header",
+    "ClientGoneError", "Headers", "HttpError", "Message", "Receive", "Scope", "Send", "error_body", "error_event", "header",
     "send_json", "send_whole", "start",
 ]  # fmt: skip
 
@@ -52,9 +52,9 @@ def header(scope: Scope, name: bytes) -> bytes | None:
     return None
 
 
-async def start(send: Send, status: int, headers: Headers) -> None:
+def start(send: Send, status: int, headers: Headers) -> Awaitable[None]:
     """Send status and headers."""
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    return send({"type": "http.response.start", "status": status, "headers": headers})
 
 
 async def send_whole(send: Send, status: int, headers: Headers, body: bytes) -> None:

@@ -30,7 +30,7 @@ Health = Literal["unknown", "alive", "dead", "wrong"]
 
 @dataclass(eq=False, slots=True)
 class Waiting:
-    """A call before its first byte: its task, since when (the loop's time), for a whole reply or a stream."""
+    """A call before its first byte: its task, since when (by `monotonic`), for a whole reply or a stream."""
 
     task: asyncio.Task[Any]
     since: float
@@ -65,7 +65,7 @@ class Replica:
     missed: int = 2
     """Health checks without a good answer, in a row; nothing is known at first, and nothing waits."""
     heard: float = 0.0
-    """When it last gave an answer to a request, by the loop's time."""
+    """When it last gave an answer to a request, by `monotonic`."""
     waiting: set[Waiting] = field(default_factory=set)
     """Calls before their first byte."""
 
@@ -186,9 +186,12 @@ class Fleet:
         """
         if not self.replicas:
             return set(self._variants)
-        usable = [r for r in self.replicas if r.usable and _speaks(r, protocols)]
-        healthy = [r for r in usable if r.health != "dead"]
-        return {r.variant.id for r in healthy or usable}
+        healthy: set[str] = set()
+        dead: set[str] = set()
+        for replica in self.replicas:
+            if replica.usable and _speaks(replica, protocols):
+                (dead if replica.health == "dead" else healthy).add(replica.variant.id)
+        return healthy or dead
 
     def known(self, protocols: Protocols = None) -> set[str]:
         """Return the variants with a replica, in whatever state; without any replica, every variant."""
@@ -204,14 +207,17 @@ class Fleet:
         """
         last_resort: Replica | None = None
         for variant in variants:
-            usable = [r for r in self.of(variant, protocols) if r.usable and r not in tried]
-            alive = [r for r in usable if r.health != "dead"]
+            alive: list[Replica] = []
+            dead: list[Replica] = []
+            for replica in self._of.get(variant, ()):
+                if replica not in tried and replica.usable and _speaks(replica, protocols):
+                    (dead if replica.health == "dead" else alive).append(replica)
             if len(alive) > 1 and key is not None and (found := key()) is not None:
                 return alive[pick(found, [r.tag for r in alive], [r.outstanding for r in alive], self._load)]
             if alive:
                 return _least_busy(alive)
-            if usable and last_resort is None:
-                last_resort = _least_busy(usable)
+            if dead and last_resort is None:
+                last_resort = _least_busy(dead)
         return last_resort
 
 

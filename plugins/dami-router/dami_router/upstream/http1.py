@@ -36,7 +36,7 @@ class ReplyParser:
         self.size = self._head_size = 0
         self.headed = self.complete = self.keep = False
         self.failed: str | None = None
-        self._seen = self._framed = False
+        self._seen = False
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes; `failed` becomes `not_http` where they are invalid."""
@@ -54,9 +54,16 @@ class ReplyParser:
     def end(self, *, clean: bool) -> None:
         """Take the end of the connection: it completes a body without a length, and fails any other reply."""
         self.keep = False
-        if clean and self.headed and not self._framed and self.failed is None:
+        if clean and self.headed and not self._framed() and self.failed is None:
             self.complete = True
         self.fail("broke_off" if self._seen else "disconnected")
+
+    def _framed(self) -> bool:
+        """Return whether the reply itself says where its body ends."""
+        return any(
+            name == b"content-length" or (name == b"transfer-encoding" and b"chunked" in value.lower())
+            for name, value in self.headers
+        )
 
     def fail(self, why: str) -> None:
         """Note why no more bytes will come; a complete reply stays complete, and the first reason is kept."""
@@ -74,15 +81,12 @@ class ReplyParser:
         if self._head_size > _MAX_HEAD:
             raise CallError("not_http")
         if not self.headed:  # otherwise a trailer
-            name = name.lower()
-            self.headers.append((name, value))
-            if name == b"content-length" or (name == b"transfer-encoding" and b"chunked" in value.lower()):
-                self._framed = True
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:  # noqa: D102
         status = self._parser.get_status_code()
         if status < 200:
-            self.headers, self._framed = [], False
+            self.headers = []
             return
         self.status, self.headed = status, True
         self.keep = self._parser.should_keep_alive()

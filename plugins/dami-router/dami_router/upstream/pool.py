@@ -32,11 +32,11 @@ class Origin(NamedTuple):
 
 
 class Pool:
-    """Opens connections within `connect_s` seconds, and keeps idle ones for `keepalive_s`."""
+    """Opens connections within `connect_s` seconds, and keeps idle ones for `keepalive_s`; `loop` is its event loop."""
 
     def __init__(self, connect_s: float, keepalive_s: float) -> None:
         self._connect_s, self._keepalive_s = connect_s, keepalive_s
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._idle: dict[Origin, deque[Connection]] = {}
         self._open: set[Connection] = set()
         self._sweep_timer: asyncio.TimerHandle | None = None
@@ -56,7 +56,7 @@ class Pool:
     def take(self, origin: Origin) -> Connection | None:
         """Return an idle connection; None where none is recent and alive."""
         idle = self._idle.get(origin)
-        oldest = self._loop.time() - self._keepalive_s
+        oldest = self.loop.time() - self._keepalive_s
         while idle:
             connection = idle.pop()
             if connection.reusable and connection.idle_since > oldest:
@@ -69,7 +69,7 @@ class Pool:
         tls = self._context(origin.ca) if origin.tls else None
         try:
             async with asyncio.timeout(self._connect_s):
-                _, connection = await self._loop.create_connection(
+                _, connection = await self.loop.create_connection(
                     lambda: Connection(self._open.discard), origin.host, origin.port, ssl=tls
                 )
         except TimeoutError:
@@ -100,23 +100,23 @@ class Pool:
         if not connection.reusable:
             connection.abort()
             return
-        connection.idle_since = self._loop.time()
+        connection.idle_since = self.loop.time()
         idle = self._idle.get(origin)
         if idle is None:
             idle = self._idle[origin] = deque()
         idle.append(connection)
         if self._sweep_timer is None:
-            self._sweep_timer = self._loop.call_later(self._keepalive_s, self._sweep)
+            self._sweep_timer = self.loop.call_later(self._keepalive_s, self._sweep)
 
     def _sweep(self) -> None:
         """Close connections that were idle for too long, the oldest first."""
         self._sweep_timer = None
-        oldest = self._loop.time() - self._keepalive_s
+        oldest = self.loop.time() - self._keepalive_s
         for idle in self._idle.values():
             while idle and (idle[0].idle_since <= oldest or not idle[0].reusable):
                 idle.popleft().abort()
         if any(self._idle.values()):
-            self._sweep_timer = self._loop.call_later(self._keepalive_s, self._sweep)
+            self._sweep_timer = self.loop.call_later(self._keepalive_s, self._sweep)
 
     def close(self) -> None:
         """Close all connections, also those in use."""

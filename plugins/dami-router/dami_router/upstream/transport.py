@@ -104,7 +104,8 @@ class Transport:
         A stream is returned at its first event, any other reply whole. A stream that begins with
         an error, as TGI's do with status 200, is no answer. Only a live server is told λ.
         """
-        now = asyncio.get_running_loop().time()
+        assert self._pool is not None, "open() comes first"
+        now = self._pool.loop.time()
         until = now + (self._timeouts.first_byte if request.stream else self._timeouts.total)
         body = body_at(request, replica, lambda_)
         try:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
+from time import monotonic
 from typing import Any
 
 from dami_router.config.router_schema import ProbeSpec
@@ -52,7 +53,7 @@ class Watchdog:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self._interval / 2)
-            now = asyncio.get_running_loop().time()
+            now = monotonic()
             for replica in self._fleet.replicas:
                 doubtful = replica.hung or replica.overdue(now, self._interval)
                 if doubtful and replica not in self._asked and (replica.hung or replica.health != "dead"):
@@ -63,7 +64,7 @@ class Watchdog:
     async def ask(self, replica: Replica) -> None:
         """Ask for one token; any reply shows that completions are answered."""
         path, body = _one_token(replica)
-        asked = asyncio.get_running_loop().time()
+        asked = monotonic()
         try:
             await self._transport.post(replica, path, body, self._patience)
         except CallError as error:
