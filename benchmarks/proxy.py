@@ -1,12 +1,11 @@
 """Measure the proxy's overhead over a direct call: throughput, latency, first streamed chunk, memory.
 
-    python benchmarks/proxy.py [--seconds 4] [--rounds 3] [--litellm PATH/TO/litellm] [--json]
+    python benchmarks/proxy.py [--seconds 4] [--rounds 3] [--litellm PATH/TO/litellm] [--former TREE] [--json]
 
-The upstream is nginx with one static chat completion; wrk is the load generator. Runs are interleaved:
-direct calls, nginx as a proxy, ours (with an API key, health checks, metrics, the `fixed` estimator)
-and, if given, LiteLLM's proxy, each in its own process. First chunks come from a small server that sends ten
-events 20 ms apart; so do the 500 concurrent streams. Needs `nginx` and `wrk` in the PATH. Exits with 1
-if a budget is exceeded.
+The upstream is nginx with one static chat completion; wrk is the load generator. Runs are interleaved: direct calls,
+nginx as a proxy, ours (with an API key, health checks, metrics, the `fixed` estimator) and, if given, LiteLLM's proxy
+and a former version of ours, each in its own process. First chunks come from a small server that sends ten events 20 ms
+apart; so do the 500 concurrent streams. Needs `nginx` and `wrk` in the PATH. Exits with 1 if a budget is exceeded.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,13 +58,14 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=4, help="seconds per run (default 4)")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved runs of each (default 3)")
     parser.add_argument("--litellm", help="the `litellm` command of an environment that has litellm[proxy]")
+    parser.add_argument("--former", type=Path, help="an earlier checkout of this repository, with the same packages")
     parser.add_argument("--json", action="store_true", help="write one JSON object")
     arguments = parser.parse_args()
     for tool in ("nginx", "wrk"):
         if shutil.which(tool) is None:
             raise SystemExit(f"{tool} is not installed; on Debian: apt install nginx-light wrk")
     with tempfile.TemporaryDirectory(prefix="dami-bench-") as folder:
-        figures = measure(Path(folder), arguments.seconds, arguments.rounds, arguments.litellm)
+        figures = measure(Path(folder), arguments.seconds, arguments.rounds, arguments.litellm, arguments.former)
     over = [name for name, budget in BUDGETS.items() if figures[name] > budget]
     if arguments.json:
         print(json.dumps({"machine": machine(), "over_budget": over, **figures}, indent=2))
@@ -76,7 +76,7 @@ def main() -> int:
     return int(bool(over))
 
 
-def measure(folder: Path, seconds: int, rounds: int, litellm: str | None) -> dict[str, float]:
+def measure(folder: Path, seconds: int, rounds: int, litellm: str | None, former: Path | None) -> dict[str, float]:
     """Start everything, run interleaved rounds, and summarise."""
     with ExitStack() as stack:
         upstream, relay = stack.enter_context(nginx(folder))
@@ -84,6 +84,9 @@ def measure(folder: Path, seconds: int, rounds: int, litellm: str | None) -> dic
         ours, process = stack.enter_context(proxy(folder, upstream, "static"))
         ports["dami"] = ours
         before = cpu_ms(process)
+        if former:
+            ports["former"], former_process = stack.enter_context(proxy(folder, upstream, "former", former))
+            former_before = cpu_ms(former_process)
         if litellm:
             ports["litellm"] = stack.enter_context(peer(folder, upstream, litellm))
         one = turns(folder, ports, 1, seconds, rounds)
@@ -99,7 +102,14 @@ def measure(folder: Path, seconds: int, rounds: int, litellm: str | None) -> dic
             figures["ratio_to_litellm"] = round(many["dami"].rate / many["litellm"].rate, 1)
         figures["rss_mb"] = rss_mb(process)
         # Unlike times, this hardly depends on the load of the machine.
-        figures["dami_cpu_ms_per_request"] = cpu_per_request(process, before, answered(ours))
+        cpu = figures["dami_cpu_ms_per_request"] = cpu_per_request(process, before, answered(ours))
+        if former:
+            former_cpu = cpu_per_request(former_process, former_before, answered(ports["former"]))
+            former_added = round(one["former"].p50 - one["direct"].p50, 3)
+            figures |= {"former_cpu_ms_per_request": former_cpu, "former_added_p50_ms": former_added}
+            figures["cpu_ratio_to_former"] = round(cpu / former_cpu, 3)
+            figures["added_p50_ratio_to_former"] = round(figures["added_p50_ms"] / former_added, 3)
+            figures["rps_ratio_to_former"] = round(many["dami"].rate / many["former"].rate, 3)
     return figures | streams(folder)
 
 
@@ -169,8 +179,8 @@ def nginx(folder: Path) -> Iterator[tuple[int, int]]:
 
 
 @contextmanager
-def proxy(folder: Path, upstream: int, name: str) -> Iterator[tuple[int, int]]:
-    """Run `dami serve`; yields its port and process id."""
+def proxy(folder: Path, upstream: int, name: str, tree: Path | None = None) -> Iterator[tuple[int, int]]:
+    """Run `dami serve`, or that of another checkout; yields its port and process id."""
     port = free_port()
     config = folder / f"{name}.yml"
     config.write_text(
@@ -179,7 +189,8 @@ def proxy(folder: Path, upstream: int, name: str) -> Iterator[tuple[int, int]]:
         f'backends: [{{variant: v-l000, url: "http://127.0.0.1:{upstream}", protocol: openai}}]\n'
     )
     command = [str(Path(sys.executable).parent / "dami"), "serve", str(config), "--port", str(port)]
-    with running(command, port) as process:
+    code = {"PYTHONPATH": os.pathsep.join(str(at) for at in (tree, *(tree / "plugins").iterdir()))} if tree else {}
+    with running(command, port, code) as process:
         yield port, process
 
 
@@ -197,9 +208,9 @@ def peer(folder: Path, upstream: int, litellm: str) -> Iterator[int]:
 
 
 @contextmanager
-def running(command: list[str], port: int) -> Iterator[int]:
+def running(command: list[str], port: int, variables: Mapping[str, str] | None = None) -> Iterator[int]:
     """Run a server until the block ends; yields its process id once it listens."""
-    environment = {**os.environ, "BENCH_KEY": KEY}
+    environment = {**os.environ, "BENCH_KEY": KEY, **(variables or {})}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         end = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < end:

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from dami_router.choosing.budget import Budget, Entry
-from dami_router.choosing.ordering import SAME_LAMBDA, Ordered, Ordering, Wanted
+from dami_router.choosing.ordering import SAME_LAMBDA, Ordering, Wanted
 from dami_router.choosing.outcome import Decision
 from dami_router.config.model_names import model_names, unknown_model
 from dami_router.config.router_yml import load_config
@@ -162,10 +162,23 @@ class Router:
             if id is None:
                 raise UnknownModelError(f"`{model}` has no server among the router's backends")
             return Decision(self.ordering.lambdas[model], id, "pinned", _ms(begun), (id,), "pinned")
-        estimate = await self._estimate(model, effort, request, estimator or self.estimator)
+        if auto:
+            query = Query(request.text, effort, request.messages, request.prompt)
+            estimate = await (estimator or self.estimator).estimate(query)
+            if self.config.effort_shift:
+                estimate = self._shifted(estimate, effort)
+        else:
+            estimate = self._pinned(model)
         policy = self.config.policy
         lambda_ = min(max(estimate.lambda_, policy.lambda_min), policy.lambda_max)
-        bent, order, cause = self._order(lambda_, request, budgeted=auto, limited=lambda_ != estimate.lambda_)
+        offered, known = self._offered(request)
+        # Digests of the request, computed only where the policy uses them.
+        draw = request.draw if policy.rule == "dithered" else 0.0
+        conversation, follow_up, tool_loop = None, False, False
+        if policy.sticky:
+            conversation, follow_up, tool_loop = request.conversation, request.follow_up, request.tool_loop
+        wanted = Wanted(lambda_, auto, draw, conversation, follow_up, tool_loop, lambda_ != estimate.lambda_)
+        bent, order, cause = self.ordering.order(wanted, offered, known)
         # Budget and conversation may change λ(q) for a live server: the evidence then holds the estimate too.
         evidence = estimate.evidence
         if abs(bent - lambda_) >= SAME_LAMBDA:
@@ -195,13 +208,15 @@ class Router:
             raise NoVariantError
         return offered, offered if len(offered) >= self.fleet.served else self.fleet.known(protocols)
 
-    async def _estimate(self, model: str, effort: str | None, request: Request, estimator: Chain) -> Estimate:
-        if model not in _AUTO:
-            lambda_ = pinned(model)
-            if lambda_ is None:
-                raise UnknownModelError(unknown_model(model, self.model_names()))
-            return Estimate(lambda_, "pinned")
-        found = await estimator.estimate(Query(request.text, effort, request.messages, request.prompt))
+    def _pinned(self, model: str) -> Estimate:
+        """Return the λ that a model name pins; raises UnknownModelError."""
+        lambda_ = pinned(model)
+        if lambda_ is None:
+            raise UnknownModelError(unknown_model(model, self.model_names()))
+        return Estimate(lambda_, "pinned")
+
+    def _shifted(self, found: Estimate, effort: str | None) -> Estimate:
+        """Return an estimate moved by what router.yml says for a request's effort."""
         shift = self.config.effort_shift.get(effort or "", 0.0)
         if not shift or found.estimator == "effort":
             return found
@@ -211,18 +226,6 @@ class Router:
     def model_names(self) -> list[str]:
         """Return the names that clients may send, beside those that pin λ."""
         return model_names(self.config, [v.id for v in self.config.variants if self.fleet.standing_for(v.id)])
-
-    def _order(self, lambda_: float, request: Request, *, budgeted: bool, limited: bool) -> Ordered:
-        """Return the λ to answer at, the variants in the order to try, and what decided."""
-        offered, known = self._offered(request)
-        policy = self.config.policy
-        # Digests of the request, computed only where the policy uses them.
-        draw = request.draw if policy.rule == "dithered" else 0.0
-        conversation, follow_up, tool_loop = None, False, False
-        if policy.sticky:
-            conversation, follow_up, tool_loop = request.conversation, request.follow_up, request.tool_loop
-        wanted = Wanted(lambda_, budgeted, draw, conversation, follow_up, tool_loop, limited)
-        return self.ordering.order(wanted, offered, known)
 
     def spend(self, decision: Decision) -> Entry | None:
         """Enter a decision into the online budget; None where there is none."""

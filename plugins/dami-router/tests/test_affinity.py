@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 
@@ -10,10 +11,10 @@ from hypothesis import strategies as st
 
 from dami_router.choosing.affinity import pick, tag
 
-KEYS = [f"conversation {n}".encode() for n in range(3000)]
+KEYS = [hashlib.blake2b(f"conversation {n}".encode(), digest_size=16).digest() for n in range(3000)]
 
 
-def names(count: int) -> list[bytes]:
+def names(count: int) -> list[int]:
     return [tag(f"http://10.0.0.{n}:8000") for n in range(count)]
 
 

@@ -13,17 +13,22 @@ from collections.abc import Sequence
 __all__ = ["pick", "tag"]
 
 
-def tag(name: str) -> bytes:
+_PRIME = (1 << 127) - 1
+
+
+def tag(name: str) -> int:
     """Return a replica's part of the hash, from what names it everywhere."""
-    return hashlib.blake2b(name.encode(), digest_size=16).digest()
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest())
 
 
-def pick(key: bytes, tags: Sequence[bytes], busy: Sequence[int], load: float) -> int:
-    """Return the place of the replica that a key (at most 64 bytes) prefers among those that are not overloaded.
+def pick(key: bytes, tags: Sequence[int], busy: Sequence[int], load: float) -> int:
+    """Return the place of the replica that a key, itself a digest, prefers among those that are not overloaded.
 
     `busy` are the replicas' calls in progress; none gets more than `load` ≥ 1 times their mean, rounded up, with this
     call counted.
     """
     most = math.ceil(load * (sum(busy) + 1) / len(busy))
-    free = [place for place, calls in enumerate(busy) if calls < most]
-    return max(free, key=lambda place: hashlib.blake2b(key, key=tags[place], digest_size=8).digest())
+    # A product modulo a prime is enough: keys and tags are digests, and nobody gains from a replica of their choice.
+    value = int.from_bytes(key)
+    scores = [value * tag % _PRIME if calls < most else -1 for tag, calls in zip(tags, busy, strict=True)]
+    return scores.index(max(scores))

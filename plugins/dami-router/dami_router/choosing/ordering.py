@@ -59,23 +59,25 @@ class Ordering:
     ) -> None:  # fmt: skip
         self.lambdas, self.budget = dict(lambdas), budget
         self._any, self._rule, self._lambda_min, self._sticky = any_lambda, rule, lambda_min, sticky
+        self._plain = rule == "nearest" and not sticky and budget is None
         self._conversations = Conversations()
         self.considered = frozenset(self.lambdas) - (dominated(figures) if drop_dominated else set())
 
     def order(self, wanted: Wanted, offered: AbstractSet[str], known: AbstractSet[str] = frozenset()) -> Ordered:
         """Return the variants on offer, not empty, in their order; then those only `known`, in case they return."""
         found = self._order(wanted, offered)
-        if len(known) <= len(offered) or not (later := known - offered):
+        if len(known) <= len(offered):
             return found
+        later = known - offered
         spare = [*({self._any} & later), *self._ranked(found.lambda_, later - {self._any}, wanted.draw, "nearest")]
         missed = self._order(wanted, known).order[0] != found.order[0]
         return Ordered(found.lambda_, [*found.order, *spare], "fallback" if missed else found.cause)
 
     def _order(self, wanted: Wanted, offered: AbstractSet[str]) -> Ordered:
         if self._any not in offered:
-            return Ordered(wanted.lambda_, *self._fixed(wanted.lambda_, offered, wanted))
+            return self._fixed(wanted.lambda_, offered, wanted)
         lambda_, cause = self._bent(wanted)
-        order, _ = self._fixed(lambda_, offered - {self._any}, wanted._replace(budgeted=False))
+        order = self._fixed(lambda_, offered - {self._any}, wanted._replace(budgeted=False)).order
         # A server of its own reads the same weights once, a live server reads two endpoints: it comes first.
         same = bool(order) and abs(self.lambdas[order[0]] - lambda_) < SAME_LAMBDA
         return Ordered(lambda_, [*order[:same], self._any, *order[same:]], cause)
@@ -106,13 +108,13 @@ class Ordering:
             cause = cause if lambda_ == wanted.lambda_ else "budget"
         return (round(lambda_, 6), cause) if lambda_ >= floor else (round(floor, 6), "conversation")
 
-    def _fixed(self, lambda_: float, offered: AbstractSet[str], wanted: Wanted) -> tuple[list[str], Cause]:
-        """Return the order of the variants that have servers of their own, and what decided on the first."""
+    def _fixed(self, lambda_: float, offered: AbstractSet[str], wanted: Wanted) -> Ordered:
+        """Order the variants that have servers of their own."""
         # Dominated variants are tried only where no other is left.
         ids, cause = (self.considered & offered) or offered, _first(wanted)
-        if not ids:
-            return [], cause
         order = self._ranked(lambda_, ids, wanted.draw, self._rule)
+        if not order or (self._plain and len(order) == len(offered)):
+            return Ordered(lambda_, order, cause)
         if self._rule != "nearest" or len(ids) < len(offered):
             plain = self._ranked(lambda_, offered, wanted.draw, "nearest")
             cause = "policy" if self.lambdas[order[0]] != self.lambdas[plain[0]] else cause
@@ -128,7 +130,7 @@ class Ordering:
         cause = cause if order[0] == first else "conversation"
         if len(order) < len(offered):
             order += self._ranked(self.lambdas[order[0]], offered - set(order), wanted.draw, self._rule)
-        return order, cause
+        return Ordered(lambda_, order, cause)
 
     def _ranked(self, lambda_: float, ids: AbstractSet[str], draw: float, rule: Rule) -> list[str]:
         if len(ids) < 2:

@@ -9,6 +9,8 @@ from typing import Any
 
 __all__ = ["Estimate", "Query"]
 
+_NONE: Mapping[str, float | str] = MappingProxyType({})
+
 
 @dataclass(slots=True)  # not frozen: made for each request
 class Query:
@@ -35,4 +37,4 @@ class Estimate:
 
     lambda_: float
     estimator: str
-    evidence: Mapping[str, float | str] = field(default_factory=lambda: MappingProxyType({}))
+    evidence: Mapping[str, float | str] = field(default_factory=lambda: _NONE)

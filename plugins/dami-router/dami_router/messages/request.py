@@ -28,7 +28,8 @@ Span = tuple[str, int, int]
 _MARK = b"\xef\xbb\xbf"
 _CHATS = {"/v1/responses": ("input", "instructions"), "/v1/messages": ("messages", "system")}
 """Where a route has its conversation, and what stands before it, unless that is in `messages`."""
-_SPACE = re.compile(r"[ \t\n\r]*")
+_SPACES = " \t\n\r"
+_SPACE = re.compile(f"[{_SPACES}]*")
 _HINTS = Hints()
 _BEGINNING = 1024
 _LONGEST_NUMBER = 4300  # digits; Python refuses longer ones
@@ -93,10 +94,8 @@ class Request:
         return hashlib.blake2b(self.prompt[:_BEGINNING].encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
     def _digest(self, messages: Iterable[Mapping[str, Any]]) -> bytes:
-        digest = hashlib.blake2b(digest_size=16)
-        for part in (self.user, *(f"{_role(m)}\0{_plain(m.get('content'))}" for m in messages)):
-            digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
-        return digest.digest()
+        said = "".join([f"{self.user}\0", *[f"{_role(m)}\0{_plain(m.get('content'))}\0" for m in messages]])
+        return hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
     def body_for(self, model: str | None) -> bytes:
         """Return the body with another model name; None keeps the body as it is."""
@@ -225,7 +224,10 @@ def _quick(body: bytes) -> tuple[dict[str, Any], list[Span]] | None:
         raise BadRequestError("the body begins with a byte-order mark; send UTF-8 without one")
     if body.count(b'"model"') != 1 or b"\\u" in body:
         return None
-    members = _DECODER.decode(body.decode("utf-8"))
+    text = body.decode("utf-8").strip(_SPACES)
+    members, end = _DECODER.raw_decode(text)
+    if end != len(text):
+        return None
     found = _MODEL.search(body)
     if not isinstance(members, dict) or "model" not in members or found is None:
         return None

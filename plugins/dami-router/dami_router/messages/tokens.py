@@ -14,27 +14,28 @@ _KEEP = 4096
 
 
 class TokenCount:
-    """Keeps the first and last 4 KiB of a reply: servers put the count near one of its ends.
+    """Reads the first and last 4 KiB of a reply: servers put the count near one of its ends.
 
     For a stream without a count, its events are counted: nearly one per token.
     """
 
     def __init__(self, *, stream: bool) -> None:
         self._stream = stream
-        self._head = self._tail = b""
+        self._whole = self._tail = b""
         self._events = 0
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next bytes."""
-        if len(self._head) < _KEEP and not self._stream:
-            self._head += chunk[:_KEEP]
-        self._tail = chunk[-_KEEP:] if len(chunk) >= _KEEP else (self._tail + chunk)[-_KEEP:]
+        """Take the next bytes; a reply that is not a stream comes whole."""
         if self._stream:
+            self._tail = chunk[-_KEEP:] if len(chunk) >= _KEEP else (self._tail + chunk)[-_KEEP:]
             self._events += chunk.count(b"data:")
+        else:
+            self._whole = chunk
 
     def result(self) -> int | None:
         """Return the count; None where the reply has none."""
-        found = _COUNT.findall(self._tail) or _COUNT.findall(self._head)
+        whole = self._whole
+        found = _COUNT.findall(self._tail or whole[-_KEEP:]) or _COUNT.findall(whole[:_KEEP])
         if found:
             return int(found[-1])
         return self._events if self._stream else None

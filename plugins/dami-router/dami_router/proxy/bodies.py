@@ -34,7 +34,8 @@ async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float) 
 
 
 async def _received(receive: Receive, limit: int) -> bytes:
-    body, parts, size, more = b"", [], 0, True
+    parts: list[bytes] = []
+    body, size, more = b"", 0, True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":

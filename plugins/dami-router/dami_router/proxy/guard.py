@@ -33,6 +33,8 @@ _REASONS = {
 class GuardedProtocol(CorkedProtocol):
     """uvicorn's protocol within limits: a request beyond them gets 408 or 431, a connection too many 503."""
 
+    # What runs for every request names its base: `super()` would cost a request 1 %.
+
     limits: ClassVar[Limits] = Limits()
     _timer: asyncio.TimerHandle | None = None
     _headed: HTTPScope | None = None
@@ -60,7 +62,7 @@ class GuardedProtocol(CorkedProtocol):
         self._moved, self._again = False, data
         while self._again and not self._refused and not self.transport.is_closing():
             self._data, self._again = self._again, b""
-            super().data_received(self._data)
+            CorkedProtocol.data_received(self, self._data)
         if self._refused or self.transport.is_closing():
             return
         # A block that made progress may end with the next request's first bytes.
@@ -88,7 +90,7 @@ class GuardedProtocol(CorkedProtocol):
         # CONNECT has no address here, and is a 400 or 405.
         self._elsewhere = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
         if not self._elsewhere:
-            super().on_headers_complete()
+            CorkedProtocol.on_headers_complete(self)
             self.headers = []  # for what comes after the body: a trailer is no header
 
     def _size(self) -> int:
@@ -99,14 +101,14 @@ class GuardedProtocol(CorkedProtocol):
         """Take a piece of the body, unless the request was refused."""
         self._moved = True
         if not self._refused:
-            super().on_body(body)
+            CorkedProtocol.on_body(self, body)
 
     def on_message_complete(self) -> None:
         """Take the end of the body, unless the request was refused."""
         self._moved = True
         if self._refused or self._elsewhere:
             return
-        super().on_message_complete()
+        CorkedProtocol.on_message_complete(self)
         self.scope["state"]["whole"] = True
         if self.cycle.response_complete:  # answered before its end: the connection is as good as any again
             self._stop_clock()
@@ -119,7 +121,7 @@ class GuardedProtocol(CorkedProtocol):
         """Go on with the next request; where this one's body is unfinished, it has little time to end."""
         # With requests in the pipeline, `cycle` is the last of them, and this one is complete.
         unfinished = not self.pipeline and self.cycle is not None and self.cycle.more_body
-        super().on_response_complete()
+        CorkedProtocol.on_response_complete(self)
         if unfinished and not self.transport.is_closing():
             self._unset_keepalive_if_required()
             self._end_soon()

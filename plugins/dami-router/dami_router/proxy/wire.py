@@ -9,8 +9,8 @@ from typing import Any
 from dami_router.messages.request import Shape
 
 __all__ = [
-    "ClientGoneError", "Headers", "HttpError", "Message", "Receive", "Scope", "Send", "error_body", "error_event", "header",
-    "send_json", "send_whole", "start",
+    "ClientGoneError", "Headers", "HttpError", "Message", "Receive", "Scope", "Send", "error_body", "error_event",
+    "header", "send_json", "send_whole", "start",
 ]  # fmt: skip
 
 Scope = MutableMapping[str, Any]

@@ -37,6 +37,11 @@ class DecodedCall:
         """Return a header's first value, "" where there is none."""
         return self._call.header(name)
 
+    @property
+    def complete(self) -> bool:
+        """Whether the body is known to have been read to its end; only a last `read` tells."""
+        return False
+
     async def read(self, until: float | None = None) -> bytes:
         """Return the next decoded bytes; b"" at the end of the body."""
         while True:

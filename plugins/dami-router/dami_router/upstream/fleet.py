@@ -70,7 +70,7 @@ class Replica:
     """Calls before their first byte."""
 
     @cached_property
-    def tag(self) -> bytes:
+    def tag(self) -> int:
         """Its part of the hash that keeps conversations on one replica; the same in every router."""
         return tag(self.spec.url)
 

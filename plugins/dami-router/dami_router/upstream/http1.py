@@ -42,11 +42,11 @@ class ReplyParser:
         """Take the next bytes; `failed` becomes `not_http` where they are invalid."""
         self._seen = True
         try:
-            self._parser.feed_data(data)
             if not self.headed:
                 self._head_size += len(data)
-                if self._head_size > _MAX_HEAD:
-                    raise CallError("not_http")
+            self._parser.feed_data(data)
+            if not self.headed and self._head_size > _MAX_HEAD:
+                raise CallError("not_http")
         except (httptools.HttpParserError, httptools.HttpParserUpgrade, CallError):
             self.keep = False
             self.fail("not_http")
@@ -77,13 +77,17 @@ class ReplyParser:
             raise CallError("not_http")  # a second reply to one request
 
     def on_header(self, name: bytes, value: bytes) -> None:  # noqa: D102
-        self._head_size += len(name) + len(value)
+        if not self.headed:
+            self.headers.append((name.lower(), value))
+            return
+        self._head_size += len(name) + len(value)  # a trailer
         if self._head_size > _MAX_HEAD:
             raise CallError("not_http")
-        if not self.headed:  # otherwise a trailer
-            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:  # noqa: D102
+        # Their exact size matters only where all that has come is more.
+        if self._head_size > _MAX_HEAD and sum(len(name) + len(value) for name, value in self.headers) > _MAX_HEAD:
+            raise CallError("not_http")
         status = self._parser.get_status_code()
         if status < 200:
             self.headers = []

@@ -143,6 +143,12 @@ class Call:
                 return value.decode("latin-1")
         return ""
 
+    @property
+    def complete(self) -> bool:
+        """Whether the body has been read to its end."""
+        reply = self._connection.reply
+        return reply.complete and not reply.parts
+
     def read(self, until: float | None = None) -> Coroutine[Any, Any, bytes]:
         """Return the next bytes of the body, waiting for them if needed; b"" at its end. Raises CallError."""
         return self._connection.read(until)

@@ -207,13 +207,16 @@ class _Address:
 
 
 async def _whole(call: Call | DecodedCall) -> bytes:
-    parts, size = [], 0
+    data = await call.read()
+    if call.complete or not data:
+        return data
+    parts, size = [data], len(data)
     while chunk := await call.read():
         parts.append(chunk)
         size += len(chunk)
         if size > _MAX_REPLY:
             raise CallError("too_large")
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    return b"".join(parts)
 
 
 async def _first_event(call: Call | DecodedCall) -> bytes:

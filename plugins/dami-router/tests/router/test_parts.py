@@ -147,7 +147,7 @@ def test_splitting_leaves_alone_what_is_no_chat(body: bytes) -> None:
     ("chunks", "stream", "tokens"),
     [
         ([b'{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens": 12}}'], False, 12),
-        ([b'{"generated_text":"x","details":{"generated_tokens":9,"tokens":[', b"x" * 9000, b"]}}"], False, 9),
+        ([b'{"generated_text":"x","details":{"generated_tokens":9,"tokens":[' + b"x" * 9000 + b"]}}"], False, 9),
         ([b'{"content":"\\"completion_tokens\\": 5"}'], False, None),
         ([b'data: {"a":1}\n\n', b'data: {"usage":{"compl', b'etion_tokens":44}}\n\n', b"data: [DONE]\n\n"], True, 44),
         ([b"data: 1\n\ndata: 2\n\n"], True, 2),
