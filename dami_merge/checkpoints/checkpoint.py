@@ -19,6 +19,7 @@ from typing import Any
 
 from dami_merge.checkpoints.model_ref import ModelRef
 from dami_router.errors import CheckpointError
+from dami_router.manifest.hub_errors import told
 
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint", "read_header"]
 
@@ -99,7 +100,7 @@ class Checkpoint:
 def open_checkpoint(ref: ModelRef) -> Checkpoint:
     """Open a local folder if there is one by that path, else the Hub repository of that id.
 
-    Raises CheckpointError where something is missing, damaged or out of reach.
+    Raises CheckpointError where something is missing or damaged, FailureError where the Hub is out of reach.
     """
     path = Path(ref.path).expanduser()
     if path.is_dir():
@@ -270,11 +271,12 @@ def _hub_problem(ref: ModelRef, error: Exception) -> tuple[str]:
 
 def _hub_file(ref: ModelRef, name: str, commit: str | None) -> Path | None:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
         return Path(hf_hub_download(ref.path, name, revision=commit or ref.revision))
-    except EntryNotFoundError:
-        return None
-    except HfHubHTTPError as error:
-        raise CheckpointError(*_hub_problem(ref, error)) from None
+    except Exception as error:  # network libraries raise many kinds
+        # A lost connection is a LocalEntryNotFoundError too: the file is not in the cache, and may be on the Hub.
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return None
+        raise told(error, f"{ref}: {name}") from None

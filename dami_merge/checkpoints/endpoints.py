@@ -12,6 +12,7 @@ from dami_merge.checkpoints.custom_code import CODE
 from dami_merge.checkpoints.findings import Finding
 from dami_merge.checkpoints.model_ref import ModelRef
 from dami_router.errors import CheckpointError
+from dami_router.manifest.hub_errors import told
 
 __all__ = ["IGNORED", "PATTERNS", "Fetch", "Pair", "compared", "download", "download_with_code", "local", "open_pair"]
 
@@ -73,10 +74,7 @@ def _download(side: Checkpoint, patterns: Sequence[str]) -> Path:
         )
         return Path(found)
     except Exception as error:  # network libraries raise many kinds; each means "not here yet"
-        raise CheckpointError(
-            f"{side.ref}: the download stopped: {type(error).__name__}: {error}",
-            hint="run the same command again to resume",
-        ) from None
+        raise told(error, f"the download of {side.ref}", resumes=True) from None
 
 
 def local(side: Checkpoint, fetch: Fetch) -> Checkpoint:

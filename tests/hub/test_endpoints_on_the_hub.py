@@ -8,9 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_server.running import TOKEN, RunningHub, running
+
+from dami_router.errors import FailureError
+from dami_router.imports.token_counts import TokenCounter
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -94,6 +98,46 @@ def test_no_hub_in_reach_is_one_message(run: Run, tmp_path: Path, monkeypatch: p
     assert done.returncode == 1
     assert "the Hub cannot be reached" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("request_", "fault", "says"),
+    [
+        ("HEAD .*/config.json", {"lost": True}, "config.json: the connection to the Hub broke"),
+        ("GET .*/config.json", {"cut": 0, "answer": True}, "config.json: the connection to the Hub broke"),
+        ("HEAD .*/config.json", {"status": 500}, "config.json: the Hub answers 500"),
+        ("HEAD .*/tokenizer_config.json", {"lost": True}, "tokenizer_config.json: the connection to the Hub broke"),
+        ("GET .*/special_tokens_map.json", {"cut": 9, "answer": True}, "the download of acme/lab-instruct: the connec"),
+    ],
+)
+def test_a_connection_lost_between_two_files_is_no_missing_file(
+    hub: RunningHub, dami: Run, tmp_path: Path, request_: str, fault: dict[str, Any], says: str
+) -> None:
+    """A connection that breaks, and a Hub in trouble, are called that; no file counts as missing."""
+    (tmp_path / "recipe.yml").write_text(RECIPE)
+    hub.faults.forget()
+    hub.faults.plan(request_, **{"times": 99, **fault})
+    failed = dami("build", tmp_path / "recipe.yml", tmp_path / "out")
+    hub.faults.forget()
+    assert failed.code == 1
+    assert says in failed.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_the_hub_lacks_is_missing(hub: RunningHub, dami: Run, tmp_path: Path) -> None:
+    """A repository of weights alone has no config.json, and one without a tokenizer.json has no such file."""
+    from huggingface_hub import HfApi
+
+    from dami_merge.lab import SHIPPED_PAIR
+
+    api = HfApi(hub.url, token=TOKEN)
+    api.create_repo("acme/bare")
+    api.upload_folder(repo_id="acme/bare", folder_path=SHIPPED_PAIR / "instruct", allow_patterns="*.safetensors")
+    (tmp_path / "recipe.yml").write_text(RECIPE.replace("acme/lab-instruct", "acme/bare"))
+    failed = dami("check", tmp_path / "recipe.yml")
+    assert (failed.code, "acme/bare: the repository has no config.json" in failed.err) == (1, True)
+    with pytest.raises(FailureError, match="the tokenizer of acme/bare: the repository has no such file"):
+        TokenCounter("acme/bare")
 
 
 def test_build_pins_the_commit_and_verify_reads_the_cache(run: Run, tmp_path: Path) -> None:

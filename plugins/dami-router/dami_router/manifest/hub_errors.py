@@ -90,6 +90,8 @@ def _known(status: int, error: BaseException, server: str) -> tuple[str, str | N
         return "gated: its owner must grant you access", "ask for access on its page on the Hub, then `hf auth login`"
     if kind == "DisabledRepoError":
         return "the Hub has disabled access to it", "see its page on the Hub"
+    if kind == "RemoteEntryNotFoundError":
+        return "the repository has no such file", "check the id"
     if status == 404 or kind in ("RepositoryNotFoundError", "RevisionNotFoundError"):
         return "no such repository, collection or revision on the Hub, or a private one that this token cannot see", (
             "check the id; for a private one `hf auth login`"
