@@ -240,16 +240,12 @@ def _check_folder(out: Path, family: Family) -> None:
 
 def _same_family(here: Family, there: Family) -> bool:
     """Whether two manifests are of one build; the one that was pushed has no paths of the machine it came from."""
-    if _facts(here) == _facts(there):
+    if here.same_build(there):
         return True
     try:
-        return _facts(without_local_paths(here)) == _facts(there)
+        return without_local_paths(here).same_build(there)
     except FailureError:
         return False
-
-
-def _facts(family: Family) -> dict[str, object]:
-    return family.model_dump(exclude={"variants", "created_with"})
 
 
 def _wrong(folder: Path, files: dict[str, str]) -> list[str]:

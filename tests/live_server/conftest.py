@@ -5,35 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import torch
 from fakes.fixtures import loop, world
 from fakes.loop import Loop
 from fakes.world import Client
+from support.fixtures import _one_thread, pair
 from support.live_servers import served
 
-from dami_merge.lab import copy_pair
 from dami_merge.live import Engine
 from dami_merge.live_server.launch import configure
 from dami_router.config.router_yml import load_section
 
-__all__ = ["loop", "world"]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny models are fastest on one thread, and sums then add up in one order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """The folders of the lab pair."""
-    folder = tmp_path_factory.mktemp("lab")
-    copy_pair(folder)
-    return str(folder / "instruct"), str(folder / "thinking")
+__all__ = ["_one_thread", "loop", "pair", "world"]
 
 
 @pytest.fixture(scope="session")

@@ -15,15 +15,15 @@ from fakes.fixtures import loop, world
 from fakes.loop import Loop
 from fakes.world import Client
 from support.browser import Open, Visit
+from support.fixtures import pair
 from support.live_servers import served
 
-from dami_merge.lab import copy_pair
 from dami_merge.live import Engine
 from dami_merge.live_server.launch import configure
 from dami_router.config.router_yml import load_section
 from dami_router.proxy.page_data import PageData
 
-__all__ = ["loop", "world"]
+__all__ = ["loop", "pair", "world"]
 
 CHROMIUM = os.environ.get("DAMI_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -67,14 +67,6 @@ def visit(chromium: Any) -> Iterator[Open]:
     for found, host in visits:
         assert [text for text in found.said if not any(part in text for part in found.expected)] == []
         assert found.hosts <= {host, ""}
-
-
-@pytest.fixture(scope="session")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """The folders of the lab pair."""
-    folder = tmp_path_factory.mktemp("lab")
-    copy_pair(folder)
-    return str(folder / "instruct"), str(folder / "thinking")
 
 
 @pytest.fixture(scope="session")

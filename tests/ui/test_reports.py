@@ -5,26 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from fakes.reports import small_report
 from support.browser import Open, Visit
-
-from dami_router.estimators.training import TrainingSettings
-from dami_router.evaluating.comparison import compare, length_of_query
-from dami_router.evaluating.report import write_report
-from dami_router.rollouts.gathering import grid_of
-from dami_router.rollouts.records import Rollout
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of `dami eval` on a small grid."""
-    rows = [
-        Rollout(f"q{i}", f"text {'word ' * (i % 7)}{i}", x, float(x >= (i % 3) / 2), 5 + round(50 * x))
-        for i in range(60)
-        for x in (0.0, 0.5, 1.0)
-    ]
-    grid = grid_of(rows)
-    found = compare(grid, [length_of_query(grid, TrainingSettings(), 3)])
-    return write_report(found, tmp_path_factory.mktemp("report"), title="Routing on a small grid")
+    return small_report(tmp_path_factory.mktemp("report"), "Routing on a small grid")
 
 
 def broken_lines(visit: Visit) -> list[str]:

@@ -9,16 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fakes.reports import small_report
 
-from dami_router.estimators.training import TrainingSettings
-from dami_router.evaluating.comparison import compare, length_of_query
 from dami_router.evaluating.html_page import html_page, html_table, html_text
 from dami_router.evaluating.plot_layout import Box, box_of, line_boxes, star_shifts
 from dami_router.evaluating.plots import draw_costs, draw_frontier, draw_lambdas
-from dami_router.evaluating.report import write_report
-from dami_router.rollouts.gathering import grid_of
 from dami_router.rollouts.grid import Figure, Point
-from dami_router.rollouts.records import Rollout
 
 # Accuracy in % and tokens of eleven variants, those at both ends close together.
 SWEEP = (
@@ -185,14 +181,7 @@ def rule(page: str, selector: str) -> str:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The report on a small grid, with one estimator under a long name."""
-    rows = [
-        Rollout(f"q{i}", f"text {'word ' * (i % 7)}{i}", x, float(x >= (i % 3) / 2), 5 + round(50 * x))
-        for i in range(60)
-        for x in (0.0, 0.5, 1.0)
-    ]
-    grid = grid_of(rows)
-    found = compare(grid, [length_of_query(grid, TrainingSettings(), 3)])
-    return write_report(found, tmp_path_factory.mktemp("report"), title="A <report>").read_text()
+    return small_report(tmp_path_factory.mktemp("report"), "A <report>").read_text()
 
 
 def test_intervals_do_not_wrap(page: str) -> None:

@@ -9,7 +9,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from fakes.waiting import healthy, until
 from support.live import variant
 from support.pairs import Pair
 
@@ -58,23 +58,12 @@ def serving(pair: Pair, log: Path, *options: str, vllm: tuple[str, ...] = ()) ->
     address = f"http://127.0.0.1:{port}"
     with log.open("w") as out, subprocess.Popen(command, env=kept | settings, stdout=out, stderr=out) as process:
         try:
-            until = time.monotonic() + 600
-            while not healthy(address):
-                assert process.poll() is None, log.read_text()[-3000:]
-                assert time.monotonic() < until, "the server did not start"
-                time.sleep(0.5)
+            until(lambda: process.poll() is not None or healthy(address), limit=600, pause=0.5)
+            assert process.poll() is None, log.read_text()[-3000:]
             yield address
         finally:
             process.terminate()
             process.wait(60)
-
-
-def healthy(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}/health", timeout=5) as reply:
-            return bool(reply.status == 200)
-    except OSError:
-        return False
 
 
 @pytest.fixture(scope="module")

@@ -151,6 +151,11 @@ class Family(_Strict):
                 raise ValueError(f"two variants have the same {what.rstrip('_')}")
         return self
 
+    def same_build(self, other: Family) -> bool:
+        """Whether another manifest is of this build: equal but for the variants and the version that wrote it."""
+        mine, theirs = (family.model_dump(exclude={"variants", "created_with"}) for family in (self, other))
+        return mine == theirs
+
     def text(self) -> str:
         """Return the manifest as JSON text; the same content gives the same text."""
         data = self.model_dump(mode="json", by_alias=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dami_router.errors import CheckpointError
 from dami_router.manifest.family import MANIFEST, Family, Variant
@@ -46,7 +46,7 @@ def newest_complete(api: HfApi, where: str, shelves: Sequence[Shelf]) -> tuple[F
     """
     groups: list[list[Shelf]] = []
     for shelf in shelves:
-        group = next((g for g in groups if _facts(g[0].family) == _facts(shelf.family)), None)
+        group = next((g for g in groups if g[0].family.same_build(shelf.family)), None)
         groups.append([shelf]) if group is None else group.append(shelf)
     dates = _dates(api, shelves)
     complaints = []
@@ -86,7 +86,3 @@ def _complaint(family: Family, group: Sequence[Shelf], missing: Sequence[Variant
     here = len(family.variants) - len(missing)
     listed = f"{here} of its {len(family.variants)} variants"
     return f"{family.name} ({group[0].repo}, …) has {listed} here; missing, private or of another build: {names}"
-
-
-def _facts(family: Family) -> dict[str, Any]:
-    return family.model_dump(exclude={"variants", "created_with"})

@@ -6,14 +6,13 @@ import os
 import socket
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from fakes.waiting import until
+from fakes.waiting import healthy, until
 from fakes.world import World
 
 pytestmark = pytest.mark.slow
@@ -48,15 +47,6 @@ def transformers_serve(model: Path) -> Iterator[tuple[str, subprocess.Popen[byte
             yield url, process
         finally:
             process.kill()
-
-
-def healthy(url: str) -> bool:
-    """Say whether a server answers its /health."""
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as reply:
-            return bool(reply.status == 200)
-    except OSError:
-        return False
 
 
 @pytest.fixture

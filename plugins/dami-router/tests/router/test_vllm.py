@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from fakes.waiting import until
+from fakes.waiting import healthy, until
 from fakes.world import World
 
 from dami_merge.lab import copy_pair
@@ -83,15 +83,6 @@ def warm_up(url: str, model: str) -> None:
     request = urllib.request.Request(f"{url}/v1/completions", body, {"content-type": "application/json"})
     with urllib.request.urlopen(request, timeout=300) as reply:
         assert reply.status == 200
-
-
-def healthy(url: str) -> bool:
-    """Say whether a server answers its /health."""
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as reply:
-            return bool(reply.status == 200)
-    except OSError:
-        return False
 
 
 @pytest.fixture(scope="module")
