@@ -1,13 +1,14 @@
 """Measure `dami build` against `cp` and `mergekit-yaml`, and how it scales.
 
-    python benchmarks/build.py --work DIR [--runs 3] [--layers 28] [--json]
+    python benchmarks/build.py --work DIR [--runs 3] [--layers 28] [--skip-mergekit] [--json]
 
 Generates a pair (Qwen3, hidden 1024, vocabulary 151,936, bf16, tied; 28 layers give 0.6B
 parameters, 1.2 GB each) in DIR, which needs about 20 GB, and measures in interleaved runs:
 a family of five variants; `cp` of its five weight files, with and without a `sync` after it (a
 build is synced to disk when it ends); and one `mergekit-yaml` run with `linear` for each of the five
 λ. Then families of 1 to 9 variants, and smaller models. Figures are medians. Each command is a new
-process, with its start-up included. Everything generated is removed at the end.
+process, with its start-up included. Everything generated is removed at the end. Exits 1 if a target is missed; the
+targets of time are those of 28 layers, as fewer are mostly start-up.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 LAMBDAS = (0.1, 0.3, 0.5, 0.7, 0.9)
-HIDDEN, FORWARD, VOCABULARY = 1024, 3072, 151_936
+HIDDEN, FORWARD, VOCABULARY, LAYERS = 1024, 3072, 151_936, 28
 TARGETS = {"ratio_to_cp": 1.1, "speedup_over_mergekit": 8.0, "peak_rss_mb": 600.0}
 BIN = Path(sys.executable).parent
 
@@ -82,7 +83,7 @@ def measure(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     figures["met"] = {
         name: (figures[name] >= target if name.startswith("speedup") else figures[name] <= target)
         for name, target in TARGETS.items()
-        if name in figures
+        if name in figures and (name == "peak_rss_mb" or options.layers >= LAYERS)
     }
     return figures
 
@@ -290,7 +291,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="a folder on the disk to measure, with 20 GB free")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--layers", type=int, default=28, help="number of layers; fewer for a trial")
+    parser.add_argument("--layers", type=int, default=LAYERS, help="number of layers; fewer for a trial")
     parser.add_argument("--skip-mergekit", action="store_true", help="skip the slowest part")
     parser.add_argument("--json", action="store_true", help="write one JSON object")
     return parser.parse_args()

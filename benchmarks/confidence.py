@@ -1,7 +1,7 @@
 """Measure the zero-shot estimator on lab pairs, calibrated as by `dami calibrate`, on 5,000 fresh queries.
 
     python benchmarks/confidence.py --pairs dami_merge/lab/pair pairs/seed-1 --work pairs/
-    python benchmarks/confidence.py --pairs dami_merge/lab/pair --work pairs/ --served openai --form auto
+    python benchmarks/confidence.py --pairs dami_merge/lab/pair --work pairs/ --served openai --form entropy
 
 The map is fitted on the pair's 2,000 dev queries, unlabelled, to a fraction of Thinking's mean tokens, the probe's
 included (--share). The largest λ is the smallest one whose accuracy on dev is within a point of the best, from figures
@@ -9,7 +9,7 @@ per variant, as a manifest has them. Answers and probes are those of benchmarks/
 
 With --served, everything goes over HTTP, as for a user: the pair's variants are served by the test servers of
 plugins/dami-router/tests (vLLM's or TGI's routes over the real models), `dami calibrate` measures and fits, and the
-router decides for the first 1,000 fresh queries. It gives the same probes, and takes minutes per pair.
+router decides for every fresh query. It gives the same decisions, and takes two to five minutes per pair.
 """
 
 from __future__ import annotations
@@ -36,10 +36,8 @@ from dami_router.estimators.query import Query
 from dami_router.rollouts.grid import Grid, figure
 from dami_router.router import Decision, Router
 
-SERVED = 1000
-"""Number of fresh queries that are decided over HTTP."""
-
 ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
 sys.path.insert(0, str(ROOT / "plugins" / "dami-router" / "tests" / "router"))
 
 
@@ -86,8 +84,8 @@ def calibrate(file: Path, dev: Grid, rollouts: Path, options: argparse.Namespace
     top = options.max_lambda or knee(dev)
     tokens = options.share * float(dev.tokens[:, -1].mean())
     command = [
-        "dami", "calibrate", str(file), "--queries", str(queries), "--mean-tokens", f"{tokens:.3f}", "--json",
-        "--max-lambda", f"{top:g}", "--rollouts", str(rollouts), "--form", options.form,
+        str(BIN / "dami"), "calibrate", str(file), "--queries", str(queries), "--json", "--form", options.form,
+        "--mean-tokens", f"{tokens:.3f}", "--max-lambda", f"{top:g}", "--rollouts", str(rollouts),
     ]  # fmt: skip
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
@@ -141,7 +139,7 @@ def measure(pair: Path, options: argparse.Namespace) -> dict[str, Any]:
     grid = grid_with_probes(pair, options.work)
     dev, fresh = split(grid, "dev"), split(grid, "fresh")
     if options.served:
-        return over_http(pair, dev, fresh.rows(np.arange(SERVED)), options)
+        return over_http(pair, dev, fresh, options)
     assert fresh.confidence is not None
     top = options.max_lambda or knee(dev)
     wanted = options.share * float(dev.tokens[:, -1].mean())
@@ -217,7 +215,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.form != "instruct" and not options.served:
         parser.error("other forms than instruct need --served")
-    print(json.dumps({pair.name: measure(pair, options) for pair in options.pairs}, indent=2))
+    print(json.dumps({str(pair): measure(pair, options) for pair in options.pairs}, indent=2))
 
 
 if __name__ == "__main__":

@@ -243,7 +243,7 @@ def main() -> None:
     given = parser.parse_args()
     out: dict[str, Any] = {}
     for pair in given.pairs:
-        out[pair.name] = lab(grid_with_probes(pair, given.work), given.budget)
+        out[str(pair)] = lab(grid_with_probes(pair, given.work), given.budget)
     if given.gsm8k:
         out["gsm8k"] = gsm8k(given.gsm8k, given.seeds, given.neighbours)
     if given.speed:

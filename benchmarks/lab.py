@@ -12,6 +12,7 @@ in --work, and an interrupted run goes on with the pairs that are missing (about
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -24,13 +25,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dami_merge.files.hashing import file_sha256
 from dami_merge.lab.answering import probe
 from dami_merge.lab.rolling_out import roll_out
 from dami_merge.lab.splits import TRAINED_LENGTHS, LabQuery, draw_queries
 from dami_merge.lab.training_pair import THINKS_BY_LENGTH, THINKS_HALF_THE_TIME, train_pair
 from dami_merge.lab.variants import load_variant
+from dami_router.evaluating.scores import over_mixing
 from dami_router.rollouts.gathering import grid_of
-from dami_router.rollouts.grid import figure
+from dami_router.rollouts.grid import Grid, figure
 from dami_router.rollouts.records import Rollout, read_rollouts, write_rollouts
 
 LAMBDAS = [i / 10 for i in range(11)]
@@ -60,19 +63,15 @@ Choice = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Measured:
-    """Rollouts of one pair on one split as arrays: rows are queries, columns the 11 values of λ."""
+    """Rollouts of one pair on one split: rows are queries, columns the 11 values of λ."""
 
-    correct: Floats
-    tokens: Floats
-    think: Floats
+    grid: Grid
     p_instruct: Floats  # (queries,), Instruct's probability of its own direct answer
     length: NDArray[np.intp]  # (queries,)
 
     def where(self, mask: NDArray[np.bool_]) -> Measured:
         """Return the queries selected by a mask."""
-        return Measured(
-            self.correct[mask], self.tokens[mask], self.think[mask], self.p_instruct[mask], self.length[mask]
-        )
+        return Measured(self.grid.rows(np.flatnonzero(mask)), self.p_instruct[mask], self.length[mask])
 
 
 Probes = dict[str, dict[str, list[float]]]
@@ -80,12 +79,13 @@ Probes = dict[str, dict[str, list[float]]]
 generated, and the probability of the likeliest digit as the first token."""
 
 
-def rollouts_of(pair: Path, work: Path, name: str | None = None) -> tuple[Path, Probes]:
+def rollouts_of(pair: Path, work: Path) -> tuple[Path, Probes]:
     """Return a pair's rollouts on the dev and fresh queries, and its probes, as a user would get them served.
 
-    Both are kept in `work`, under the pair's name.
+    Both are kept in `work`, under the pair's name and a digest of its weights: another pair is answered anew.
     """
-    name = name or pair.name
+    weights = "".join(file_sha256(pair / end / "model.safetensors") for end in ("instruct", "thinking"))
+    name = f"{pair.name}-{hashlib.sha256(weights.encode()).hexdigest()[:8]}"
     file, probes = work / f"{name}-rollouts.jsonl.gz", work / f"{name}-probes.json"
     if not file.exists() or not probes.exists():
         work.mkdir(parents=True, exist_ok=True)
@@ -115,20 +115,20 @@ def answered(pair: Path, queries: Sequence[LabQuery]) -> list[Rollout]:
     ]
 
 
-def measured(pair: Path, work: Path, name: str) -> tuple[Measured, Measured]:
+def measured(pair: Path, work: Path) -> tuple[Measured, Measured]:
     """Return the dev and the fresh queries of a pair."""
-    file, probes = rollouts_of(pair, work, name)
+    file, probes = rollouts_of(pair, work)
     grid = grid_of(read_rollouts(file))
     direct = np.array([probes[query]["1"][2] for query in grid.queries])
     lengths = np.array([(len(text) - 2) // 2 for text in grid.texts])
-    every = Measured(grid.correct, grid.tokens, grid.think, direct, lengths)
+    every = Measured(grid, direct, lengths)
     dev = np.array([query.startswith("dev") for query in grid.queries])
     return every.where(dev), every.where(~dev)
 
 
 def oracle(m: Measured) -> Choice:
     """Return the cheapest correct variant for each query, or the cheapest of all if none is correct."""
-    cheapest: Choice = np.argmin(m.tokens + np.where(m.correct > 0, 0.0, 1e6), axis=1)
+    cheapest: Choice = np.argmin(m.grid.tokens + np.where(m.grid.correct > 0, 0.0, 1e6), axis=1)
     return cheapest
 
 
@@ -139,13 +139,13 @@ def by_confidence(m: Measured, threshold: float, deliberate: int) -> Choice:
 
 def tuned_rule(dev: Measured) -> tuple[float, int]:
     """Return the threshold and λ index with the best dev accuracy within 40 % of Thinking's tokens, with the probe."""
-    budget = 0.4 * dev.tokens[:, THINKING].mean()
+    budget = 0.4 * dev.grid.tokens[:, THINKING].mean()
     best = (-1.0, CONFIDENT, 5)
     for threshold in (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98):
         for index in range(1, len(LAMBDAS)):
             choice = by_confidence(dev, threshold, index)
-            if pick(dev.tokens, choice).mean() + ONE_TOKEN <= budget:
-                best = max(best, (float(pick(dev.correct, choice).mean()), threshold, index))
+            if pick(dev.grid.tokens, choice).mean() + ONE_TOKEN <= budget:
+                best = max(best, (float(pick(dev.grid.correct, choice).mean()), threshold, index))
     return best[1], best[2]
 
 
@@ -158,22 +158,25 @@ def pick(values: Floats, choice: Choice) -> Floats:
 def point(m: Measured, choice: Choice, probe_tokens: float = 0.0) -> dict[str, Any]:
     """Return accuracy, tokens and think share of a choice of λ per query, and its paired differences to Thinking.
 
-    `probe_tokens` are what the choice itself generates for each query.
+    `probe_tokens` are what the choice itself generates for each query; a choice with a probe is also compared with the
+    best random mixture of static λ at equal tokens.
     """
-    correct, tokens = pick(m.correct, choice), pick(m.tokens, choice) + probe_tokens
+    correct, tokens = pick(m.grid.correct, choice), pick(m.grid.tokens, choice) + probe_tokens
+    mixing = over_mixing(m.grid, correct, tokens) if probe_tokens else None
     return {
         "accuracy": asdict(figure(correct)),
         "tokens": asdict(figure(tokens)),
-        "think_share": float(pick(m.think, choice).mean()),
-        "accuracy_over_thinking": asdict(figure(correct - m.correct[:, THINKING])),
-        "tokens_of_thinking": float(tokens.mean() / m.tokens[:, THINKING].mean()),
+        "think_share": float(pick(m.grid.think, choice).mean()),
+        "accuracy_over_thinking": asdict(figure(correct - m.grid.correct[:, THINKING])),
+        "tokens_of_thinking": float(tokens.mean() / m.grid.tokens[:, THINKING].mean()),
+        "over_random_mixing": asdict(mixing) if mixing else None,
     }
 
 
 def report(test: Measured, dev: Measured) -> dict[str, Any]:
     """Return all points of one pair, for all lengths and for the trained ones."""
     threshold, deliberate = tuned_rule(dev)
-    best_static = int(np.argmax(dev.correct.mean(axis=0)))
+    best_static = int(np.argmax(dev.grid.correct.mean(axis=0)))
     out: dict[str, Any] = {"tuned_threshold": threshold, "tuned_lambda": LAMBDAS[deliberate]}
     out["best_static_lambda"] = LAMBDAS[best_static]
     ranges = {"all": test, "trained_lengths": test.where(test.length <= TRAINED_LENGTHS[-1])}
@@ -253,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     policy = THINKS_HALF_THE_TIME if options.control else THINKS_BY_LENGTH
     for seed in options.seeds:
         pairs[f"seed {seed}"] = options.work / f"{'control' if options.control else 'seed'}-{seed}"
-        if not pairs[f"seed {seed}"].exists():
+        if not (pairs[f"seed {seed}"] / "thinking").exists():  # it is written last
             print(f"training seed {seed}", file=sys.stderr)
             train_pair(seed, pairs[f"seed {seed}"], base_policy=policy)
     if not pairs or (options.rollouts and len(pairs) > 1):
@@ -266,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     reports = {}
     for name, pair in pairs.items():
         start = time.perf_counter()
-        dev, fresh = measured(pair, options.work, pair.name)
+        dev, fresh = measured(pair, options.work)
         reports[name] = report(fresh, dev)
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
     if options.out:
