@@ -191,6 +191,8 @@ def _routed(
 
 def _scored(grid: Grid, answers: Sequence[Rollout]) -> tuple[Point, Figure | None]:
     """Return the point of routed answers, one per query, including the probe's tokens, and its accuracy over mixing."""
+    by_query = {answer.query_id: answer for answer in answers}
+    answers = [by_query[query] for query in grid.queries]
     correct = np.array([a.correct for a in answers], dtype=np.float64)
     tokens = np.array([a.tokens + PROBE_TOKENS for a in answers], dtype=np.float64)
     think, lambda_ = np.mean([bool(a.think) for a in answers]), np.mean([a.lambda_ for a in answers])

@@ -443,9 +443,9 @@ def test_what_choosing_costs_is_counted() -> None:
 
 def test_folds_without_a_gap_are_said() -> None:
     """A fold in which the larger λ gains nothing has no APGR; the note says how many there are."""
-    data = [Rollout(f"q{i}", f"t{i}", x, float(x == 1 or i < 20), 5) for i in range(40) for x in (0.0, 1.0)]
-    folds = (np.arange(20), np.arange(20, 40))
-    found = compare(grid_of(data), [Contender("x", (1.0,) * 40, np.zeros(40), folds)])
+    grid = grid_of(Rollout(f"q{i}", f"t{i}", x, float(x == 1 or i < 20), 5) for i in range(40) for x in (0.0, 1.0))
+    folds = (np.flatnonzero(grid.correct[:, 0]), np.flatnonzero(grid.correct[:, 0] == 0))
+    found = compare(grid, [Contender("x", (1.0,) * 40, np.zeros(40), folds)])
     assert found.metrics[0]["folds_without_gap"] == 1
     assert "1 folds without a gap" in rows(found)[2][-1]
 

@@ -33,11 +33,12 @@ SEEDS = st.integers(0, 2**32 - 1)
 def grid(*cells: tuple[tuple[float, int], ...]) -> Grid:
     """One row a query of (correct, tokens), one column a λ, evenly spaced."""
     n = len(cells[0]) - 1
-    return grid_of(
-        Rollout(str(q), f"text {q}", i / n, correct, tokens)
+    made = grid_of(
+        Rollout(f"{q:04d}", f"text {q}", i / n, correct, tokens)
         for q, row in enumerate(cells)
         for i, (correct, tokens) in enumerate(row)
     )
+    return made.rows(np.argsort(made.queries))
 
 
 def random_grid(seed: int, variants: int = 3) -> Grid:

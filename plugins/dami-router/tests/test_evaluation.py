@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,7 +29,7 @@ def rollout(query: str, lambda_: float, correct: float, tokens: int) -> Rollout:
 
 def grid() -> Grid:
     """Two queries, three variants: q1 needs λ=1, q2 is right everywhere."""
-    return grid_of(
+    made = grid_of(
         [
             rollout("q1", 0.0, 0, 2),
             rollout("q1", 0.5, 0, 10),
@@ -38,6 +39,7 @@ def grid() -> Grid:
             rollout("q2", 0.5, 1, 12),
         ]
     )
+    return made.rows(np.argsort(made.queries))
 
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.jsonl.gz"])

@@ -70,13 +70,11 @@ def tokens_of_variants(variants: Iterable[VariantSpec], *, between: bool = False
 
 def tokens_of_rollouts(rollouts: Iterable[Rollout], *, between: bool = False) -> TokenCosts:
     """Return the costs in rollouts: each query's tokens, and each λ's mean; answers with a cap are left out."""
-    sums: dict[str, dict[float, tuple[float, int]]] = {}
+    found: dict[str, dict[float, list[float]]] = {}
     for rollout in rollouts:
-        if rollout.cap is not None:
-            continue
-        total, count = sums.setdefault(rollout.query, {}).get(rollout.lambda_, (0.0, 0))
-        sums[rollout.query][rollout.lambda_] = (total + rollout.tokens, count + 1)
-    own = {query: {x: total / count for x, (total, count) in cells.items()} for query, cells in sums.items()}
+        if rollout.cap is None:
+            found.setdefault(rollout.query, {}).setdefault(rollout.lambda_, []).append(rollout.tokens)
+    own = {query: {x: math.fsum(cell) / len(cell) for x, cell in cells.items()} for query, cells in found.items()}
     columns: dict[float, list[float]] = {}
     for cells in own.values():
         for x, tokens in cells.items():

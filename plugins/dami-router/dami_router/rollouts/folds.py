@@ -21,8 +21,8 @@ def fingerprint(text: str) -> str:
 def folds_of(texts: Sequence[str], folds: int, *, seed: int = 0) -> list[NDArray[np.intp]]:
     """Return the row numbers of each fold; rows with the same text share a fold.
 
-    Folds are as equal in size as that allows, and depend only on texts, order and seed. Raises MisuseError for
-    fewer than two folds, or more folds than distinct texts.
+    Folds are as equal in size as that allows, and depend only on texts and seed, not on the rows' order. Raises
+    MisuseError for fewer than two folds, or more folds than distinct texts.
     """
     groups: dict[str, list[int]] = {}
     for row, text in enumerate(texts):
@@ -31,7 +31,7 @@ def folds_of(texts: Sequence[str], folds: int, *, seed: int = 0) -> list[NDArray
         raise MisuseError(f"expected at least 2 folds, found {folds}")
     if len(groups) < folds:
         raise MisuseError(f"{len(groups)} distinct queries cannot be split into {folds} folds")
-    members = list(groups.values())
+    members = [groups[key] for key in sorted(groups)]
     parts: list[list[int]] = [[] for _ in range(folds)]
     for group in np.random.default_rng(seed).permutation(len(members)):
         min(parts, key=len).extend(members[group])

@@ -1,4 +1,7 @@
-"""Gathering of rollouts into a grid, one at a time; a row takes tens of bytes in memory."""
+"""Gathering of rollouts into a grid, one at a time; a row takes tens of bytes in memory.
+
+The same rollouts in another order give the same grid, to the last bit: servers answer in any order.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dami_router.errors import MisuseError
+from dami_router.rollouts.folds import fingerprint
 from dami_router.rollouts.grid import Capped, Grid
 from dami_router.rollouts.records import Rollout
 
@@ -23,7 +27,7 @@ def grid_of(rollouts: Iterable[Rollout], *, drop_incomplete: bool = False) -> Gr
 
     Raises MisuseError for a query without an answer of some variant (unless `drop_incomplete` skips such
     queries), for two answers of one variant without a `sample` number or with the same one, and for a query
-    with two texts.
+    with two texts, confidences or probes.
     """
     gathered = Gathering()
     for rollout in rollouts:
@@ -44,7 +48,7 @@ class Gathering:
         self._values = (array("d"), array("d"), array("d"))  # correct, tokens, think
 
     def add(self, rollout: Rollout) -> None:
-        """Add one rollout; raises MisuseError if its query had another text or confidence before."""
+        """Add one rollout; raises MisuseError if its query had another text, confidence or probe before."""
         row = self._rows.setdefault(rollout.query_id, len(self._rows))
         if row == len(self._texts):
             self._texts.append(rollout.query)
@@ -52,8 +56,8 @@ class Gathering:
             self._probe.append(float("nan"))
         elif self._texts[row] != rollout.query:
             raise MisuseError(f"query `{rollout.query_id}` has two different texts", hint="use one query_id per text")
-        if rollout.confidence is not None:
-            self._keep_confidence(row, rollout)
+        self._keep(row, rollout.confidence, self._confidence, f"query `{rollout.query_id}` has two confidences")
+        self._keep(row, rollout.probe_tokens, self._probe, f"query `{rollout.query_id}` has two `probe_tokens`")
         column = self._columns.setdefault((rollout.lambda_, rollout.cap), len(self._columns))
         sample = -1 if rollout.sample is None else int(rollout.sample)
         for store, index in zip(self._cells, (row, column, sample), strict=True):
@@ -66,9 +70,13 @@ class Gathering:
         if not self._rows:
             raise MisuseError("no rollouts")
         queries, columns = list(self._rows), list(self._columns)
+        order = sorted(range(len(queries)), key=lambda i: (fingerprint(self._texts[i]), queries[i]))
+        queries, texts = [queries[i] for i in order], [self._texts[i] for i in order]
         row, column, sample = (np.frombuffer(store, dtype=np.int64) for store in self._cells)
-        self._refuse_twice(queries, columns, row, column, sample)
-        cell = row * len(columns) + column
+        row = np.argsort(order)[row]  # their places in that order
+        by_cell = np.lexsort((sample, column, row))
+        self._refuse_twice(queries, columns, row[by_cell], column[by_cell], sample[by_cell])
+        cell = (row * len(columns) + column)[by_cell]
         shape = len(queries), len(columns)
         counts = np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape)
         kept = np.arange(len(queries))
@@ -77,7 +85,7 @@ class Gathering:
         plain, capped = _in_order(columns)
 
         def mean(values: array[float]) -> NDArray[np.float64]:
-            total = np.bincount(cell, weights=np.frombuffer(values), minlength=counts.size).reshape(shape)
+            total = np.bincount(cell, weights=np.frombuffer(values)[by_cell], minlength=counts.size).reshape(shape)
             return np.asarray((total / np.maximum(counts, 1))[kept])
 
         correct, tokens, think = map(mean, self._values)
@@ -85,30 +93,29 @@ class Gathering:
             tuple(queries[i] for i in kept),
             tuple(columns[i][0] for i in plain),
             *(correct[:, plain], tokens[:, plain], think[:, plain]),
-            texts=tuple(self._texts[i] for i in kept),
-            confidence=np.array(self._confidence)[kept],
-            probe_tokens=np.array(self._probe)[kept],
+            texts=tuple(texts[i] for i in kept),
+            confidence=np.array(self._confidence)[order][kept],
+            probe_tokens=np.array(self._probe)[order][kept],
             capped=Capped(tuple((x, cap) for x, cap in (columns[i] for i in capped) if cap is not None),
                           correct[:, capped], tokens[:, capped]) if capped else None,
         )  # fmt: skip
 
-    def _keep_confidence(self, row: int, rollout: Rollout) -> None:
-        known = self._confidence[row]
-        if known == known and known != rollout.confidence:
-            raise MisuseError(f"query `{rollout.query_id}` has two confidences: {known:g} and {rollout.confidence:g}")
-        self._confidence[row] = float(rollout.confidence or 0.0)
-        if rollout.probe_tokens is not None:
-            self._probe[row] = rollout.probe_tokens
+    @staticmethod
+    def _keep(row: int, value: float | None, known: array[float], twice: str) -> None:
+        if value is None:
+            return
+        if known[row] == known[row] and known[row] != value:
+            raise MisuseError(f"{twice}: {known[row]:g} and {value:g}")
+        known[row] = value
 
     def _refuse_twice(
         self, queries: list[str], columns: list[Column], row: NDArray[np.int64], column: NDArray[np.int64],
         sample: NDArray[np.int64],
     ) -> None:  # fmt: skip
-        order = np.lexsort((sample, column, row))
-        same = (np.diff(row[order]) == 0) & (np.diff(column[order]) == 0) & (np.diff(sample[order]) == 0)
+        same = (np.diff(row) == 0) & (np.diff(column) == 0) & (np.diff(sample) == 0)
         if not same.any():
             return
-        first = order[int(np.argmax(same))]
+        first = int(np.argmax(same))
         raise MisuseError(
             f"query `{queries[row[first]]}` has two rollouts at {_named(columns[column[first]])}"
             f" ({int(same.sum())} duplicate rows in total)",

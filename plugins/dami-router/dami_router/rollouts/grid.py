@@ -70,9 +70,10 @@ class Capped:
 class Grid:
     """Rollouts as arrays: one row per query, one column per variant in the order of `lambdas`.
 
-    A cell is the mean over a variant's samples of a query. `texts` are the queries' texts. `confidence` is Instruct's,
-    and `probe_tokens` are the tokens that measuring it took; both are NaN where unknown. `capped` are further answers
-    to the same queries, None if there are none.
+    A cell is the mean over a variant's samples of a query. The queries are in the order of the fingerprints of their
+    texts, then of their ids, so that nothing depends on the order of answers. `texts` are the queries' texts.
+    `confidence` is Instruct's, and `probe_tokens` are the tokens that measuring it took; both are NaN where unknown.
+    `capped` are further answers to the same queries, None if there are none.
     """
 
     queries: tuple[str, ...]
