@@ -12,8 +12,9 @@ from dami_router.upstream.reply import CallError
 
 __all__ = ["ReplyParser"]
 
-# Headers that come in pieces count twice, as bytes and as headers: at least 64 KiB of headers are accepted.
+# Trailers that come in pieces count twice, as bytes and as fields: at least 64 KiB of them are accepted.
 _MAX_HEAD = 1 << 17
+_MAX_FIELDS = 90  # Python's http.client, behind many clients, takes 100, and the proxy adds up to 10
 
 
 class ReplyParser:
@@ -42,10 +43,9 @@ class ReplyParser:
         """Take the next bytes; `failed` becomes `not_http` where they are invalid."""
         self._seen = True
         try:
-            if not self.headed:
-                self._head_size += len(data)
+            self._head_size += len(data)
             self._parser.feed_data(data)
-            if not self.headed and self._head_size > _MAX_HEAD:
+            if self._head_size > _MAX_HEAD:
                 raise CallError("not_http")
         except (httptools.HttpParserError, httptools.HttpParserUpgrade, CallError):
             self.keep = False
@@ -54,12 +54,13 @@ class ReplyParser:
     def end(self, *, clean: bool) -> None:
         """Take the end of the connection: it completes a body without a length, and fails any other reply."""
         self.keep = False
-        if clean and self.headed and not self._framed() and self.failed is None:
+        if clean and self.headed and not self.framed and self.failed is None:
             self.complete = True
         self.fail("broke_off" if self._seen else "disconnected")
 
-    def _framed(self) -> bool:
-        """Return whether the reply itself says where its body ends."""
+    @property
+    def framed(self) -> bool:
+        """Whether the reply itself says where its body ends."""
         return any(
             name == b"content-length" or (name == b"transfer-encoding" and b"chunked" in value.lower())
             for name, value in self.headers
@@ -88,14 +89,17 @@ class ReplyParser:
         # Their exact size matters only where all that has come is more.
         if self._head_size > _MAX_HEAD and sum(len(name) + len(value) for name, value in self.headers) > _MAX_HEAD:
             raise CallError("not_http")
+        if len(self.headers) > _MAX_FIELDS:
+            raise CallError("not_http")
         status = self._parser.get_status_code()
         if status < 200:
             self.headers = []
             return
-        self.status, self.headed = status, True
+        self.status, self.headed, self._head_size = status, True, 0
         self.keep = self._parser.should_keep_alive()
 
     def on_body(self, body: bytes) -> None:  # noqa: D102
+        self._head_size = 0  # what follows is the framing of chunks, then trailers
         self.parts.append(body)
         self.size += len(body)
 

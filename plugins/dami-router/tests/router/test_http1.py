@@ -127,6 +127,14 @@ def test_chunk_extensions_and_trailers_are_read_past() -> None:
     assert [name for name, _ in found.headers] == [b"content-type", b"transfer-encoding"]
 
 
+@given(st.integers(0, 1 << 18), st.lists(st.integers(0, 1 << 18), max_size=4))
+def test_trailers_may_follow_a_body_of_any_size(size: int, places: list[int]) -> None:
+    """A long body beside its headers in one block takes nothing of what trailers may have."""
+    data = OK + b"transfer-encoding: chunked\r\n\r\n" + chunked([b"a" * (size + 1)], trailer=b"x-checksum: 1\r\n")
+    found = parsed(*cut(data, places))
+    assert (found.size, found.complete, found.failed) == (size + 1, True, None)
+
+
 @pytest.mark.parametrize("more", [SIZED, b"garbage", b"HTTP/1.1 408 Request Timeout\r\n\r\n"])
 def test_what_follows_a_reply_makes_the_connection_unusable(more: bytes) -> None:
     """The reply stands, but nobody will take what follows it for the reply to another request."""
@@ -174,6 +182,25 @@ def test_64_kib_of_headers_are_taken() -> None:
     head = OK + lines + b"content-length: 0\r\n\r\n"
     found = parsed(*cut(head, list(range(0, len(head), 999))))
     assert (found.complete, len(found.headers)) == (True, 62)
+
+
+@pytest.mark.parametrize("framing", [b"0\r\nx-t: ", b"1;x="], ids=["trailer", "extension"])
+def test_an_endless_field_after_the_headers_is_refused(framing: bytes) -> None:
+    """One trailer, or one chunk's extension, without an end does not fill the memory."""
+    parser = parsed(OK + b"transfer-encoding: chunked\r\n\r\n1\r\na\r\n" + framing)
+    fed = 0
+    while parser.failed is None and fed < 1 << 21:
+        parser.feed(b"y" * 1000)
+        fed += 1000
+    assert parser.failed == "not_http"
+    assert fed <= 1 << 18
+
+
+@pytest.mark.parametrize(("fields", "failed"), [(80, None), (100, "not_http"), (1000, "not_http")])
+def test_more_headers_than_clients_read_are_refused(fields: int, failed: str | None) -> None:
+    """A reply that Python's http.client could not read, with the proxy's own headers, is no reply."""
+    head = OK + b"".join(b"x-%d: y\r\n" % i for i in range(fields)) + b"content-length: 0\r\n\r\n"
+    assert parsed(head).failed == failed
 
 
 def test_endless_trailers_are_refused() -> None:
