@@ -180,9 +180,9 @@ class Router:
         wanted = Wanted(lambda_, auto, draw, conversation, follow_up, tool_loop, lambda_ != estimate.lambda_)
         bent, order, cause = self.ordering.order(wanted, offered, known)
         # Budget and conversation may change λ(q) for a live server: the evidence then holds the estimate too.
-        evidence = estimate.evidence
+        evidence = dict(estimate.evidence)
         if abs(bent - lambda_) >= SAME_LAMBDA:
-            evidence = {**evidence, "wanted_lambda": round(lambda_, 6)}
+            evidence["wanted_lambda"] = round(lambda_, 6)
         why = cause if auto or cause != "estimator" else "pinned"
         return Decision(bent, order[0], estimate.estimator, _ms(begun), tuple(order), why, evidence)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import pickle
 import threading
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from fakes.world import Client, World
 from dami_router.config.router_yml import parse_config
 from dami_router.errors import RecipeError
 from dami_router.messages.request import read_request
+from dami_router.router import Router
 
 
 class Caching(Upstream):
@@ -217,3 +221,11 @@ def test_without_an_estimator_of_effort_there_are_no_presets(world: World) -> No
     low = client.chat(model="dami:low")
     assert low.status == 404
     assert low.json["error"]["message"] == "no model `dami:low`; nothing here turns an effort into λ"
+
+
+def test_a_decision_is_plain_data() -> None:
+    """What `Router.route` returns can be pickled, copied as a dict and written as JSON."""
+    text = "variants: [{id: v, lambda: 0.3}]\nbackends: [{variant: v, url: 'http://127.0.0.1:1', protocol: openai}]"
+    decision = asyncio.run(Router(parse_config(text, {})).route("2+2?"))
+    assert pickle.loads(pickle.dumps(decision)) == decision
+    assert json.loads(json.dumps(asdict(decision)))["evidence"] == {}
