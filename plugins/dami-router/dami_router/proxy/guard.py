@@ -140,6 +140,24 @@ class GuardedProtocol(CorkedProtocol):
         self.parser = httptools.HttpRequestParser(self)
         self._again = head + self._data[upgrade.args[0] :]
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP: as the reply to its own request, never in the place of another's."""
+        cycle = self.cycle
+        idle = cycle is None or (cycle.response_complete and not cycle.more_body)
+        if idle or (cycle.more_body and not cycle.response_started and not self.pipeline):
+            super().send_400_response(msg)
+        else:
+            self._end_after_replies()
+
+    def _end_after_replies(self) -> None:
+        """Read no more; the connection ends with the reply to the last whole request, or now where that is cut off."""
+        self._refused = True
+        self._stop_clock()
+        if self.cycle.more_body:
+            self.transport.close()
+        else:
+            self.cycle.keep_alive = False
+
     def _end_soon(self) -> None:
         self._stop_clock()
         self._timer = self.loop.call_later(_LINGER_S, self.transport.close)
@@ -167,7 +185,7 @@ class GuardedProtocol(CorkedProtocol):
         self._refused = True
         self._stop_clock()
         if self.cycle is not None and not self.cycle.response_complete:
-            self.transport.close()  # the reply of an earlier request is being written: the connection only ends
+            self._end_after_replies()
         else:
             body = json.dumps({"error": {"message": message, "type": "invalid_request_error", "code": None}}).encode()
             head = (

@@ -7,9 +7,11 @@ import http.client
 import json
 import resource
 import socket
+import threading
 import zlib
 
 import pytest
+from fakes.upstream import chunk, stream
 from fakes.world import Client, World
 
 from dami_router.config.router_schema import Limits
@@ -243,6 +245,45 @@ def test_every_pipelined_wish_for_http_2_is_ignored(client: Client) -> None:
     last = b"GET /nowhere HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
     reply = exchanged(client.port, wish * 3 + last)
     assert (reply.count(b"HTTP/1.1 200"), reply.count(b"HTTP/1.1 404")) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    "bad", [b"NOISE\r\n\r\n", b"GET /v1/models HTTP/1.1\r\nx-long: " + b"a" * 3000 + b"\r\n\r\n"], ids=["400", "431"]
+)
+def test_what_follows_whole_requests_does_not_cost_them_their_replies(client: Client, bad: bytes) -> None:
+    """Requests are answered in order, then the connection ends: what cannot be read is never the first one's reply."""
+    request = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer sesame\r\ncontent-length: %d\r\n\r\n%s"
+    )
+    reply = exchanged(client.port, request % (len(CHAT), CHAT) * 2 + bad)
+    assert (reply.count(b"HTTP/1.1 "), reply.count(b"HTTP/1.1 200")) == (2, 2)
+    assert b"connection: close" in reply.rpartition(b"HTTP/1.1 ")[2]
+
+
+def test_noise_during_a_stream_does_not_get_into_it(world: World) -> None:
+    """A client that sends noise while it reads a stream reads all of the stream, and nothing else."""
+    gate = threading.Event()
+    low = world.upstream("v-l000", stream(chunk("4"), b"data: [DONE]\n\n", gate=gate))
+    client = world.router(("v-l000", low))
+    with socket.create_connection(("127.0.0.1", client.port), timeout=60) as connection:
+        body = CHAT[:-1] + b', "stream": true}'
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+        connection.sendall(head + body)
+        received = b""
+        while b"data: " not in received:
+            received += connection.recv(65536)
+        connection.sendall(b"NOISE\r\n\r\n")
+        gate.set()
+        while piece := connection.recv(65536):
+            received += piece
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert received.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+
+
+def test_a_broken_body_is_told_to_its_own_request(client: Client) -> None:
+    """Chunks that are none: the request that they belong to gets the 400."""
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer sesame\r\n"
+    assert status(exchanged(client.port, head + b"transfer-encoding: chunked\r\n\r\n", b"zz\r\n")) == 400
 
 
 def chunked(trailer: bytes) -> bytes:
