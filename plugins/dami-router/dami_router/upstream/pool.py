@@ -149,6 +149,12 @@ class Call:
         reply = self._connection.reply
         return reply.complete and not reply.parts
 
+    @property
+    def unframed(self) -> bool:
+        """Whether the end of the connection was the end of the body, so that a part of it looks like all of it."""
+        reply = self._connection.reply
+        return not reply.keep and not reply.framed
+
     def read(self, until: float | None = None) -> Coroutine[Any, Any, bytes]:
         """Return the next bytes of the body, waiting for them if needed; b"" at its end. Raises CallError."""
         return self._connection.read(until)

@@ -24,6 +24,7 @@ _WORDS = {
     "broke_off": "the reply broke off midway",
     "stream_error": "the stream began with an error",
     "not_http": "the reply is not HTTP",
+    "web_page": "the reply is a web page",
     "too_large": "the reply is too large",
     "given_up": "the server stopped answering",
 }

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["BrokenError", "Calls", "Reply", "StaleError", "Transport", "UnansweredError"]
 
 _MAX_REPLY = 256 << 20
-# Statuses after which another server may succeed.
-_RETRIED = frozenset({401, 403, 408, 424, 429, 500, 502, 503, 504})
+# Statuses after which another server may succeed: redirects lead to a sign-in page or to an internal address, and
+# gateways have statuses of their own above 504.
+_RETRIED = frozenset({401, 403, 408, 424, 429, *range(300, 400), *range(500, 600)} - {501})
 
 
 @dataclass
@@ -125,14 +126,25 @@ class Transport:
         if raw.status in _RETRIED:
             after = raw.header(b"retry-after") or None
             raise UnansweredError(f"status_{raw.status}", status=raw.status, retry_after=after)
+        kind = raw.header(b"content-type").partition(";")[0].strip().lower()
+        if kind == "text/html" and raw.status < 300:
+            raise UnansweredError("web_page")
         encoding = encoding_of(raw.headers)
         call = DecodedCall(raw, encoding) if can_decode(encoding) else raw
-        if call.header(b"content-type").partition(";")[0].strip().lower() == "text/event-stream":
+        if kind == "text/event-stream":
             first = await (_first_event(call) if not encoding or call is not raw else call.read())
             if begins_with_error(first):
                 raise UnansweredError("stream_error")
             return HttpReply(call.status, call.headers, first, call, self._timeouts.idle, end)
         reply = HttpReply(call.status, call.headers, await _whole(call))
+        if (
+            raw.unframed
+            and kind == "application/json"
+            and raw.status == 200
+            and not encoding
+            and not _is_json(reply.first)
+        ):
+            raise UnansweredError("broke_off")  # only its syntax tells a part of such a body from all of it
         call.close()
         return reply
 
@@ -227,6 +239,14 @@ async def _first_event(call: Call | DecodedCall) -> bytes:
         if b"\n\n" in first or b"\r\n\r\n" in first or len(first) > 1 << 16:
             break
     return first
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def begins_with_error(data: bytes) -> bool:

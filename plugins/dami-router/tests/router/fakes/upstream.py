@@ -152,7 +152,7 @@ async def _read(reader: asyncio.StreamReader) -> Call | None:
 async def send(writer: asyncio.StreamWriter, status: int, data: Any, **headers: str) -> None:
     """Send a whole reply; `data` is bytes, or is sent as JSON."""
     body = data if isinstance(data, bytes) else json.dumps(data).encode()
-    fields = {"content-type": "application/json", "content-length": str(len(body)), **headers}
+    fields = {"content_type": "application/json", "content_length": str(len(body)), **headers}
     head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items())
     writer.write(f"HTTP/1.1 {status} X\r\n{head}\r\n".encode() + body)
     await writer.drain()
@@ -235,11 +235,12 @@ def vanish() -> Script:
     return script
 
 
-def half(promised: int = 1000) -> Script:
-    """Promise a body and close in its middle."""
+def half(promised: int | None = 1000) -> Script:
+    """Promise a body of some length, or one until the connection's end, and close in its middle."""
 
     async def script(call: Call, writer: asyncio.StreamWriter) -> None:
-        head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {promised}\r\n\r\n"
+        length = "" if promised is None else f"content-length: {promised}\r\n"
+        head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n{length}\r\n"
         writer.write(head.encode() + b'{"id": "c1", "choi')
         await writer.drain()
         writer.close()
