@@ -327,5 +327,5 @@ def test_nothing_of_a_prompt_is_logged_and_all_is_closed(name: str, request: pyt
 
 def test_a_wrong_configuration_stops_litellm_at_once(world: World, tmp_path: Path) -> None:
     """LiteLLM does not start with a wrong router.yml, and its log says what is wrong in which line."""
-    with pytest.raises(AssertionError, match="router.yml:1: variants: expected at least one"):
+    with pytest.raises(AssertionError, match=r"router\.yml:1: variants: expected at least one"):
         litellm(world, tmp_path, "hook.yaml", "variants: []").__enter__()
