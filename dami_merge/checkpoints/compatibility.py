@@ -54,12 +54,19 @@ def _architecture(instruct: Checkpoint, thinking: Checkpoint) -> Iterator[Findin
             )  # fmt: skip
             return
     for found in differing_settings(instruct.config, thinking.config):
-        yield Finding(
-            "warning", "config",
+        text = (
             f"config.json: {found.place} differs: {_short(found.instruct)} in instruct,"
-            f" {_short(found.thinking)} in thinking",
-            "every variant gets Instruct's config, so Thinking's weights run with Instruct's value at λ = 1 too",
-        )  # fmt: skip
+            f" {_short(found.thinking)} in thinking"
+        )
+        if found.of_heads:
+            yield Finding(
+                "error", "heads", text, "the same rows are other heads there: take two fine-tunes of one base"
+            )
+        else:
+            yield Finding(
+                "warning", "config", text,
+                "every variant gets Instruct's config, so Thinking's weights run with Instruct's value at λ = 1 too",
+            )  # fmt: skip
 
 
 def _quantised(side: Checkpoint) -> Iterator[Finding]:

@@ -27,6 +27,7 @@ _IRRELEVANT = re.compile(
     r"|is_decoder|is_encoder_decoder|add_cross_attention|cross_attention_hidden_size|_sliding_window_pattern"
     r"|tie_(?:word_)?embeddings?|vocab_size)$"
 )
+_HEADS = re.compile(r"(?:^|[._])heads?$|head_(?:dim|size)$")  # num_attention_heads, linear_key_head_dim, mamba_d_head
 _ROPE = ("rope_parameters", "rope_theta", "rope_scaling", "rope_local_base_freq")
 
 
@@ -37,6 +38,12 @@ class SettingDifference:
     place: str
     instruct: Any
     thinking: Any
+
+    @property
+    def of_heads(self) -> bool:
+        """Whether both sides state the number or size of heads: the same rows of a matrix are then other heads."""
+        sizes = [x for x in (self.instruct, self.thinking) if isinstance(x, int) and not isinstance(x, bool)]
+        return len(sizes) == 2 and _HEADS.search(self.place) is not None
 
 
 def differing_settings(instruct: Mapping[str, Any], thinking: Mapping[str, Any]) -> list[SettingDifference]:

@@ -258,3 +258,14 @@ def test_differing_rope_settings_are_warned_about(tmp_path: Path) -> None:
     """Variants carry Instruct's config, so a different rope_theta is worth a word."""
     found = findings(tmp_path, *raw_pair(tmp_path, config={"rope_theta": 1e6}))
     assert codes(found, "warning") == ["config"]
+
+
+def test_tensors_of_other_heads_are_refused(tmp_path: Path, qwen3: Pair) -> None:
+    """Matrices of the same shapes whose rows are other heads have no model between them, and λ = 1 is not Thinking."""
+    other = Path(shutil.copytree(qwen3.thinking, tmp_path / "thinking"))
+    config = json.loads((other / "config.json").read_text())
+    heads = config | {"num_attention_heads": 2 * config["num_attention_heads"], "head_dim": config["head_dim"] // 2}
+    (other / "config.json").write_text(json.dumps(heads))
+    found = findings(tmp_path, qwen3.instruct, other)
+    assert codes(found, "error") == ["heads", "heads"]
+    assert f"num_attention_heads differs: {config['num_attention_heads']} in instruct" in found[1].message

@@ -111,6 +111,35 @@ def test_settings_that_change_nothing_are_not_told(place: str, value: Any) -> No
     assert places(config, changed(config, place, value)) == []
 
 
+@pytest.mark.parametrize(
+    ("config", "place", "value"),
+    [
+        (QWEN3, "num_attention_heads", 2), (QWEN3, "num_key_value_heads", 1), (QWEN3, "head_dim", 16),
+        (VISION, "vision_config.num_heads", 2), (DEEPSEEK, "v_head_dim", 64), (DEEPSEEK, "qk_nope_head_dim", 64),
+        ({"model_type": "strange", "mamba_d_head": 64}, "mamba_d_head", 32),
+        ({"model_type": "strange", "linear_num_key_heads": 4}, "linear_num_key_heads", 2),
+    ],
+)  # fmt: skip
+def test_heads_are_no_mere_setting(config: Any, place: str, value: int) -> None:
+    """Another number or size of heads divides the same rows in another way, in language and vision."""
+    found = differing_settings(config, changed(config, place, value))
+    assert place in [one.place for one in found if one.of_heads]
+
+
+@pytest.mark.parametrize(
+    ("config", "place", "value"),
+    [
+        (QWEN3, "rope_theta", 1e6), (QWEN3, "rms_norm_eps", 1e-5), (QWEN3, "layer_types", ["sliding_attention"] * 2),
+        ({"model_type": "strange"}, "head_dim", 64), ({"model_type": "strange"}, "attention_gate_per_head", True),
+    ],
+)  # fmt: skip
+def test_other_settings_and_defaults_that_one_side_leaves_out_are_no_heads(config: Any, place: str, value: Any) -> None:
+    """A rotary base and a norm leave heads as they are; where one side does not state a size, nothing is known."""
+    found = differing_settings(config, changed(config, place, value))
+    assert found
+    assert not [one for one in found if one.of_heads]
+
+
 def test_old_and_new_rope_of_an_unknown_class_are_equal() -> None:
     """Where Transformers does not know the class, both spellings of the rotary settings are still one."""
     old = {"model_type": "strange", "rope_theta": 1e6, "rope_scaling": {"type": "yarn", "factor": 4.0}}
