@@ -254,11 +254,11 @@ class Router:
     async def send(self, request: Request, decision: Decision) -> Answered:
         """Try the decision's variants in order until one begins to answer; raises NoAnswerError, NoVariantError.
 
-        A connection that ends before any byte is retried once on a fresh one. A server is asked
-        at most twice, and no other server once a first byte was seen.
+        A connection that ends before any byte is retried once on a fresh one, and so is a server that failed where
+        others share its address. An address is asked at most twice, and no other one once a first byte was seen.
         """
         tried: set[Replica] = set()
-        attempts, stale, last = 0, False, None
+        attempts, again, last = 0, False, None
         protocols = _PROTOCOLS.get(request.path)
         key = partial(self._affinity, request) if self._affine else None
         replica = self.fleet.next(decision.order, tried, protocols, key)
@@ -270,14 +270,17 @@ class Router:
         while replica is not None and attempts < self.config.retries.attempts:
             attempts += 1
             try:
-                reply = await self._call(replica, request, decision.lambda_, elsewhere, fresh=stale)
+                reply = await self._call(replica, request, decision.lambda_, elsewhere, fresh=again)
                 return Answered(reply, replica, decision.lambda_, attempts)
             except StaleError:
-                stale = True
+                again = True
                 continue
             except UnansweredError as error:
-                last, stale = error, False
+                last = error
                 self.on_failure(replica, error)
+                again = not again and error.of_one_server and replica.spec.balanced and replica.usable
+            if again:
+                continue
             tried.add(replica)
             replica = self.fleet.next(decision.order, tried, protocols, key)
             if replica is not None:

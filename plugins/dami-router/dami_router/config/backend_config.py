@@ -37,7 +37,8 @@ def read_backends(
         ca = _authorities((*place, "ca"), folder / entry.ca, bases) if entry.ca else None
         for base in bases:
             _once(place, [other for other in found if other.url == base], replace(spec, url=base), variants)
-            found.append(replace(spec, url=base, api_key=key, ca=ca, identity=entry.identity == "check"))
+            checked = entry.identity == "check"
+            found.append(replace(spec, url=base, api_key=key, ca=ca, identity=checked, balanced=entry.balanced))
     urls = Counter(spec.url for spec in found)
     return tuple(replace(spec, shared=urls[spec.url] > 1) for spec in found)
 

@@ -66,6 +66,10 @@ class _AnyBackend(StrictModel):
     identity: Annotated[Literal["check", "off"], one_of("check", "off")] = Field(
         default="check", description="Check that the server has this model; `off` trusts this file."
     )
+    balanced: Flag = Field(
+        default=False,
+        description="Each URL stands for several servers, like a Kubernetes Service: retry a failed call there once.",
+    )
 
 
 class ServedEntry(_AnyBackend):

@@ -29,7 +29,7 @@ class BackendSpec:
 
     Protocol `live` has every λ: `variant` is then `live`, and `pair` what the server must hold, if that is known.
     `ca` holds the authorities that its certificate must come from, None for the system's. `shared`: other variants have
-    the same URL, as behind a gateway.
+    the same URL, as behind a gateway. `balanced`: several servers share the URL.
     """
 
     variant: str
@@ -40,6 +40,7 @@ class BackendSpec:
     ca: Path | None = None
     identity: bool = True
     shared: bool = False
+    balanced: bool = False
     pair: PairSpec | None = None
 
 

@@ -55,7 +55,7 @@ def gateway_files(plan: FleetPlan, section: RouterSection) -> Files:
     files = cluster_files(
         plan,
         section,
-        [backend(s, "openai", base + paths[s.name], key) for s in plan.servers],
+        [backend(s, "openai", base + paths[s.name], key, replicas=plan.settings.replicas) for s in plan.servers],
         {
             "servers.yaml": yaml_file(_servers_opening(plan), *(_deployment(plan, s, key) for s in plan.servers)),
             "pools.yaml": yaml_file(_pools_opening(plan, base), *_rights(plan), *pools),

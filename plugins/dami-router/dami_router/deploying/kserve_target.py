@@ -33,7 +33,7 @@ def kserve_files(plan: FleetPlan, section: RouterSection) -> Files:
     return cluster_files(
         plan,
         section,
-        [backend(s, "openai", urls[s.name], key) for s in plan.servers],
+        [backend(s, "openai", urls[s.name], key, replicas=plan.settings.replicas) for s in plan.servers],
         {"services.yaml": yaml_file(_opening(plan, base), account, *services)},
         reach=_reach(plan, key),
         servers_key=key,

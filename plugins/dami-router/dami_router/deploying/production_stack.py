@@ -30,7 +30,12 @@ def production_stack_files(plan: FleetPlan, section: RouterSection) -> Files:
     return {
         "values.yaml": yaml_file(_opening(plan), _values(plan)),
         **cluster_files(
-            plan, section, [backend(s, "openai", url) for s in plan.servers], {}, [commands], reach=_reach(plan)
+            plan,
+            section,
+            [backend(s, "openai", url, replicas=plan.settings.replicas) for s in plan.servers],
+            {},
+            [commands],
+            reach=_reach(plan),
         ),
     }
 

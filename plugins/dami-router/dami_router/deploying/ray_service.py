@@ -35,7 +35,10 @@ def ray_files(plan: FleetPlan, section: RouterSection) -> Files:
     files = cluster_files(
         plan,
         section,
-        [backend(s, "openai", f"http://127.0.0.1:{PORT}{_path(plan, s)}") for s in plan.servers],
+        [
+            backend(s, "openai", f"http://127.0.0.1:{PORT}{_path(plan, s)}", replicas=plan.settings.replicas)
+            for s in plan.servers
+        ],
         {"rayservice.yaml": yaml_file(_opening(plan), _ray_service(plan, section, serve))},
         service=f"{plan.name}-serve-svc {PORT}",
         image=Image(_image(plan), "-f Dockerfile PATH/TO/dami-merge"),

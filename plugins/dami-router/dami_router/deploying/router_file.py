@@ -126,14 +126,19 @@ def _read(path: Path, name: Path) -> dict[str, bytes]:
     return {(name / p.relative_to(path)).as_posix(): p.read_bytes() for p in inside}
 
 
-def backend(server: ServerPlan, protocol: str, url: str | list[str], key: str | None = None) -> dict[str, Any]:
-    """Return a server's entry in `backends`; `key` is the environment variable with the key that it asks for."""
+def backend(
+    server: ServerPlan, protocol: str, url: str | list[str], key: str | None = None, *, replicas: int = 1
+) -> dict[str, Any]:
+    """Return a server's entry in `backends`: `replicas` of it share the URL.
+
+    `key` is the environment variable with the key that it asks for.
+    """
     if server.variant is None:
         return {"url": url, "protocol": "live"}
     model = {"model": server.model} if protocol == "openai" else {}
     return {
         "variant": server.variant.id, "url": url, "protocol": protocol, **model,
-        **({"api_key_env": key} if key else {}),
+        **({"api_key_env": key} if key else {}), **({"balanced": True} if replicas > 1 else {}),
     }  # fmt: skip
 
 

@@ -56,6 +56,11 @@ class UnansweredError(CallError):
         """Whether it counts against the replica; being busy does not."""
         return self.status not in (424, 429)
 
+    @property
+    def of_one_server(self) -> bool:
+        """Whether another server behind the same address may answer: it died, or its gateway lost it. Never a hang."""
+        return self.why in ("refused", "disconnected") or (self.status in (500, 502, 503) and not self.retry_after)
+
 
 class StaleError(UnansweredError):
     """The connection ended before any byte of the reply; it may only have been stale."""

@@ -365,6 +365,16 @@ def test_servers_on_one_gpu_start_one_after_the_other(tmp_path: Path) -> None:
     assert list(services["router"]["depends_on"]) == ["l000", "l060", "l100"]
 
 
+@pytest.mark.parametrize("target", ["compose", "production-stack", "kserve", "gateway", "ray"])
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_an_address_of_several_replicas_is_balanced(tmp_path: Path, target: str, replicas: int) -> None:
+    """The router tries a failed call again where a variant's replicas share an address; compose gives each its own."""
+    assert deploy(tmp_path / "o", family(tmp_path / "family"), target, "--replicas", str(replicas)) == 0
+    backends = load_config(tmp_path / "o" / "router.yml", KEYS).backends
+    assert {one.balanced for one in backends} == {replicas > 1 and target != "compose"}
+    assert len(backends) == 3 * (replicas if target == "compose" else 1)
+
+
 def test_the_users_settings_are_in_the_generated_router_yml(tmp_path: Path) -> None:
     """--router adds estimator, policy and keys, copies the files that they name, and lets TGI score prompts."""
     (tmp_path / "section.yml").write_text(

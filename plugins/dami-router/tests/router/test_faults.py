@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -9,9 +10,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from fakes.upstream import Call, Script, chunk, half, hang, noise, plain, stream, vanish
+from fakes.upstream import Call, Script, Upstream, chunk, half, hang, noise, plain, stream, vanish
 from fakes.waiting import happened, until
-from fakes.world import Client, World
+from fakes.world import Client, World, router_yml
 
 BODY = json.dumps({"model": "dami", "messages": [{"role": "user", "content": "hi"}], "stream": True}).encode()
 TGI_ERROR = b'data:{"error":"Request failed during generation","error_type":"generation"}\n\n'
@@ -71,6 +72,79 @@ def test_a_refused_connection_falls_back(world: World) -> None:
     world.loop.run(low.stop())
     assert client.chat(reasoning_effort="none").variant == "v-l100"
     assert client.metric('dami_upstream_failures_total{reason="refused",variant="v-l000"}') == 1
+
+
+def balanced(world: World, first: Upstream, extra: str = "") -> Client:
+    """A proxy over `first`, whose address stands for several servers, and a plain neighbour."""
+    text = router_yml(("v-l050", first), ("v-l060", world.upstream("v-l060")), extra=extra)
+    return world.proxy(
+        text.replace(f'"{first.url}", protocol: openai', f'"{first.url}", protocol: openai, balanced: true')
+    )
+
+
+def once(fault: Script) -> Script:
+    """Fail the first call as the server behind an address that died, and answer the others as its neighbours."""
+    scripts = iter([fault])
+
+    async def script(call: Call, writer: asyncio.StreamWriter) -> None:
+        await next(scripts, plain())(call, writer)
+
+    return script
+
+
+@pytest.mark.parametrize("fault", ["status 500", "status 502", "status 503", "vanish"])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_failed_call_is_tried_again_where_servers_share_an_address(world: World, fault: str, streamed: bool) -> None:
+    """One of the servers behind a balanced address fails: another one answers at the same λ, with one call more."""
+    script = plain(502, {"error": "x"}) if fault == "status 502" else FAULTS[fault]
+    client = balanced(world, world.upstream("v-l050", once(script)))
+    answer = client.chat(stream=streamed)
+    assert (answer.status, answer.variant, answer.headers["x-dami-attempts"]) == (200, "v-l050", "2")
+
+
+@pytest.mark.parametrize(
+    "fault", ["status 503", "vanish", "status 503 and retry-after", "status 429", "status 504", "half a body", "hang"]
+)
+def test_a_balanced_address_is_asked_at_most_twice(world: World, fault: str) -> None:
+    """Where all of them fail, the next variant answers; overload, a cut reply and a hang are not tried again there."""
+    more = {
+        "status 503 and retry-after": plain(503, {"error": "x"}, retry_after="1"),
+        "status 504": plain(504, {"error": "x"}),
+    }
+    first = world.upstream("v-l050", {**FAULTS, **more}[fault])
+    limits = "timeouts: {connect: 20, first_byte: 1.5, total: 1.5}" if fault == "hang" else ""
+    answer = balanced(world, first, limits).chat()
+    assert (answer.status, answer.variant) == (200, "v-l060")
+    assert len(first.calls) == (2 if fault in ("status 503", "vanish") else 1)
+
+
+@pytest.mark.parametrize(("extra", "asked"), [("breaker: {failures: 1}", 1), ("breaker: {failures: 2}", 2)])
+def test_an_open_breaker_ends_the_tries_at_a_balanced_address(world: World, extra: str, asked: int) -> None:
+    """Both calls count against the address, and none is sent past its open breaker."""
+    first = world.upstream("v-l050", FAULTS["status 503"])
+    client = balanced(world, first, extra)
+    assert client.chat().variant == client.chat().variant == "v-l060"
+    assert len(first.calls) == asked
+
+
+def test_a_balanced_address_keeps_within_the_attempts(world: World) -> None:
+    """With one attempt there is no second one."""
+    first = world.upstream("v-l050", FAULTS["status 503"])
+    text = router_yml(("v-l050", first)).replace("protocol: openai", "protocol: openai, balanced: true")
+    client = world.proxy(text.replace("backoff: 0.001", "backoff: 0.001, attempts: 1"))
+    assert client.chat().status == 502
+    assert len(first.calls) == 1
+
+
+@pytest.mark.parametrize("fault", ["status 500", "status 503", "refused"])
+def test_a_plain_server_that_fails_is_left_at_once(world: World, fault: str) -> None:
+    """Without `balanced` the next variant is asked after one call, and so it is where nothing listens."""
+    first = world.upstream("v-l050", FAULTS.get(fault))
+    client = world.router(("v-l050", first), ("v-l060", world.upstream("v-l060")))
+    if fault == "refused":
+        world.loop.run(first.stop())
+    answer = client.chat()
+    assert (answer.variant, answer.headers["x-dami-attempts"]) == ("v-l060", "2")
 
 
 @pytest.mark.parametrize(
