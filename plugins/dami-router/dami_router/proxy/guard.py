@@ -26,7 +26,7 @@ connection closed under it loses the reply."""
 
 
 _REASONS = {
-    408: b"Request Timeout", 431: b"Request Header Fields Too Large", 503: b"Service Unavailable",
+    400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large", 503: b"Service Unavailable",
 }  # fmt: skip
 
 
@@ -140,14 +140,15 @@ class GuardedProtocol(CorkedProtocol):
         self.parser = httptools.HttpRequestParser(self)
         self._again = head + self._data[upgrade.args[0] :]
 
-    def send_400_response(self, msg: str) -> None:
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
         """Refuse what is not HTTP: as the reply to its own request, never in the place of another's."""
         cycle = self.cycle
-        idle = cycle is None or (cycle.response_complete and not cycle.more_body)
-        if idle or (cycle.more_body and not cycle.response_started and not self.pipeline):
-            super().send_400_response(msg)
+        words = "expected a valid request in HTTP/1.1"
+        if cycle is not None and cycle.more_body and not cycle.response_started and not self.pipeline:
+            self._answer(400, words)
+            self.transport.close()
         else:
-            self._end_after_replies()
+            self._refuse(400, words)
 
     def _end_after_replies(self) -> None:
         """Read no more; the connection ends with the reply to the last whole request, or now where that is cut off."""
@@ -184,17 +185,18 @@ class GuardedProtocol(CorkedProtocol):
     def _refuse(self, status: int, message: str, headers: str = "") -> None:
         self._refused = True
         self._stop_clock()
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self.cycle is not None and (self.cycle.more_body or not self.cycle.response_complete):
             self._end_after_replies()
         else:
-            body = json.dumps({"error": {"message": message, "type": "invalid_request_error", "code": None}}).encode()
-            head = (
-                f"content-type: application/json\r\ncontent-length: {len(body)}\r\n{headers}connection: close\r\n\r\n"
-            )
-            self.transport.write(b"HTTP/1.1 %d %s\r\n" % (status, _REASONS[status]) + head.encode() + body)
-            self._corked.flush()
+            self._answer(status, message, headers)
             self._unset_keepalive_if_required()
             self._end_soon()
+
+    def _answer(self, status: int, message: str, headers: str = "") -> None:
+        body = json.dumps({"error": {"message": message, "type": "invalid_request_error", "code": None}}).encode()
+        head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n{headers}connection: close\r\n\r\n"
+        self.transport.write(b"HTTP/1.1 %d %s\r\n" % (status, _REASONS[status]) + head.encode() + body)
+        self._corked.flush()
 
 
 def guarded(limits: Limits) -> type[GuardedProtocol]:

@@ -280,10 +280,29 @@ def test_noise_during_a_stream_does_not_get_into_it(world: World) -> None:
     assert received.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
 
 
-def test_a_broken_body_is_told_to_its_own_request(client: Client) -> None:
-    """Chunks that are none: the request that they belong to gets the 400."""
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer sesame\r\n"
-    assert status(exchanged(client.port, head + b"transfer-encoding: chunked\r\n\r\n", b"zz\r\n")) == 400
+@pytest.mark.parametrize(("key", "expected"), [(b"sesame", 400), (b"wrong", 401)])
+def test_a_broken_body_is_told_to_its_own_request(client: Client, key: bytes, expected: int) -> None:
+    """Chunks that are none: the request that they belong to gets the 400, unless it was answered before."""
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer " + key + b"\r\n"
+    with socket.create_connection(("127.0.0.1", client.port), timeout=60) as connection:
+        connection.sendall(head + b"transfer-encoding: chunked\r\n\r\n")
+        received = connection.recv(65536) if expected == 401 else b""
+        connection.sendall(b"zz\r\n")
+        while piece := connection.recv(65536):
+            received += piece
+    assert (status(received), received.count(b"HTTP/1.1 ")) == (expected, 1)
+
+
+def test_a_client_of_another_protocol_reads_why_it_was_refused(client: Client) -> None:
+    """TLS, HTTP/2 without an upgrade, or noise: 400 as JSON, though the client goes on sending."""
+    for begin in (
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"NOISE\r\n\r\n",
+    ):
+        reply = exchanged(client.port, begin, *[b"\0" * 10_000] * 10)
+        assert status(reply) == 400
+        assert "HTTP/1.1" in json.loads(reply.partition(b"\r\n\r\n")[2])["error"]["message"]
 
 
 def chunked(trailer: bytes) -> bytes:
