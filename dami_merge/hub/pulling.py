@@ -23,7 +23,7 @@ from dami_merge.files.hashing import file_sha256
 from dami_merge.files.locking import locked
 from dami_merge.files.progress import Progress
 from dami_merge.hub.local_paths import without_local_paths
-from dami_merge.hub.threads import pool
+from dami_merge.hub.threads import guarded, pool
 from dami_router.errors import CheckpointError, DamiError, FailureError, MisuseError
 from dami_router.manifest.family import MANIFEST, Family, Variant, load_family
 from dami_router.manifest.hub_collections import Published
@@ -171,14 +171,9 @@ class _Pull:
 
     def _everywhere(self, jobs: Sequence[tuple[Published, str]], do: Callable[[Published, str], None]) -> None:
         with pool(self.jobs) as workers:
-            running = [(place, file, workers.submit(do, place, file)) for place, file in jobs]
-            for place, file, job in running:
-                try:
-                    job.result()
-                except DamiError:
-                    raise
-                except Exception as error:
-                    raise told(error, f"{place.repo}: {file}", resumes=True) from None
+            running = [workers.submit(guarded, f"{place.repo}: {file}", do, place, file) for place, file in jobs]
+            for job in running:
+                job.result()
 
     # Into the folder
 

@@ -190,16 +190,16 @@ def _content(content: object) -> str:
     return "\n".join(part["text"] for part in content)
 
 
-def prompts(engine: Engine, fields: Fields) -> list[list[int]]:
-    """Return the prompts of a text completion: a text, token ids, or a list of either."""
-    value = fields.data.get("prompt")
+def prompts(engine: Engine, fields: Fields, field: str = "prompt", otherwise: str = "") -> list[list[int]]:
+    """Return the prompts in a field: a text, token ids, or a list of either; `otherwise` is said if there is none."""
+    value = fields.data.get(field)
     special = fields.flag("add_special_tokens", True)
     if isinstance(value, str) or _ids(value):
         value = [value]
     if not isinstance(value, list) or not value:
-        raise BadFieldError("`prompt` must be a text, a list of token ids, or a list of these")
+        raise BadFieldError(f"`{field}` must be a text, a list of token ids, or a list of these{otherwise}")
     if len(value) > MOST:
-        raise BadFieldError(f"at most {MOST} prompts per request, found {len(value)}")
+        raise BadFieldError(f"at most {MOST} {field}s per request, found {len(value)}")
     return [tokens_of(engine, prompt, special) for prompt in value]
 
 

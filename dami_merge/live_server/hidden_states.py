@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dami_merge.live import Completion, Engine, Generation
-from dami_merge.live_server.engine_request import MOST, chat_tokens, fitting, tokens_of
+from dami_merge.live_server.engine_request import chat_tokens, fitting, prompts
 from dami_merge.live_server.fields import BadFieldError, Fields
 from dami_merge.live_server.known_fields import EMBEDDINGS
 from dami_router.messages.pinning import pinned
@@ -24,10 +24,13 @@ def read_embeddings(data: Mapping[str, Any], engine: Engine) -> list[Generation]
     fields = Fields(data)
     fields.accept(EMBEDDINGS)
     lambda_ = _lambda_of(fields, engine)
-    prompts = [chat_tokens(engine, fields, lambda_)] if fields.has("messages") else _inputs(engine, fields)
+    if fields.has("messages"):
+        asked = [chat_tokens(engine, fields, lambda_)]
+    else:
+        asked = prompts(engine, fields, "input", otherwise="; or send `messages`")
     return [
         Generation(fitting(engine, prompt), lambda_, max_new_tokens=1, hidden_state=True, ignore_eos=True)
-        for prompt in prompts
+        for prompt in asked
     ]
 
 
@@ -49,17 +52,6 @@ def _lambda_of(fields: Fields, engine: Engine) -> float:
     if lambda_ is None and model not in (None, "dami", engine.name):
         raise BadFieldError("`model` must be `dami:0`, or `dami:` with another λ, for hidden states")
     return 0.0 if lambda_ is None else lambda_
-
-
-def _inputs(engine: Engine, fields: Fields) -> list[list[int]]:
-    value, special = fields.data.get("input"), fields.flag("add_special_tokens", True)
-    whole = isinstance(value, str) or (isinstance(value, list) and bool(value) and all(type(x) is int for x in value))
-    many = [value] if whole else value
-    if not isinstance(many, list) or not many:
-        raise BadFieldError("`input` must be a text, a list of token ids, or a list of these; or send `messages`")
-    if len(many) > MOST:
-        raise BadFieldError(f"at most {MOST} inputs per request, found {len(many)}")
-    return [tokens_of(engine, one, special) for one in many]
 
 
 def _unit(state: Sequence[float]) -> list[float]:

@@ -13,6 +13,7 @@ from dami_router.estimators.calibrated import FORMS, Form
 from dami_router.estimators.confidence import Choice, Confidence, ConfidenceScore, digest
 from dami_router.estimators.log_probs import BusyError, EstimationError
 from dami_router.estimators.query import Query
+from dami_router.shared.tasks import all_of
 
 __all__ = ["Collection", "collect", "forms_of", "key_of"]
 
@@ -85,12 +86,7 @@ async def collect(
                 done = total - len(work)
                 say(f"{done:,} of {total:,} queries; {done / (now - begun):.1f} per second")
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(concurrency, total)):
-                group.create_task(worker())
-    except ExceptionGroup as several:
-        raise several.exceptions[0] from None
+    await all_of(worker() for _ in range(min(concurrency, total)))
     return outcome
 
 

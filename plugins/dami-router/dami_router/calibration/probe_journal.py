@@ -6,7 +6,6 @@ journal of other settings is refused.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -18,6 +17,7 @@ from typing import Any, TypeGuard
 
 from dami_router.errors import FailureError, MisuseError
 from dami_router.estimators.calibrated import FORMS, Form
+from dami_router.shared.durable import held
 
 __all__ = ["ProbeJournal", "Probed", "journal"]
 
@@ -78,15 +78,7 @@ def journal(path: Path, settings: Mapping[str, Any]) -> Iterator[ProbeJournal]:
 
     Raises FailureError if it cannot be opened, MisuseError as `begin` does.
     """
-    try:
-        handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise FailureError(f"{path}: cannot be written: {error.strerror}") from None
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FailureError(f"{path}: another calibration is writing to it") from None
+    with held(path, FailureError(f"{path}: another calibration is writing to it")) as handle:
         made = ProbeJournal(path, handle)
         made.begin(settings)
         try:
@@ -94,8 +86,6 @@ def journal(path: Path, settings: Mapping[str, Any]) -> Iterator[ProbeJournal]:
         finally:
             if not made.done:
                 path.unlink(missing_ok=True)
-    finally:
-        os.close(handle)
 
 
 def _read(line: bytes) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from dami_router.collecting.settings import QuestionSettings
 from dami_router.datasets import Question
 from dami_router.errors import FailureError, MisuseError
 from dami_router.rollouts.records import Rollout, parse_rollout
-from dami_router.shared.durable import sync, write_atomically
+from dami_router.shared.durable import held, sync, write_atomically
 from dami_router.shared.suggestions import listed
 from dami_router.version import __version__
 
@@ -102,18 +102,12 @@ def journal(path: Path, settings: QuestionSettings, dataset: str) -> Iterator[Ro
     """
     if path.suffix != ".jsonl":
         raise MisuseError(f"{path}: expected a name that ends in .jsonl", hint="compress it when it is complete")
-    try:
-        handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise FailureError(f"{path}: cannot be written: {error.strerror}") from None
-    try:
-        _lock(handle, path)
+    busy = FailureError(f"{path}: another run is writing to it", hint="wait, or choose another --out")
+    with held(path, busy) as handle:
         opened = RolloutJournal(path, handle)
         _claim(opened, settings, dataset)
         opened.repair()
         yield opened
-    finally:
-        os.close(handle)
 
 
 def rollouts_of(path: Path) -> Iterator[Rollout]:
@@ -124,16 +118,6 @@ def rollouts_of(path: Path) -> Iterator[Rollout]:
 def settings_path(path: Path) -> Path:
     """Return the path of a run's settings."""
     return path.with_name(f"{path.name}.run.json")
-
-
-def _lock(handle: int, path: Path) -> None:
-    # A kernel lock: it ends with the process, however that ends.
-    import fcntl
-
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise FailureError(f"{path}: another run is writing to it", hint="wait, or choose another --out") from None
 
 
 def _claim(opened: RolloutJournal, settings: QuestionSettings, dataset: str) -> None:

@@ -16,6 +16,7 @@ from dami_router.collecting.settings import QuestionSettings
 from dami_router.datasets import Question
 from dami_router.grading import Grader
 from dami_router.router import Router
+from dami_router.shared.tasks import all_of
 
 __all__ = ["Collector", "Outcome"]
 
@@ -80,14 +81,8 @@ class Collector:
         return self.outcome
 
     async def _lanes(self, lanes: Sequence[Sequence[tuple[RolloutTarget, Question, int]]]) -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                for items in lanes:
-                    lane = _Lane(list(reversed(items)))
-                    for _ in range(min(self._concurrency, len(items))):
-                        group.create_task(self._work(lane))
-        except ExceptionGroup as several:
-            raise several.exceptions[0] from None
+        filled = [_Lane(list(reversed(items))) for items in lanes]
+        await all_of(self._work(lane) for lane in filled for _ in range(min(self._concurrency, len(lane.work))))
 
     async def _work(self, lane: _Lane) -> None:
         while lane.work and not lane.lost:

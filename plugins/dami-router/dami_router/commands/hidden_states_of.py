@@ -18,6 +18,7 @@ from dami_router.estimators.log_probs import EstimationError, HiddenState, Serve
 from dami_router.estimators.query import Query
 from dami_router.rollouts.records import read_rollouts
 from dami_router.router import Router
+from dami_router.shared.tasks import all_of
 
 __all__ = ["chosen_encoder"]
 
@@ -79,12 +80,7 @@ async def _read(config: Path, queries: dict[str, Query], note: Callable[[str], N
                     told = time.monotonic()
                     note(f"{len(states):,} of {len(queries):,} hidden states")
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(_AT_ONCE, len(queries))):
-                    group.create_task(worker())
-        except ExceptionGroup as several:
-            raise several.exceptions[0] from None
+        await all_of(worker() for _ in range(min(_AT_ONCE, len(queries))))
     return states
 
 

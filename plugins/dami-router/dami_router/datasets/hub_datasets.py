@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dami_router.datasets.tables import MAX_BYTES, SUFFIXES
-from dami_router.errors import DamiError, FailureError, MisuseError
+from dami_router.errors import FailureError, MisuseError
 from dami_router.manifest.hub_errors import told
 from dami_router.manifest.published import HubId, hub_api, parse_hub_id
 from dami_router.shared.suggestions import did_you_mean, listed
@@ -62,8 +62,6 @@ def fetch(place: str, config: str | None, split: str | None) -> list[tuple[Path,
                 f"{place}: {len(files)} files of {size / 1e9:.1f} GB; too large", hint="download one file and use that"
             )
         return [(_download(api, found, file), f"{found.id}/{file}") for file in files]
-    except DamiError:
-        raise
     except Exception as error:
         raise told(error, f"the dataset {place}") from None
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dami_router.errors import DamiError, FailureError, MisuseError
+from dami_router.errors import FailureError, MisuseError
 
 __all__ = ["TokenCounter"]
 
@@ -41,8 +41,6 @@ def _find(place: str) -> Path:
     asked = parse_hub_id(place)
     try:
         return Path(hub_api().hf_hub_download(asked.id, _FILE, revision=asked.revision))
-    except DamiError:
-        raise
     except Exception as error:
         raise told(error, f"the tokenizer of {place}") from None
 

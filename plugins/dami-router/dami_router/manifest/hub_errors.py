@@ -24,7 +24,7 @@ class HubUnreachableError(FailureError):
 
 
 def told(error: BaseException, where: str, *, resumes: bool = False) -> DamiError:
-    """Turn an exception of huggingface_hub into one message with a way out.
+    """Turn an exception of huggingface_hub into one message with a way out; an error of our own stays what it is.
 
     `where` is what the request was about: a repository, a collection, a file. `resumes`: the command continues what it
     had done when it is run again.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dami_router.errors import CheckpointError, DamiError, FailureError, MisuseError
+from dami_router.errors import CheckpointError, FailureError, MisuseError
 from dami_router.manifest.family import MANIFEST, MAX_MANIFEST_BYTES, Family, Variant, load_family, parse_family
 from dami_router.manifest.hub_collections import Published, Shelf, newest_complete
 from dami_router.manifest.hub_errors import told
@@ -81,8 +81,6 @@ def fetch_family(text: str) -> Family:
         if repos is not None:
             return _in_collection(api, place, repos)[0]
         found = read_manifest(api, place.id, place.revision)
-    except DamiError:
-        raise
     except Exception as error:
         raise told(error, str(place)) from None
     if found is None:
@@ -104,8 +102,6 @@ def find_published(text: str) -> tuple[Family, list[Published]]:
             return _in_collection(api, place, repos)
         found = read_manifest(api, place.id, place.revision)
         published = list(_own(api, found[0], place.id, found[1], place.revision)) if found else []
-    except DamiError:
-        raise
     except Exception as error:
         raise told(error, str(place)) from None
     if found is None or not published:

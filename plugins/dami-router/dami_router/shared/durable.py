@@ -1,11 +1,15 @@
-"""Files that are complete or absent, also after a crash."""
+"""Files that are complete or absent, also after a crash, and files that one process holds at a time."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["sync", "write_atomically"]
+from dami_router.errors import FailureError
+
+__all__ = ["held", "sync", "write_atomically"]
 
 
 def write_atomically(path: Path, content: bytes, *, work: Path | None = None) -> None:
@@ -25,6 +29,28 @@ def write_atomically(path: Path, content: bytes, *, work: Path | None = None) ->
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+@contextmanager
+def held(path: Path, busy: FailureError) -> Iterator[int]:
+    """Open a file to read and append, new or as it is, while no other process holds it; raises `busy` while one does.
+
+    The lock is the kernel's: it ends with the process, however that ends. Raises FailureError if it cannot be opened.
+    """
+    import fcntl
+
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise FailureError(f"{path}: cannot be written: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise busy from None
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def sync(path: Path) -> None:
