@@ -181,14 +181,15 @@ def over_http(pair: Path, dev: Grid, fresh: Grid, options: argparse.Namespace) -
         file = serve(pair, fresh.lambdas, options.served, Path(folder))
         calibrated = calibrate(file, dev, rollouts_of(pair, options.work)[0], options)
         decisions = asyncio.run(decide(file, fresh.texts))
-    if others := sum(d.estimator != "confidence" for d in decisions):
-        raise SystemExit(f"{pair}: {others} decisions did not use confidence; repeat on an idle machine")
+    if others := [text for text, d in zip(fresh.texts, decisions, strict=True) if d.estimator != "confidence"]:
+        found = f"{len(others)} of {len(decisions)} decisions did not use confidence, as for {others[0]!r}"
+        raise SystemExit(f"{pair}: {found}; repeat on an idle machine")
     columns = [fresh.lambdas.index(float(d.variant[-3:]) / 100) for d in decisions]
     scores = [float(d.evidence["score"]) for d in decisions]
     probe = [float(d.evidence["tokens"]) + float(d.evidence.get("tokens_thinking", 0)) for d in decisions]
-    found: dict[str, Any] = {"forms": sorted({str(d.evidence["form"]) for d in decisions}), "calibration": calibrated}
-    found["route_ms_p50"] = float(np.median([d.route_ms for d in decisions]))
-    return found | results(fresh, columns, scores, np.array(probe))
+    report: dict[str, Any] = {"forms": sorted({str(d.evidence["form"]) for d in decisions}), "calibration": calibrated}
+    report["route_ms_p50"] = float(np.median([d.route_ms for d in decisions]))
+    return report | results(fresh, columns, scores, np.array(probe))
 
 
 def results(fresh: Grid, columns: list[int], scores: list[float], probe: Any) -> dict[str, Any]:
