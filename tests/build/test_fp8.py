@@ -12,14 +12,13 @@ import transformers
 from safetensors.torch import load_file, save_file
 from support.builds import build, same_bits, weights
 from support.pairs import Pair, make_pair, write_raw
-from support.reference import assert_rounded
+from support.reference import assert_formula
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from dami_merge.build import chunks, stream
 from dami_merge.checkpoints.checkpoint import open_checkpoint
 from dami_merge.checkpoints.compatibility import compare
 from dami_merge.checkpoints.model_ref import ModelRef
-from dami_merge.interpolation.formula import interpolate
 from dami_merge.verify import verify_family
 from dami_router.errors import CheckpointError
 
@@ -97,11 +96,7 @@ def test_scales_of_every_kind(tmp_path: Path, layout: str, monkeypatch: pytest.M
         monkeypatch.setattr(stream, "chunk_size", lambda buffers, chunk=chunk: chunk)
         built = build(pair.recipe(0.5, family=FAMILY), tmp_path / f"out{block}")
         for lambda_ in FAMILY["lambdas"]:
-            found = weights(built.folder(lambda_))
-            assert found.keys() == sides[0].keys()
-            for name, value in found.items():
-                assert same_bits(value, interpolate(sides[0][name], sides[1][name], lambda_)), (lambda_, name)
-                assert_rounded(value, sides[0][name], sides[1][name], lambda_)
+            assert_formula(weights(built.folder(lambda_)), sides, lambda_)
             config = json.loads((built.folder(lambda_) / "config.json").read_text())
             assert "quantization_config" not in config
         assert verify_family(built.out, deep=True).all_problems == []

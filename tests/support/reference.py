@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 
-__all__ = ["assert_rounded"]
+from dami_merge.interpolation.formula import interpolate
+from support.builds import same_bits
+
+__all__ = ["assert_formula", "assert_rounded"]
+
+
+def assert_formula(
+    found: Mapping[str, torch.Tensor], sides: Sequence[Mapping[str, torch.Tensor]], lambda_: float
+) -> None:
+    """Assert that a variant has the endpoints' tensors, each the package's own formula bit for bit, and rounded so."""
+    instruct, thinking = sides
+    assert found.keys() == instruct.keys()
+    for name, value in found.items():
+        assert same_bits(value, interpolate(instruct[name], thinking[name], lambda_)), (lambda_, name)
+        assert_rounded(value, instruct[name], thinking[name], lambda_)
 
 
 def assert_rounded(found: torch.Tensor, instruct: torch.Tensor, thinking: torch.Tensor, lambda_: float) -> None:

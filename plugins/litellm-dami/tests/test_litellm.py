@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import subprocess
 import time
 import urllib.request
@@ -18,6 +17,7 @@ from typing import Any
 import openai
 import pytest
 from fakes.loop import Loop
+from fakes.processes import free_port
 from fakes.upstream import Call, Upstream, chat, plain, send
 from fakes.waiting import until
 from fakes.world import World
@@ -123,9 +123,7 @@ def litellm(world: World, folder: Path, config: str, router: str) -> Iterator[Li
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [os.environ["DAMI_LITELLM_PYTHON"], "-c", "from litellm import run_server; run_server()"]
     command += ["--config", "config.yaml", "--host", "127.0.0.1", "--port", str(port)]
     with (folder / "log").open("wb") as log:

@@ -6,7 +6,6 @@ import concurrent.futures
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -19,7 +18,8 @@ from typing import Any
 
 import pytest
 import torch
-from fakes.waiting import healthy, until
+from fakes.processes import free_port, healthy
+from fakes.waiting import until
 from support.live import variant
 from support.pairs import Pair
 
@@ -45,9 +45,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 @contextmanager
 def serving(pair: Pair, log: Path, *options: str, vllm: tuple[str, ...] = ()) -> Iterator[str]:
     """Start the server by the command line of the environment that has vLLM; yields its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "DAMI_KEY": "secret"}
     command = [

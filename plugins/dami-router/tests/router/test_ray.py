@@ -9,7 +9,6 @@ import io
 import json
 import os
 import re
-import socket
 import subprocess
 from collections import Counter
 from contextlib import redirect_stdout
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 from deployments import COMMIT, deploy
+from fakes.processes import free_port
 
 from dami_router.cli import main
 
@@ -46,9 +46,7 @@ def happened(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         variant["hub"] = {"repo": f"acme/{variant['id']}", "revision": COMMIT}
     (place / "family" / "dami_family.json").write_text(json.dumps(manifest))
     assert deploy(place / "out", place / "family", "ray", "--name", "lab-dami") == 0
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     router = place / "out" / "router.yml"
     router.write_text(router.read_text().replace("http://127.0.0.1:8000/l", f"http://127.0.0.1:{port}/l"))
     path = os.pathsep.join([str(TESTS.parent), str(TESTS / "ray_fleet")])

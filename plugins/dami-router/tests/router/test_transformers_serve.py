@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from fakes.waiting import healthy, until
+from fakes.processes import free_port, healthy
+from fakes.waiting import until
 from fakes.world import World
 
 pytestmark = pytest.mark.slow
@@ -24,9 +24,7 @@ CHAIN = [{"role": "user", "content": "3+7-2>5="}]
 @contextmanager
 def transformers_serve(model: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Serve one folder on the CPU; yields its address once it is healthy."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [
         str(BIN / "transformers"),

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from fakes.waiting import healthy, until
+from fakes.processes import free_port, healthy
+from fakes.waiting import until
 from fakes.world import World
 
 from dami_merge.lab import copy_pair
@@ -55,9 +55,7 @@ def vllm_pair(pair: Path, log: Path) -> AbstractContextManager[tuple[str, subpro
 @contextmanager
 def running(command: list[str], log: Path, *rest: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Run a server at a free port; yields where it will be."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [*command, "--port", str(port), *rest]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     with (

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-import urllib.request
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -26,15 +25,6 @@ def until(condition: Callable[[], T], *, limit: float = LIMIT, pause: float = PA
         assert time.monotonic() < end, _in_vain(condition, limit)
         time.sleep(pause)
     return found
-
-
-def healthy(url: str) -> bool:
-    """Whether a server answers its /health."""
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as reply:
-            return bool(reply.status == 200)
-    except OSError:
-        return False
 
 
 async def happened(condition: Callable[[], T], *, limit: float = LIMIT, pause: float = PAUSE) -> T:
