@@ -53,16 +53,16 @@ def caching(world: World, extra: str = "") -> tuple[Client, list[Caching]]:
 
 
 def test_a_conversation_keeps_its_replica_and_its_cached_prefix(world: World) -> None:
-    """Of 12 conversations of 5 turns on 3 replicas, every earlier message is a hit; without affinity many are not."""
+    """Of 40 conversations of 3 turns on 3 replicas, every earlier message is a hit; without affinity many are not."""
     client, servers = caching(world)
-    talk(client, 12, 5)
+    talk(client, 40, 3)
     # A turn brings its system message (cached by an earlier conversation, but for the first), and 2 new ones.
-    earlier = 12 * sum(2 * turn for turn in range(5))
+    earlier = 40 * sum(2 * turn for turn in range(3))
     hits = sum(server.hits for server in servers) - sum(s.asked > 0 for s in servers)
     assert hits >= earlier
     assert all(server.calls for server in servers)
     client, without = caching(world, "affinity: {enabled: false}")
-    talk(client, 12, 5)
+    talk(client, 40, 3)
     assert sum(server.hits for server in without) < sum(server.hits for server in servers)
 
 
