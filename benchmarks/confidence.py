@@ -183,7 +183,7 @@ def over_http(pair: Path, dev: Grid, fresh: Grid, options: argparse.Namespace) -
         decisions = asyncio.run(decide(file, fresh.texts))
     if others := [text for text, d in zip(fresh.texts, decisions, strict=True) if d.estimator != "confidence"]:
         found = f"{len(others)} of {len(decisions)} decisions did not use confidence, as for {others[0]!r}"
-        raise SystemExit(f"{pair}: {found}; repeat on an idle machine")
+        raise SystemExit(f"{pair}: {found}: an empty answer has no score; else repeat on an idle machine")
     columns = [fresh.lambdas.index(float(d.variant[-3:]) / 100) for d in decisions]
     scores = [float(d.evidence["score"]) for d in decisions]
     probe = [float(d.evidence["tokens"]) + float(d.evidence.get("tokens_thinking", 0)) for d in decisions]
