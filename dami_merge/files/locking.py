@@ -14,7 +14,7 @@ __all__ = ["locked"]
 
 @contextmanager
 def locked(path: Path, out: Path) -> Iterator[None]:
-    """Hold the lock file while a build works in `out`; raises FailureError while another one does."""
+    """Hold the lock file while a build or a download works in `out`; raises FailureError while another one does."""
     hint = "wait for it, or give another folder"
-    with held(path, FailureError(f"{out}: another build is at work in this folder", hint=hint)):
+    with held(path, FailureError(f"{out}: another build or download is at work in this folder", hint=hint)):
         yield

@@ -255,7 +255,7 @@ def test_two_builds_do_not_share_a_folder(pair: Pair, tmp_path: Path) -> None:
     recipe = pair.recipe(0.5, dtype="bfloat16", family=FAMILY)
     out = build(recipe, tmp_path / "out", only=(0.5,)).out
     before = tree(out)
-    with locked(Workspace(out).lock, out), pytest.raises(FailureError, match="another build is at work"):
+    with locked(Workspace(out).lock, out), pytest.raises(FailureError, match="another build or download is at work"):
         build(recipe, out)
     assert tree(out) == before
     build(recipe, out)
