@@ -9,6 +9,7 @@ from http.client import HTTPException
 
 from dami_merge.interpolation.schedule import check_lambda
 from dami_router.errors import FailureError, MisuseError
+from dami_router.shared.url_errors import reason_of
 
 __all__ = ["set_lambda"]
 
@@ -33,16 +34,12 @@ def set_lambda(address: str, text: str, requests: str, key: str | None) -> float
         hint = {401: key, 404: start, 405: start}.get(error.code)
         raise FailureError(f"{address} answered {error.code}: {_message(error.read(_MOST))}", hint=hint) from None
     except OSError as error:
-        raise FailureError(f"{address} cannot be reached: {_reason(error)}", hint="is the server running?") from None
+        reason = reason_of(error)
+        reason = reason[:1].lower() + reason[1:]
+        raise FailureError(f"{address} cannot be reached: {reason}", hint="is the server running?") from None
     except (HTTPException, ValueError, LookupError, TypeError):
         hint = "is it vLLM with the plug-in vllm-dami?"
         raise FailureError(f"{address} did not answer with the λ that it set", hint=hint) from None
-
-
-def _reason(error: OSError) -> str:
-    cause = error.reason if isinstance(error, urllib.error.URLError) else error
-    text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
-    return text[:1].lower() + text[1:]
 
 
 def _message(body: bytes) -> str:

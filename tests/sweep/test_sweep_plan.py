@@ -34,6 +34,14 @@ def made(lambdas: tuple[float, ...], right: Callable[[float], float], cost: Call
     return Grid(tuple(f"q{i}" for i in range(count)), lambdas, correct, tokens, np.zeros_like(correct))
 
 
+def drawn(seed: int) -> Grid:
+    """A grid of 30 queries and five λ, drawn at random."""
+    rng = np.random.default_rng(seed)
+    correct = (rng.random((30, 5)) < rng.random(5)).astype(float)
+    tokens = rng.integers(1, 50, (30, 5)).astype(float)
+    return Grid(tuple(map(str, range(30))), (0.0, 0.25, 0.5, 0.75, 1.0), correct, tokens, correct)
+
+
 def step(x: float) -> float:
     """Thinking sets in at 0.6."""
     return 0.4 if x < 0.6 else 0.9
@@ -83,10 +91,7 @@ def test_only_what_is_beaten_beyond_chance_is_dropped() -> None:
 @given(st.integers(0, 200))
 def test_what_is_dropped_is_never_on_the_frontier(seed: int) -> None:
     """Dropped λ are dominated by their means as well; the frontier is never empty."""
-    rng = np.random.default_rng(seed)
-    correct = (rng.random((30, 5)) < rng.random(5)).astype(float)
-    tokens = rng.integers(1, 50, (30, 5)).astype(float)
-    grid = Grid(tuple(map(str, range(30))), (0.0, 0.25, 0.5, 0.75, 1.0), correct, tokens, correct)
+    grid = drawn(seed)
     front = frontier_lambdas(grid)
     assert front
     assert not set(clearly_dominated(grid)) & set(front)
@@ -166,12 +171,9 @@ def test_gains_within_the_noise_are_named_and_not_the_default() -> None:
 @given(st.integers(0, 100))
 def test_clear_steps_are_of_the_frontier(seed: int) -> None:
     """Whatever the answers: a part of the frontier, rising in accuracy and tokens, with the cheapest first."""
-    rng = np.random.default_rng(seed)
-    correct = (rng.random((30, 5)) < rng.random(5)).astype(float)
-    tokens = rng.integers(1, 50, (30, 5)).astype(float)
-    grid = Grid(tuple(map(str, range(30))), (0.0, 0.25, 0.5, 0.75, 1.0), correct, tokens, correct)
+    grid = drawn(seed)
     steps = [grid.lambdas.index(x) for x in clear_steps(grid)]
     assert {grid.lambdas[i] for i in steps} <= set(frontier_lambdas(grid))
     assert default_lambda(grid) in frontier_lambdas(grid)
-    for values in (correct.mean(axis=0), tokens.mean(axis=0)):
+    for values in (grid.correct.mean(axis=0), grid.tokens.mean(axis=0)):
         assert list(values[steps]) == sorted(set(values[steps]))

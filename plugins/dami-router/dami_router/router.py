@@ -110,7 +110,6 @@ class Router:
         self.endpoints = ServedEndpoints(config, self.fleet, self.transport, self.prober) if config.backends else None
         self.estimator = config.estimator.bind(self.endpoints) if self.endpoints else config.estimator
         self.on_failure = _ignore
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._caps, self._affine = bool(config.thinking_caps), config.affinity.enabled
         policy = config.policy
         self.ordering = Ordering(
@@ -125,7 +124,6 @@ class Router:
         return cls(load_config(Path(path)))
 
     async def __aenter__(self) -> Router:
-        self._loop = asyncio.get_running_loop()
         await self.transport.open()
         if self.config.thinking_caps:
             self.prober.explored.update(self.fleet.replicas)
@@ -295,7 +293,7 @@ class Router:
         self, replica: Replica, request: Request, lambda_: float, elsewhere: Callable[[], bool], *, fresh: bool
     ) -> Reply:
         """Send, and wait for the first bytes; raises UnansweredError also where the replica is given up meanwhile."""
-        breaker, task = replica.breaker, asyncio.current_task(self._loop)
+        breaker, task = replica.breaker, asyncio.current_task()
         assert task is not None
         call = Waiting(task, time.monotonic(), not request.stream, elsewhere)
         breaker.start()

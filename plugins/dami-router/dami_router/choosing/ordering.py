@@ -59,7 +59,6 @@ class Ordering:
     ) -> None:  # fmt: skip
         self.lambdas, self.budget = dict(lambdas), budget
         self._any, self._rule, self._lambda_min, self._sticky = any_lambda, rule, lambda_min, sticky
-        self._plain = rule == "nearest" and not sticky and budget is None
         self._conversations = Conversations()
         self.considered = frozenset(self.lambdas) - (dominated(figures) if drop_dominated else set())
 
@@ -112,9 +111,9 @@ class Ordering:
         """Order the variants that have servers of their own."""
         # Dominated variants are tried only where no other is left.
         ids, cause = (self.considered & offered) or offered, _first(wanted)
+        if not ids:
+            return Ordered(lambda_, [], cause)
         order = self._ranked(lambda_, ids, wanted.draw, self._rule)
-        if not order or (self._plain and len(order) == len(offered)):
-            return Ordered(lambda_, order, cause)
         if self._rule != "nearest" or len(ids) < len(offered):
             plain = self._ranked(lambda_, offered, wanted.draw, "nearest")
             cause = "policy" if self.lambdas[order[0]] != self.lambdas[plain[0]] else cause

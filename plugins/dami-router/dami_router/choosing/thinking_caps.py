@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["ThinkingCaps"]
+from dami_router.choosing.ordering import SAME_LAMBDA
 
-_SAME = 1e-6
+__all__ = ["ThinkingCaps"]
 
 
 @dataclass(frozen=True)
@@ -28,5 +28,5 @@ class ThinkingCaps:
         """Return the cap of an answer at λ in [0, 1]; None for none."""
         if effort is not None and effort in self.by_effort:
             return self.by_effort[effort]
-        reached = min((key for key in self.by_lambda if lambda_ <= key + _SAME), default=None)
+        reached = min((key for key in self.by_lambda if lambda_ <= key + SAME_LAMBDA), default=None)
         return None if reached is None else self.by_lambda[reached]

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from dami_router.errors import MisuseError
 from dami_router.estimators.log_probs import EstimationError
+from dami_router.shared.url_errors import reason_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,13 +80,7 @@ class EndpointEncoder:
             with urllib.request.urlopen(request, timeout=self._timeout) as response:  # noqa: S310
                 return _vectors(response.read(_MOST_BYTES), len(texts))
         except (OSError, http.client.HTTPException, urllib.error.URLError) as error:
-            raise EstimationError(f"embeddings: {self._url} failed: {_reason(error)}") from None
-
-
-def _reason(error: Exception) -> str:
-    """Return the cause in words; an HTTP error's own text has its status."""
-    cause = error.reason if type(error) is urllib.error.URLError else error
-    return str(cause if isinstance(cause, urllib.error.HTTPError) else getattr(cause, "strerror", None) or cause)
+            raise EstimationError(f"embeddings: {self._url} failed: {reason_of(error)}") from None
 
 
 def _vectors(answer: bytes, count: int) -> list[list[float]]:

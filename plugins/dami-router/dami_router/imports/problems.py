@@ -35,11 +35,11 @@ class Problems:
         """Raise one MisuseError for all, None of them left out in silence; those with the same hint are named once."""
         if not self.found:
             return
+        if len(self.found) == 1:
+            raise self.found[0]
         alike: dict[str, list[MisuseError]] = {}
         for error in self.found:
             alike.setdefault(error.hint or error.message, []).append(error)
-        if len(alike) == 1 and len(self.found) == 1:
-            raise self.found[0]
         texts = [_text(errors) for errors in list(alike.values())[:_SHOWN]]
         more = [f"and {len(alike) - _SHOWN} more"] if len(alike) > _SHOWN else []
         raise MisuseError("the logs cannot be imported yet:\n" + "\n".join(f"- {text}" for text in [*texts, *more]))

@@ -56,8 +56,8 @@ class Gathering:
             self._probe.append(float("nan"))
         elif self._texts[row] != rollout.query:
             raise MisuseError(f"query `{rollout.query_id}` has two different texts", hint="use one query_id per text")
-        self._keep(row, rollout.confidence, self._confidence, f"query `{rollout.query_id}` has two confidences")
-        self._keep(row, rollout.probe_tokens, self._probe, f"query `{rollout.query_id}` has two `probe_tokens`")
+        self._keep(row, rollout, rollout.confidence, self._confidence, "confidences")
+        self._keep(row, rollout, rollout.probe_tokens, self._probe, "`probe_tokens`")
         column = self._columns.setdefault((rollout.lambda_, rollout.cap), len(self._columns))
         sample = -1 if rollout.sample is None else int(rollout.sample)
         for store, index in zip(self._cells, (row, column, sample), strict=True):
@@ -101,11 +101,11 @@ class Gathering:
         )  # fmt: skip
 
     @staticmethod
-    def _keep(row: int, value: float | None, known: array[float], twice: str) -> None:
+    def _keep(row: int, rollout: Rollout, value: float | None, known: array[float], what: str) -> None:
         if value is None:
             return
         if known[row] == known[row] and known[row] != value:
-            raise MisuseError(f"{twice}: {known[row]:g} and {value:g}")
+            raise MisuseError(f"query `{rollout.query_id}` has two {what}: {known[row]:g} and {value:g}")
         known[row] = value
 
     def _refuse_twice(

@@ -209,8 +209,8 @@ class Fleet:
         for variant in variants:
             alive: list[Replica] = []
             dead: list[Replica] = []
-            for replica in self._of.get(variant, ()):
-                if replica not in tried and replica.usable and _speaks(replica, protocols):
+            for replica in self.of(variant, protocols):
+                if replica not in tried and replica.usable:
                     (dead if replica.health == "dead" else alive).append(replica)
             if len(alive) > 1 and key is not None and (found := key()) is not None:
                 return alive[pick(found, [r.tag for r in alive], [r.outstanding for r in alive], self._load)]
